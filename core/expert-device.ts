@@ -1,0 +1,54 @@
+/** Where routed experts are computed: a GPU or the CPU, under one interface for router and shards. */
+
+import type { HostTensor } from "./tensor.ts";
+
+/** How a cluster keeps weights in device memory. */
+export type WeightsDtype = "f16" | "f32";
+
+/** Weights of one expert FFN as the checkpoint has them. */
+export interface ExpertWeights {
+  /** [intermediateSize, hiddenSize] */
+  readonly gate: HostTensor;
+  /** [intermediateSize, hiddenSize] */
+  readonly up: HostTensor;
+  /** [hiddenSize, intermediateSize] */
+  readonly down: HostTensor;
+}
+
+/** Slot id of a row's expert that is not on this device; it adds nothing to the row's sum. */
+export const NO_SLOT = 0xffffffff;
+
+/**
+ * Holds expert weights in slots, per layer, and computes weighted partial sums over them.
+ * Runs are answered one after another, in the order of the calls.
+ */
+export interface ExpertDevice {
+  /** Description of what computes: the adapter, or "cpu". */
+  readonly adapter: string;
+  /** Rows that one `run` takes at most. */
+  readonly maxRows: number;
+  /** Makes `numSlots` empty slots for a layer. Throws OutOfDeviceMemoryError naming bytes and limit. */
+  allocate(layer: number, numSlots: number): void;
+  /** Puts an expert into a slot, converted to the device's dtype. Throws where a value overflows f16. */
+  load(layer: number, slot: number, weights: ExpertWeights): void;
+  /**
+   * For each row, the sum over its slots of weight · expert(row).
+   * @param rows [numRows, hiddenSize] f32
+   * @param slots [numRows, topK]; NO_SLOT adds nothing
+   * @param weights [numRows, topK] f32
+   * @returns [numRows, hiddenSize] f32
+   */
+  run(
+    layer: number,
+    rows: Float32Array,
+    slots: Uint32Array,
+    weights: Float32Array,
+  ): Promise<Float32Array>;
+  /** Bytes of expert weights held. */
+  residentBytes(): number;
+  /** Frees a layer's slots. */
+  free(layer: number): void;
+  /** Settles with the reason when the device is lost; never otherwise. */
+  readonly lost: Promise<string>;
+  close(): void;
+}
