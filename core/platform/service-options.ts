@@ -1,0 +1,50 @@
+/** Config fields that both services have. */
+
+import { join, relative } from "node:path";
+
+import { z } from "zod";
+
+const DEMO_MODEL = join(import.meta.dirname, "../../models/demo-moe");
+
+/** A TCP port; 0 lets the system choose a free one. */
+export function portOption(defaultPort: number, description: string) {
+  return z
+    .int()
+    .min(0)
+    .max(65535)
+    .default(defaultPort)
+    .meta({ description: `${description}; 0 chooses a free one`, placeholder: "PORT" });
+}
+
+/** What a router and a shard are both asked. */
+export const serviceOptions = {
+  model: z
+    .string()
+    .default(DEMO_MODEL)
+    .meta({
+      description:
+        "Directory of the checkpoint: config.json, *.safetensors, tokenizer.json if it has one",
+      placeholder: "DIR",
+      defaultText: relative(join(import.meta.dirname, "../.."), DEMO_MODEL),
+    }),
+  host: z
+    .string()
+    .default("127.0.0.1")
+    .meta({ description: "Address to listen on", placeholder: "ADDRESS" }),
+  device: z.enum(["auto", "webgpu", "cpu"]).default("auto").meta({
+    description: "What computes; auto: WebGPU where there is an adapter, else the CPU",
+  }),
+  adapter: z.string().optional().meta({
+    description: "Part of the name of the GPU adapter to use",
+    placeholder: "TEXT",
+    defaultText: "the first one",
+  }),
+  weights: z.enum(["auto", "f16", "f32"]).default("auto").meta({
+    description:
+      "Dtype of weights in device memory; auto: f16 where every adapter of the cluster has it",
+  }),
+  logLevel: z
+    .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
+    .default("info")
+    .meta({ description: "Lowest level that is logged", placeholder: "LEVEL" }),
+};

@@ -1,0 +1,41 @@
+/** Every setting of an expert shard: key, type, unit, default and description in one place. */
+
+import { z } from "zod";
+
+import { portOption, serviceOptions } from "../core/platform/service-options.ts";
+
+/** Schema of a shard's settings; flags, variables and `--help` come from it. */
+export const expertConfigSchema = z.object({
+  model: serviceOptions.model,
+  rank: z.int().min(0).max(65535).default(0).meta({
+    description: "Number of this shard, unique in its cluster",
+    placeholder: "N",
+  }),
+  host: serviceOptions.host,
+  port: portOption(50061, "Port of the gRPC server that routers connect to"),
+  device: serviceOptions.device,
+  adapter: serviceOptions.adapter,
+  weights: serviceOptions.weights,
+  memoryLimit: z.int().min(1).optional().meta({
+    description: "Device memory that expert weights may take",
+    unit: "bytes",
+    placeholder: "BYTES",
+    defaultText: "what the device has",
+  }),
+  maxQueue: z.int().min(1).default(256).meta({
+    description: "Dispatches that may wait; one more is answered with an error",
+    unit: "dispatches",
+    placeholder: "N",
+  }),
+  logLevel: serviceOptions.logLevel,
+});
+
+/** Settings of an expert shard, parsed and frozen. */
+export type ExpertConfig = Readonly<z.output<typeof expertConfigSchema>>;
+
+/** First lines of a shard's `--help`. */
+export const expertAbout = {
+  command: "switchyard shard",
+  summary: "One expert shard: holds the experts that routers place on it, on its own device.",
+  notes: "Traces go where the standard OTEL_* variables say; without them there are none.",
+};

@@ -1,0 +1,94 @@
+/** Every setting of a router: key, type, unit, default and description in one place. */
+
+import { z } from "zod";
+
+import { portOption, serviceOptions } from "../core/platform/service-options.ts";
+
+/** Schema of a router's settings; flags, variables and `--help` come from it. */
+export const routerConfigSchema = z.object({
+  model: serviceOptions.model,
+  servedModelName: z.string().min(1).optional().meta({
+    description: "Name of the model for clients",
+    placeholder: "NAME",
+    defaultText: "the model directory's name",
+  }),
+  host: serviceOptions.host,
+  httpPort: portOption(8000, "Port of the OpenAI-compatible HTTP server"),
+  grpcPort: portOption(50051, "Port of the gRPC server"),
+  apiKey: z.string().min(1).optional().meta({
+    description: "Key that clients must send as a bearer token",
+    placeholder: "KEY",
+    secret: true,
+  }),
+  shards: z
+    .array(z.string().regex(/^(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}$/))
+    .default([])
+    .meta({
+      description: "Addresses of the expert shards; none: the router holds all experts itself",
+      placeholder: "HOST:PORT,…",
+      expectation: "a list like 10.0.0.1:50061,10.0.0.2:50061",
+    }),
+  redisUrl: z
+    .string()
+    .regex(/^rediss?:\/\/\S+$/)
+    .optional()
+    .meta({
+      description: "Redis for the routing statistics; none: they stay in memory",
+      placeholder: "URL",
+      expectation: "a URL like redis://127.0.0.1:6379",
+      // It may hold a password.
+      secret: true,
+    }),
+  device: serviceOptions.device,
+  adapter: serviceOptions.adapter,
+  weights: serviceOptions.weights,
+  wire: z.enum(["f16", "f32"]).default("f16").meta({
+    description: "Dtype of the hidden states sent to shards",
+  }),
+  dispatchTimeout: z.number().positive().default(2).meta({
+    description: "Longest wait for a shard's answer to one dispatch",
+    unit: "s",
+    placeholder: "SECONDS",
+  }),
+  requestTimeout: z.number().positive().default(600).meta({
+    description: "Longest life of a request, waiting included",
+    unit: "s",
+    placeholder: "SECONDS",
+  }),
+  maxNumSeqs: z.int().min(1).max(1024).default(32).meta({
+    description: "Sequences of one step at most",
+    placeholder: "N",
+  }),
+  maxNumBatchedTokens: z.int().min(1).max(65536).default(256).meta({
+    description: "Tokens of one step at most, prefill chunks and decodes together",
+    placeholder: "N",
+  }),
+  maxModelLen: z.int().min(1).optional().meta({
+    description: "Prompt and completion together at most",
+    unit: "tokens",
+    placeholder: "N",
+    defaultText: "the model's own limit",
+  }),
+  kvBlocks: z.int().min(1).optional().meta({
+    description: "Blocks of 16 tokens in the KV cache",
+    unit: "blocks",
+    placeholder: "N",
+    defaultText: "room for --max-num-seqs sequences, as device memory allows",
+  }),
+  maxQueue: z.int().min(0).default(256).meta({
+    description: "Requests that may wait; one more is answered 429",
+    unit: "requests",
+    placeholder: "N",
+  }),
+  logLevel: serviceOptions.logLevel,
+});
+
+/** Settings of a router, parsed and frozen. */
+export type RouterConfig = Readonly<z.output<typeof routerConfigSchema>>;
+
+/** First lines of a router's `--help`. */
+export const routerAbout = {
+  command: "switchyard router",
+  summary: "The front door of a cluster: text in, tokens out, over HTTP and gRPC.",
+  notes: "Traces go where the standard OTEL_* variables say; without them there are none.",
+};

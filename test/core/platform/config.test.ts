@@ -1,0 +1,197 @@
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { test } from "node:test";
+
+import fc from "fast-check";
+import { z } from "zod";
+
+import { helpText, parseConfig, toArguments } from "../../../core/platform/config.ts";
+import { expertConfigSchema } from "../../../expert-service/config.ts";
+import { routerAbout, routerConfigSchema } from "../../../router-service/config.ts";
+
+const schema = z.object({
+  httpPort: z
+    .int()
+    .min(0)
+    .max(65535)
+    .default(8000)
+    .meta({ description: "Port", placeholder: "PORT" }),
+  timeout: z.number().positive().default(2).meta({ description: "Wait", unit: "s" }),
+  wire: z.enum(["f16", "f32"]).default("f16").meta({ description: "Dtype" }),
+  verbose: z.boolean().default(false).meta({ description: "Says more" }),
+  shards: z
+    .array(z.string().regex(/^\S+:\d+$/))
+    .default([])
+    .meta({ description: "Shards", expectation: "host:port,host:port" }),
+  apiKey: z.string().min(3).optional().meta({ description: "Key", secret: true }),
+  name: z.string().meta({ description: "a name" }),
+});
+
+function config(argv: string[], env: Record<string, string> = {}) {
+  const parsed = parseConfig(schema, ["--name=x", ...argv], env);
+  assert.equal(parsed.kind, "config", JSON.stringify(parsed));
+  return parsed.kind === "config" ? parsed.config : assert.fail();
+}
+
+function problems(argv: string[], env: Record<string, string> = {}) {
+  const parsed = parseConfig(schema, argv, env);
+  assert.equal(parsed.kind, "invalid", JSON.stringify(parsed));
+  return parsed.kind === "invalid" ? parsed.problems : assert.fail();
+}
+
+test("a flag wins over a variable, a variable over the default", () => {
+  const env = { SWITCHYARD_HTTP_PORT: "7000", SWITCHYARD_TIMEOUT: "0.5" };
+  assert.equal(config([]).httpPort, 8000);
+  assert.equal(config([], env).httpPort, 7000);
+  assert.equal(config(["--http-port", "6000"], env).httpPort, 6000);
+  assert.equal(config(["--http-port=6000"], env).httpPort, 6000);
+  assert.equal(config(["--http-port=6000"], env).timeout, 0.5);
+});
+
+test("an empty flag takes back what the environment says", () => {
+  const env = { SWITCHYARD_SHARDS: "2", SWITCHYARD_HTTP_PORT: "" };
+  assert.deepEqual(config(["--shards="], env).shards, []);
+  assert.equal(config(["--shards="], env).httpPort, 8000);
+});
+
+test("booleans take no value, a value by =, or a --no- form", () => {
+  assert.equal(config(["--verbose", "--http-port", "1"]).verbose, true);
+  assert.equal(config(["--verbose=false"]).verbose, false);
+  assert.equal(config(["--no-verbose"], { SWITCHYARD_VERBOSE: "1" }).verbose, false);
+  assert.equal(config([], { SWITCHYARD_VERBOSE: "true" }).verbose, true);
+});
+
+test("lists are split at commas", () => {
+  assert.deepEqual(config(["--shards", "a:1, b:2,"]).shards, ["a:1", "b:2"]);
+});
+
+test("every problem is listed with its name, value and expectation", () => {
+  assert.deepEqual(
+    problems(
+      ["--http-port", "70000", "--timeout=fast", "--htp-port", "1", "stray", "--shards", "a:1,b"],
+      { SWITCHYARD_WIRE: "f64", SWITCHYARD_VERBOSE: "maybe" },
+    ),
+    [
+      "--htp-port: unknown flag, --http-port exists",
+      '"stray": unexpected argument, flags begin with --',
+      '--http-port is "70000", expected an integer from 0 to 65535',
+      '--timeout is "fast", expected a number above 0 up (s)',
+      'SWITCHYARD_WIRE is "f64", expected one of f16, f32',
+      'SWITCHYARD_VERBOSE is "maybe", expected true or false',
+      '--shards is "a:1,b", expected host:port,host:port',
+      "--name (or SWITCHYARD_NAME) is missing, expected a name",
+    ],
+  );
+});
+
+test("a flag without its value, hexadecimal and blank numbers are problems", () => {
+  assert.deepEqual(problems(["--name=x", "--http-port", "--wire", "f32"]), [
+    "--http-port: value is missing, expected an integer from 0 to 65535",
+  ]);
+  for (const text of ["0x10", " ", "1.5", "1e99", "NaN"]) {
+    assert.match(
+      problems(["--name=x", `--http-port=${text}`])[0],
+      /^--http-port is ".*", expected/,
+    );
+  }
+});
+
+test("a secret's value shows in no problem and on no command line", () => {
+  const listed = problems(["--name=x", "--api-key=ab"]).join();
+  assert.match(listed, /--api-key is \(not shown\), expected/);
+  const { argv, env } = toArguments(schema, config(["--api-key=abcdef"]));
+  assert.ok(!argv.join(" ").includes("abcdef"));
+  assert.deepEqual(env, { SWITCHYARD_API_KEY: "abcdef" });
+});
+
+test("the config is frozen, its lists as well", () => {
+  const parsed = config(["--shards=a:1"]);
+  assert.throws(() => Object.assign(parsed, { httpPort: 1 }), TypeError);
+  assert.throws(() => parsed.shards.push("b:2"), TypeError);
+});
+
+test("--help wins over problems and names every flag, default and unit", () => {
+  assert.equal(parseConfig(schema, ["--nonsense", "--help"], {}).kind, "help");
+  const text = helpText(routerConfigSchema, routerAbout);
+  for (const expected of [
+    /--http-port PORT +Port .*\(default 8000\)/,
+    /--dispatch-timeout SECONDS .*\(default 2 s\)/,
+    /--device auto\|webgpu\|cpu/,
+    /--model DIR .*\(default models\/demo-moe\)/,
+    /SWITCHYARD_HTTP_PORT/,
+  ]) {
+    assert.match(text, expected);
+  }
+});
+
+test("arguments made from any config parse back to that config", () => {
+  const any = fc.record(
+    {
+      httpPort: fc.integer({ min: 0, max: 65535 }),
+      timeout: fc.double({ min: 1e-9, max: 1e9, noNaN: true }),
+      wire: fc.constantFrom("f16" as const, "f32" as const),
+      verbose: fc.boolean(),
+      shards: fc.array(
+        fc.tuple(fc.domain(), fc.nat(65535)).map(([host, port]) => `${host}:${port}`),
+      ),
+      apiKey: fc.string({ minLength: 3 }),
+    },
+    { requiredKeys: [] },
+  );
+  fc.assert(
+    fc.property(any, fc.string({ minLength: 1 }), (values, name) => {
+      const parsed = schema.parse({ ...values, name });
+      const { argv, env } = toArguments(schema, parsed);
+      assert.deepEqual(parseConfig(schema, argv, env), { kind: "config", config: parsed });
+    }),
+  );
+});
+
+test("no command line makes the parser throw", () => {
+  fc.assert(
+    fc.property(fc.array(fc.oneof(fc.string(), fc.constantFrom("--name", "--verbose"))), (argv) => {
+      parseConfig(schema, argv, {});
+    }),
+  );
+});
+
+test("every flag of both services has a description, and the defaults are a config", () => {
+  for (const service of [routerConfigSchema, expertConfigSchema]) {
+    for (const [key, field] of Object.entries(service.shape)) {
+      const description: unknown = z.globalRegistry.get(field)?.description;
+      assert.equal(typeof description, "string", key);
+    }
+    assert.equal(parseConfig(service, [], {}).kind, "config");
+  }
+});
+
+test("a process with bad settings exits with 2 and lists them on stderr", () => {
+  const script =
+    'import { loadConfig } from "./core/platform/config.ts";' +
+    'import { routerAbout, routerConfigSchema } from "./router-service/config.ts";' +
+    "loadConfig(routerConfigSchema, routerAbout); console.log('went on');";
+  const child = spawnSync(
+    process.execPath,
+    [
+      "--input-type=module",
+      "--eval",
+      script,
+      "script",
+      "--wire=f64",
+      "--max-queue",
+      "-1",
+      "--shards=x",
+    ],
+    { encoding: "utf8", cwd: `${import.meta.dirname}/../../..` },
+  );
+  assert.equal(child.status, 2);
+  assert.equal(child.stdout, "");
+  assert.equal(
+    child.stderr,
+    "switchyard router: 3 problems with the configuration\n" +
+      '  --shards is "x", expected a list like 10.0.0.1:50061,10.0.0.2:50061\n' +
+      '  --wire is "f64", expected one of f16, f32\n' +
+      '  --max-queue is "-1", expected an integer from 0 up (requests)\n' +
+      "See switchyard router --help.\n",
+  );
+});
