@@ -5,6 +5,20 @@ import type { HostTensor } from "./tensor.ts";
 /** How a cluster keeps weights in device memory. */
 export type WeightsDtype = "f16" | "f32";
 
+/** Device memory does not suffice for what was asked. */
+export class OutOfDeviceMemoryError extends Error {
+  override readonly name = "OutOfDeviceMemoryError";
+  constructor(what: string, bytes: number, limit: number) {
+    super(`${what} needs ${bytes} bytes of device memory, ${limit} bytes are left`);
+  }
+}
+
+/** Widths of the expert FFNs that a device computes. */
+export interface ExpertSizes {
+  readonly hiddenSize: number;
+  readonly expertIntermediateSize: number;
+}
+
 /** Weights of one expert FFN as the checkpoint has them. */
 export interface ExpertWeights {
   /** [intermediateSize, hiddenSize] */
@@ -37,6 +51,7 @@ export interface ExpertDevice {
    * @param slots [numRows, topK]; NO_SLOT adds nothing
    * @param weights [numRows, topK] f32
    * @returns [numRows, hiddenSize] f32
+   * Rejects with RangeError where a size does not fit, rows exceed maxRows, or a slot holds no expert.
    */
   run(
     layer: number,

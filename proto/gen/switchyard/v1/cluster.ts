@@ -32,6 +32,11 @@ export interface Placement {
   layers: LayerPlacement[];
   /** Epochs below this one are no longer dispatched to: their experts may be freed. */
   oldestLiveEpoch: number;
+  /**
+   * CRC-32 (IEEE) of epoch and oldest_live_epoch as u64, weights and the number of layers as u32; then for each layer its
+   * index and number of experts as u32, and for each expert its id as u32 and split_weight as f32; all little-endian.
+   */
+  crc32: number;
 }
 
 /** The experts of one layer that a shard holds. */
@@ -60,7 +65,7 @@ export interface PlacementAck {
 }
 
 function createBasePlacement(): Placement {
-  return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0 };
+  return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0 };
 }
 
 export const Placement: MessageFns<Placement> = {
@@ -76,6 +81,9 @@ export const Placement: MessageFns<Placement> = {
     }
     if (message.oldestLiveEpoch !== 0) {
       writer.uint32(32).uint64(message.oldestLiveEpoch);
+    }
+    if (message.crc32 !== 0) {
+      writer.uint32(45).fixed32(message.crc32);
     }
     return writer;
   },
@@ -125,6 +133,14 @@ export const Placement: MessageFns<Placement> = {
             message.oldestLiveEpoch = longToNumber(reader.uint64());
             continue;
           }
+          case 5: {
+            if (tag !== 45) {
+              break;
+            }
+
+            message.crc32 = reader.fixed32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -146,6 +162,7 @@ export const Placement: MessageFns<Placement> = {
     message.weights = object.weights ?? 0;
     message.layers = object.layers?.map((e) => LayerPlacement.fromPartial(e)) || [];
     message.oldestLiveEpoch = object.oldestLiveEpoch ?? 0;
+    message.crc32 = object.crc32 ?? 0;
     return message;
   },
 };

@@ -128,7 +128,10 @@ export interface Dispatch {
   expertIds: Uint8Array;
   /** Mix weights [num_rows, top_k] f32, little-endian; 0 where expert_ids is 65535. */
   topkWeights: Uint8Array;
-  /** CRC-32 (IEEE) of hidden_states, then expert_ids, then topk_weights. */
+  /**
+   * CRC-32 (IEEE) of the header: dispatch_id and epoch as u64, then layer, timeout_ms, num_rows, hidden_size, top_k and
+   * dtype as u32, all little-endian; then of hidden_states, expert_ids and topk_weights.
+   */
   crc32: number;
   /** W3C trace context of the span that waits for this dispatch; empty when it is not sampled. */
   traceparent: string;
@@ -145,7 +148,7 @@ export interface PartialSum {
   numRows: number;
   /** Partial sums [num_rows, hidden_size] f32, little-endian, in the order of the dispatched rows. */
   sums: Uint8Array;
-  /** CRC-32 (IEEE) of sums. */
+  /** CRC-32 (IEEE) of dispatch_id as u64 and num_rows as u32, little-endian, then of sums. */
   crc32: number;
   /** Time from receipt to the start of the computation, microseconds. */
   queueUs: number;

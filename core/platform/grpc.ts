@@ -1,0 +1,91 @@
+/** gRPC as every process here uses it: options of both ends, promise helpers, and which error is which status. */
+
+import type { ChannelOptions, Client, Server, ServerOptions } from "@grpc/grpc-js";
+import { ServerCredentials, status } from "@grpc/grpc-js";
+
+/** Largest message of any service, bytes; both ends set it. */
+export const MAX_MESSAGE_BYTES = 256 * 1024 * 1024;
+
+/** Flow-control window: a large dispatch need not wait for window updates, bytes. */
+const FLOW_CONTROL_WINDOW = 16 * 1024 * 1024;
+
+const sharedOptions = {
+  "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+  "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+  "grpc.keepalive_time_ms": 10_000,
+  "grpc.keepalive_timeout_ms": 5_000,
+} satisfies ChannelOptions;
+
+/** Options of every client channel: no retries (callers decide), no sharing of connections, no proxy. */
+export const channelOptions: ChannelOptions = {
+  ...sharedOptions,
+  "grpc.keepalive_permit_without_calls": 1,
+  "grpc.enable_retries": 0,
+  "grpc.use_local_subchannel_pool": 1,
+  "grpc.enable_http_proxy": 0,
+  "grpc.service_config_disable_resolution": 1,
+  "grpc-node.flow_control_window": FLOW_CONTROL_WINDOW,
+};
+
+/** Options of every server. */
+export const serverOptions: ServerOptions = sharedOptions;
+
+/** Binds a server without TLS and returns its port (chosen where `address` ends in ":0"). Rejects where the address is taken. */
+export function bindServer(server: Server, address: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.bindAsync(address, ServerCredentials.createInsecure(), (error, port) => {
+      if (error) reject(new Error(`can not listen on ${address}: ${error.message}`));
+      else resolve(port);
+    });
+  });
+}
+
+/** Stops a server: lets calls end for `graceMs`, then breaks them. */
+export function stopServer(server: Server, graceMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => server.forceShutdown(), graceMs);
+    server.tryShutdown(() => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}
+
+/** Waits until a client's channel is connected. Rejects after `timeoutMs`, naming the address. */
+export function waitUntilConnected(client: Client, timeoutMs: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    client.waitForReady(Date.now() + timeoutMs, (error) => {
+      if (!error) return resolve();
+      const target = client.getChannel().getTarget();
+      reject(new Error(`no connection to ${target} within ${timeoutMs} ms`));
+    });
+  });
+}
+
+/** gRPC status code of each error, by its name; errors stand beside what throws them. */
+const statusByErrorName: Readonly<Record<string, status>> = {
+  AbortError: status.CANCELLED,
+  InvalidRequestError: status.INVALID_ARGUMENT,
+  ChatTemplateError: status.INVALID_ARGUMENT,
+  QueueFullError: status.RESOURCE_EXHAUSTED,
+  OutOfDeviceMemoryError: status.RESOURCE_EXHAUSTED,
+  UnavailableError: status.UNAVAILABLE,
+  ShardLostError: status.UNAVAILABLE,
+  DispatchRefusedError: status.UNAVAILABLE,
+  DispatchTimeoutError: status.UNAVAILABLE,
+  RequestTimeoutError: status.DEADLINE_EXCEEDED,
+  HandshakeError: status.FAILED_PRECONDITION,
+  PlacementRefusedError: status.FAILED_PRECONDITION,
+};
+
+/** What a gRPC call ends with. */
+export interface GrpcStatus {
+  readonly code: status;
+  readonly details: string;
+}
+
+/** The status that an error ends a call with: INTERNAL where the table does not have it. */
+export function grpcStatusOf(error: unknown): GrpcStatus {
+  if (!(error instanceof Error)) return { code: status.INTERNAL, details: String(error) };
+  return { code: statusByErrorName[error.name] ?? status.INTERNAL, details: error.message };
+}

@@ -1,0 +1,193 @@
+/** The hop's payloads: rows, ids and sums to and from the messages of expert.proto, with every size and checksum judged. */
+
+import { crc32 } from "node:zlib";
+
+import type { Placement } from "../proto/gen/switchyard/v1/cluster.ts";
+import type { Dispatch, PartialSum } from "../proto/gen/switchyard/v1/expert.ts";
+import { DispatchErrorCode, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
+import { bytesOf, F16_MAX, f16FromBytes, f32FromBytes, u16FromBytes } from "./tensor.ts";
+
+/** Version of the wire contract; both ends of a hop must have the same. */
+export const PROTOCOL_VERSION = 1;
+
+/** Expert id of a row's expert that is on another shard. */
+export const NO_EXPERT = 65535;
+
+/** --wire: the dtype of rows that go out. */
+export type WireSetting = "f16" | "f32";
+
+/** A dispatch that a shard does not answer, or an answer that a router does not take; never a wrong result. */
+export class DispatchRefusedError extends Error {
+  override readonly name = "DispatchRefusedError";
+  readonly code: DispatchErrorCode;
+  constructor(code: DispatchErrorCode, message: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** Rows of one layer for one shard, on the host. */
+export interface DispatchRows {
+  /** Hidden states [numRows, hiddenSize] */
+  readonly rows: Float32Array;
+  /** Logical expert ids [numRows, topK]; NO_EXPERT where the row's expert is on another shard. */
+  readonly expertIds: Uint16Array;
+  /** Mix weights [numRows, topK] */
+  readonly topkWeights: Float32Array;
+}
+
+/** What a dispatch says beside its rows. */
+export interface DispatchHeader {
+  readonly dispatchId: number;
+  readonly epoch: number;
+  readonly layer: number;
+  readonly timeoutMs: number;
+  readonly hiddenSize: number;
+  readonly topK: number;
+  readonly traceparent: string;
+}
+
+/** Packs rows into a message; `wire` f16 becomes f32 for a message in which a value lies beyond ±65504. */
+export function encodeDispatch(
+  header: DispatchHeader,
+  payload: DispatchRows,
+  wire: WireSetting,
+): Dispatch {
+  const { rows } = payload;
+  const half = wire === "f16" && fitsF16(rows);
+  const message: Dispatch = {
+    ...header,
+    numRows: rows.length / header.hiddenSize,
+    dtype: half ? WireDtype.WIRE_DTYPE_F16 : WireDtype.WIRE_DTYPE_F32,
+    hiddenStates: bytesOf(half ? new Float16Array(rows) : rows),
+    expertIds: bytesOf(payload.expertIds),
+    topkWeights: bytesOf(payload.topkWeights),
+    crc32: 0,
+  };
+  message.crc32 = dispatchCrc(message);
+  return message;
+}
+
+/** Widths that a dispatch must have, and how many rows it may have. */
+export interface DispatchLimits {
+  readonly hiddenSize: number;
+  readonly topK: number;
+  readonly maxRows: number;
+}
+
+/** Unpacks a message. Throws DispatchRefusedError CHECKSUM or INVALID naming the field, its value and the expectation. */
+export function decodeDispatch(message: Dispatch, limits: DispatchLimits): DispatchRows {
+  const crc = dispatchCrc(message);
+  if (crc !== message.crc32) throw badChecksum("dispatch", message.crc32, crc);
+  const { numRows, hiddenSize, topK, dtype } = message;
+  expectValue("hidden_size", hiddenSize, limits.hiddenSize);
+  expectValue("top_k", topK, limits.topK);
+  if (numRows < 1 || numRows > limits.maxRows) {
+    throw invalid(`num_rows ${numRows}, expected 1 to ${limits.maxRows}`);
+  }
+  if (dtype !== WireDtype.WIRE_DTYPE_F16 && dtype !== WireDtype.WIRE_DTYPE_F32) {
+    throw invalid(`dtype ${dtype}, expected F16 or F32`);
+  }
+  const half = dtype === WireDtype.WIRE_DTYPE_F16;
+  const rowBytes = hiddenSize * (half ? 2 : 4);
+  expectValue("bytes of hidden_states", message.hiddenStates.length, numRows * rowBytes);
+  expectValue("bytes of expert_ids", message.expertIds.length, numRows * topK * 2);
+  expectValue("bytes of topk_weights", message.topkWeights.length, numRows * topK * 4);
+  return {
+    rows: half
+      ? new Float32Array(f16FromBytes(message.hiddenStates))
+      : f32FromBytes(message.hiddenStates),
+    expertIds: u16FromBytes(message.expertIds),
+    topkWeights: f32FromBytes(message.topkWeights),
+  };
+}
+
+/** How long a shard took over a dispatch, microseconds. */
+export interface ShardTimes {
+  readonly queueUs: number;
+  readonly computeUs: number;
+}
+
+/** Packs the partial sums [numRows, hiddenSize] of a dispatch. */
+export function encodePartialSum(
+  dispatchId: number,
+  numRows: number,
+  sums: Float32Array,
+  times: ShardTimes,
+): PartialSum {
+  const message: PartialSum = { dispatchId, numRows, sums: bytesOf(sums), crc32: 0, ...times };
+  message.crc32 = partialSumCrc(message);
+  return message;
+}
+
+/** Unpacks partial sums [numRows, hiddenSize]. Throws DispatchRefusedError CHECKSUM or INVALID. */
+export function decodePartialSum(
+  message: PartialSum,
+  numRows: number,
+  hiddenSize: number,
+): Float32Array {
+  const crc = partialSumCrc(message);
+  if (crc !== message.crc32) throw badChecksum("partial sum", message.crc32, crc);
+  expectValue("num_rows of a partial sum", message.numRows, numRows);
+  expectValue("bytes of sums", message.sums.length, numRows * hiddenSize * 4);
+  return f32FromBytes(message.sums);
+}
+
+/** CRC-32 of a dispatch as expert.proto defines it. */
+export function dispatchCrc(message: Dispatch): number {
+  const { layer, timeoutMs, numRows, hiddenSize, topK, dtype } = message;
+  let crc = crcOfU64(message.dispatchId, 0);
+  crc = crcOfU64(message.epoch, crc);
+  crc = crcOfU32s([layer, timeoutMs, numRows, hiddenSize, topK, dtype], crc);
+  crc = crc32(message.hiddenStates, crc);
+  crc = crc32(message.expertIds, crc);
+  return crc32(message.topkWeights, crc);
+}
+
+/** CRC-32 of a partial sum as expert.proto defines it. */
+export function partialSumCrc(message: PartialSum): number {
+  return crc32(message.sums, crcOfU32s([message.numRows], crcOfU64(message.dispatchId, 0)));
+}
+
+/** CRC-32 of a placement as cluster.proto defines it. */
+export function placementCrc(placement: Placement): number {
+  let crc = crcOfU64(placement.epoch, 0);
+  crc = crcOfU64(placement.oldestLiveEpoch, crc);
+  crc = crcOfU32s([placement.weights, placement.layers.length], crc);
+  for (const { layer, experts } of placement.layers) {
+    crc = crcOfU32s([layer, experts.length], crc);
+    for (const { expertId, splitWeight } of experts) {
+      crc = crcOfU32s([expertId], crc);
+      crc = crc32(bytesOf(Float32Array.of(splitWeight)), crc);
+    }
+  }
+  return crc;
+}
+
+function crcOfU64(value: number, crc: number): number {
+  return crc32(bytesOf(BigUint64Array.of(BigInt(value))), crc);
+}
+
+function crcOfU32s(values: readonly number[], crc: number): number {
+  return crc32(bytesOf(Uint32Array.from(values)), crc);
+}
+
+function fitsF16(rows: Float32Array): boolean {
+  for (const value of rows) if (value > F16_MAX || value < -F16_MAX) return false;
+  return true;
+}
+
+function expectValue(what: string, value: number, expected: number): void {
+  if (value !== expected) throw invalid(`${what} ${value}, expected ${expected}`);
+}
+
+function invalid(message: string): DispatchRefusedError {
+  return new DispatchRefusedError(DispatchErrorCode.DISPATCH_ERROR_CODE_INVALID, message);
+}
+
+function badChecksum(what: string, stated: number, computed: number): DispatchRefusedError {
+  return new DispatchRefusedError(
+    DispatchErrorCode.DISPATCH_ERROR_CODE_CHECKSUM,
+    `crc32 of the ${what} is ${computed.toString(16)}, it states ${stated.toString(16)}`,
+  );
+}
