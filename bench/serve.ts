@@ -1,0 +1,53 @@
+/** The load generator as a program: `switchyard bench` and `npm run bench -- serve`. */
+
+import { writeFile } from "node:fs/promises";
+
+import { SingleBar } from "cli-progress";
+
+import { loadConfig } from "../core/platform/config.ts";
+import { generateLoad } from "./load/generate.ts";
+import { joinGoodput, loadAbout, loadSchema, type LoadOptions } from "./load/options.ts";
+import { failureLines, resultJson, summaryTable } from "./load/result.ts";
+
+/** A progress bar on a terminal, nothing elsewhere: the table that follows says it all. */
+function progressBar(options: LoadOptions): SingleBar | undefined {
+  if (!process.stderr.isTTY) return undefined;
+  const bar = new SingleBar({
+    format: "requests [{bar}] {value}/{total} · failed {failed} · {duration_formatted}",
+    stream: process.stderr,
+  });
+  bar.start(options.numPrompts, 0, { failed: 0 });
+  return bar;
+}
+
+/**
+ * Runs the load generator: prints a table, writes `--save-result`. Flags that it can not read end the process.
+ * Returns the exit status: 0, or 1 where requests failed or the server can not be used.
+ */
+export async function runBenchCommand(argv: string[]): Promise<number> {
+  const options = loadConfig(loadSchema, loadAbout, joinGoodput(argv));
+  const date = new Date().toISOString();
+  const bar = progressBar(options);
+  try {
+    const figures = await generateLoad(options, (done, failed) => bar?.update(done, { failed }));
+    bar?.stop();
+    console.log(summaryTable([[figures.model, figures.summary]]));
+    for (const line of failureLines(figures.summary)) console.log(line);
+    if (options.saveResult !== undefined) {
+      const { numPrompts, requestRate, burstiness, maxConcurrency } = options;
+      const backend = options.endpoint === "chat" ? "openai-chat" : "openai";
+      const { model: modelId, summary, records } = figures;
+      const result = resultJson(
+        { date, backend, modelId, numPrompts, requestRate, burstiness, maxConcurrency },
+        summary,
+        records,
+      );
+      await writeFile(options.saveResult, `${JSON.stringify(result, null, 1)}\n`);
+    }
+    return figures.summary.failed > 0 ? 1 : 0;
+  } catch (error) {
+    bar?.stop();
+    console.error(`switchyard bench: ${(error as Error).message}`);
+    return 1;
+  }
+}
