@@ -1,0 +1,219 @@
+/** A model directory opened for reading: its config, and its tensors by name, read from the files one by one. */
+
+import { basename, isAbsolute, join, relative, resolve } from "node:path";
+
+import { bytesPerElement, type DType, type HostTensor, numElements } from "../tensor.ts";
+import type { GenerationConfig, ModelConfig } from "./config.ts";
+import { expectedTensors } from "./families.ts";
+import { isJsonObject, readJsonFile } from "./json-file.ts";
+import { parseModelConfig, readGenerationConfig, readRawConfig } from "./load-config.ts";
+import { hashModel, type HashedTensor } from "./model-hash.ts";
+import { SafetensorsFile } from "./safetensors.ts";
+
+const SINGLE_FILE = "model.safetensors";
+const INDEX_FILE = "model.safetensors.index.json";
+const MAX_INDEX_BYTES = 100_000_000;
+/** Weight files that are kept open. */
+const MAX_FILES = 512;
+
+/** A checkpoint does not hold what its config asks for; the message names the thing, its value and the expectation. */
+export class CheckpointError extends Error {
+  override readonly name = "CheckpointError";
+}
+
+/** An open checkpoint. Reads may run at the same time. */
+export interface Checkpoint {
+  readonly dir: string;
+  readonly config: ModelConfig;
+  readonly generation: GenerationConfig;
+  /** Identity of the checkpoint: SHA-256, hex, of its config, its tensor table and samples of its data. */
+  readonly modelHash: string;
+  /** Names of all tensors of the files, sorted. */
+  readonly tensorNames: readonly string[];
+  /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads them. */
+  readonly unexpectedTensors: readonly string[];
+  /** Bytes of all weight files. */
+  readonly fileBytes: number;
+  has(name: string): boolean;
+  /** Reads one tensor. Throws CheckpointError where there is none or its dtype is not a DType, SafetensorsError where the file has shrunk. */
+  read(name: string): Promise<HostTensor>;
+  /** Bytes read from the weight files so far, headers and the hash's samples included. */
+  bytesRead(): number;
+  /** Closes the files; reads fail from then on. */
+  close(): Promise<void>;
+}
+
+/**
+ * Opens the checkpoint of a model directory: `config.json` with `model.safetensors`, or with
+ * `model.safetensors.index.json` and its files. Every tensor that the config asks for is there, with its shape, in F32,
+ * F16 or BF16. Throws ModelConfigError, JsonFileError, SafetensorsError or CheckpointError.
+ */
+export async function openCheckpoint(dir: string): Promise<Checkpoint> {
+  const rawConfig = await readRawConfig(dir);
+  const config = parseModelConfig(rawConfig, join(dir, "config.json"));
+  const generation = await readGenerationConfig(dir, config);
+  const { files, fileOf } = await openWeights(dir);
+  const close = async () => {
+    await Promise.all(files.map((file) => file.close()));
+  };
+  try {
+    const expected = expectedTensors(config);
+    checkTensors(dir, expected, fileOf);
+    const tensorNames = [...fileOf.keys()].sort();
+    const hashed = tensorNames.map((name): HashedTensor => {
+      const file = fileOf.get(name)!;
+      const { dtype, shape, begin, end } = file.tensors.get(name)!;
+      const read = (offset: number, length: number) => file.readBytes(name, offset, length);
+      return { name, dtype, shape, numBytes: end - begin, read };
+    });
+    return {
+      dir,
+      config,
+      generation,
+      modelHash: await hashModel(rawConfig, hashed),
+      tensorNames,
+      unexpectedTensors: tensorNames.filter((name) => !expected.has(name)),
+      fileBytes: files.reduce((sum, file) => sum + file.fileBytes, 0),
+      has: (name) => fileOf.has(name),
+      read: (name) => readTensor(dir, name, fileOf.get(name)),
+      bytesRead: () => files.reduce((sum, file) => sum + file.bytesRead(), 0),
+      close,
+    };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function readTensor(
+  dir: string,
+  name: string,
+  file: SafetensorsFile | undefined,
+): Promise<HostTensor> {
+  const entry = file?.tensors.get(name);
+  if (!file || !entry) throw new CheckpointError(`${dir}: no tensor ${JSON.stringify(name)}`);
+  const { dtype, shape, begin, end } = entry;
+  if (!isDType(dtype)) throw wrongDtype(file, name, dtype);
+  return { dtype, shape, bytes: await file.readBytes(name, 0, end - begin) };
+}
+
+function isDType(dtype: string): dtype is DType {
+  return dtype === "F32" || dtype === "F16" || dtype === "BF16";
+}
+
+function wrongDtype(file: SafetensorsFile, name: string, dtype: string): CheckpointError {
+  return new CheckpointError(
+    `${file.file}: tensor ${name}: dtype is ${dtype}, expected F32, F16 or BF16`,
+  );
+}
+
+/** Throws CheckpointError for the first tensor that is missing or not as the config has it. */
+function checkTensors(
+  dir: string,
+  expected: ReadonlyMap<string, readonly number[]>,
+  fileOf: ReadonlyMap<string, SafetensorsFile>,
+): void {
+  for (const [name, shape] of expected) {
+    const file = fileOf.get(name);
+    const entry = file?.tensors.get(name);
+    if (!file || !entry) {
+      throw new CheckpointError(
+        `${dir}: tensor ${name} is missing, expected [${shape.join(", ")}]`,
+      );
+    }
+    if (!isDType(entry.dtype)) throw wrongDtype(file, name, entry.dtype);
+    const same =
+      shape.length === entry.shape.length && shape.every((size, i) => size === entry.shape[i]);
+    if (!same) {
+      const got = `shape is [${entry.shape.join(", ")}], expected [${shape.join(", ")}] by config.json`;
+      throw new CheckpointError(`${file.file}: tensor ${name}: ${got}`);
+    }
+    const numBytes = numElements(shape) * bytesPerElement(entry.dtype);
+    if (numBytes !== entry.end - entry.begin)
+      throw new TypeError(`${name}: header was not checked`);
+  }
+}
+
+interface Weights {
+  readonly files: readonly SafetensorsFile[];
+  /** The file that holds each tensor. */
+  readonly fileOf: ReadonlyMap<string, SafetensorsFile>;
+}
+
+async function openWeights(dir: string): Promise<Weights> {
+  const single = await openIfThere(join(dir, SINGLE_FILE));
+  if (single) {
+    return {
+      files: [single],
+      fileOf: new Map(Array.from(single.tensors.keys(), (name) => [name, single])),
+    };
+  }
+  const indexFile = join(dir, INDEX_FILE);
+  const index = await readJsonFile(indexFile, MAX_INDEX_BYTES);
+  if (!index) {
+    throw new CheckpointError(`${dir}: neither ${SINGLE_FILE} nor ${INDEX_FILE} is there`);
+  }
+  return openIndexed(dir, indexFile, parseWeightMap(dir, indexFile, index.weight_map));
+}
+
+async function openIfThere(file: string): Promise<SafetensorsFile | undefined> {
+  try {
+    return await SafetensorsFile.open(file);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+/** Tensor name → file name within `dir`. Throws CheckpointError naming the entry. */
+function parseWeightMap(dir: string, indexFile: string, value: unknown): Map<string, string> {
+  if (!isJsonObject(value)) {
+    throw new CheckpointError(`${indexFile}: weight_map is not an object of file names`);
+  }
+  const weightMap = new Map<string, string>();
+  for (const [name, file] of Object.entries(value)) {
+    const shown = `${indexFile}: weight_map[${JSON.stringify(name)}] is ${JSON.stringify(file)}`;
+    if (typeof file !== "string" || basename(file) === "" || file.includes("\0")) {
+      throw new CheckpointError(`${shown}, expected a file name`);
+    }
+    const inside = relative(resolve(dir), resolve(dir, file));
+    if (isAbsolute(file) || inside === "" || inside === ".." || /^\.\.[/\\]/u.test(inside)) {
+      throw new CheckpointError(`${shown}, expected a file within the model directory`);
+    }
+    weightMap.set(name, inside);
+  }
+  return weightMap;
+}
+
+async function openIndexed(
+  dir: string,
+  indexFile: string,
+  weightMap: ReadonlyMap<string, string>,
+): Promise<Weights> {
+  const fileNames = [...new Set(weightMap.values())].sort();
+  if (fileNames.length > MAX_FILES) {
+    throw new CheckpointError(`${indexFile}: ${fileNames.length} files, at most ${MAX_FILES}`);
+  }
+  const files = new Map<string, SafetensorsFile>();
+  try {
+    for (const fileName of fileNames) {
+      const file = await openIfThere(join(dir, fileName));
+      if (!file) throw new CheckpointError(`${indexFile}: ${fileName} is not there`);
+      files.set(fileName, file);
+    }
+    const fileOf = new Map<string, SafetensorsFile>();
+    for (const [name, fileName] of weightMap) {
+      const file = files.get(fileName)!;
+      if (!file.tensors.has(name)) {
+        throw new CheckpointError(
+          `${file.file}: tensor ${name} is missing, expected by ${INDEX_FILE}`,
+        );
+      }
+      fileOf.set(name, file);
+    }
+    return { files: [...files.values()], fileOf };
+  } catch (error) {
+    await Promise.all(Array.from(files.values(), (file) => file.close()));
+    throw error;
+  }
+}
