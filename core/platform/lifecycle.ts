@@ -1,0 +1,137 @@
+/** A process's life: ready, stopped by a signal or an error, ended with its parent. */
+
+import { foreignEnvironment } from "./config.ts";
+import type { Logger } from "./log.ts";
+
+/** Stops a process in order. */
+export interface Lifecycle {
+  /** Aborts when the stop begins. */
+  readonly signal: AbortSignal;
+  /** Registers what to close at the stop; last registered, first closed. */
+  onStop(name: string, close: () => void | Promise<void>): void;
+  /** Closes everything, then exits with the code; only the first call counts. */
+  stop(reason: string, exitCode: number): void;
+}
+
+/** What a service process tells the process that spawned it, over the IPC channel. */
+export interface ReadyMessage {
+  readonly ready: true;
+  readonly httpPort?: number;
+  readonly grpcPort?: number;
+  readonly port?: number;
+}
+
+/** How long closing may take, milliseconds. */
+const STOP_DEADLINE_MS = 10_000;
+
+/** A terminal's Ctrl-C reaches us twice under npm, which passes it on: within this time it is one wish. */
+const SAME_WISH_MS = 500;
+
+const SIGNAL_NUMBERS = { SIGINT: 2, SIGTERM: 15, SIGHUP: 1 } as const;
+
+/**
+ * Takes over signals and uncaught errors of this process.
+ * SIGINT, SIGTERM, SIGHUP: close in reverse order, exit 0; a second one exits at once with 128 + its number.
+ * An uncaught error is logged, then the same with exit 1. What is not closed by the deadline is named, exit 1.
+ */
+export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): Lifecycle {
+  const closers: { readonly name: string; readonly close: () => void | Promise<void> }[] = [];
+  const controller = new AbortController();
+  let signalledAt: number | undefined;
+
+  const stop = (reason: string, exitCode: number): void => {
+    if (controller.signal.aborted) return;
+    controller.abort(new Error(`the process is stopping: ${reason}`));
+    logger[exitCode === 0 ? "info" : "error"]({ reason }, "stopping");
+    void closeAll(closers, logger, deadlineMs).then((closed) =>
+      process.exit(closed ? exitCode : exitCode || 1),
+    );
+  };
+
+  for (const [signal, number] of Object.entries(SIGNAL_NUMBERS)) {
+    process.on(signal, () => {
+      const now = performance.now();
+      if (signalledAt !== undefined && now - signalledAt > SAME_WISH_MS) process.exit(128 + number);
+      signalledAt ??= now;
+      stop(signal, 0);
+    });
+  }
+  const fail = (error: unknown): void => {
+    logger.fatal({ err: error }, "uncaught error");
+    if (controller.signal.aborted) process.exit(1);
+    stop("uncaught error", 1);
+  };
+  process.on("uncaughtException", fail);
+  process.on("unhandledRejection", fail);
+
+  return {
+    signal: controller.signal,
+    onStop: (name, close) => void closers.push({ name, close }),
+    stop,
+  };
+}
+
+/** Calls them in reverse order, each after the one before; false where one failed or the deadline passed. */
+async function closeAll(
+  closers: readonly { readonly name: string; readonly close: () => void | Promise<void> }[],
+  logger: Logger,
+  deadlineMs: number,
+): Promise<boolean> {
+  let current = "";
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<false>((resolve) => {
+    timer = setTimeout(() => {
+      logger.error({ name: current, deadlineMs }, "not closed within the deadline");
+      resolve(false);
+    }, deadlineMs);
+  });
+  const close = async (): Promise<boolean> => {
+    let good = true;
+    for (const closer of closers.toReversed()) {
+      current = closer.name;
+      try {
+        await closer.close();
+      } catch (error) {
+        logger.error({ name: closer.name, err: error }, "closing failed");
+        good = false;
+      }
+    }
+    return good;
+  };
+  const closed = await Promise.race([close(), late]);
+  clearTimeout(timer);
+  return closed;
+}
+
+/**
+ * Stops this process when the one that started it is gone, even killed outright: seen by the end of the IPC channel,
+ * or, under an npm script, by a change of parent.
+ */
+export function exitWithParent(lifecycle: Lifecycle): void {
+  const gone = (): void => lifecycle.stop("the parent process is gone", 0);
+  if (process.connected) {
+    process.once("disconnect", gone);
+  } else if (process.channel === null) {
+    // It had a channel and lost it before this call.
+    gone();
+  } else if (foreignEnvironment("npm_lifecycle_event") !== undefined) {
+    const parent = process.ppid;
+    const timer = setInterval(() => {
+      if (process.ppid !== parent) gone();
+    }, 500);
+    timer.unref();
+  }
+}
+
+/** Tells the spawning process, if it listens, that this one serves. */
+export function announceReady(addresses: Omit<ReadyMessage, "ready">): void {
+  tellParent({ ready: true, ...addresses } satisfies ReadyMessage);
+}
+
+/** Sends a message over the IPC channel; false where there is none. */
+export function tellParent(message: object): boolean {
+  if (!process.connected || process.send === undefined) return false;
+  // The parent may go at any moment; that is exitWithParent's business.
+  process.send(message, undefined, undefined, () => undefined);
+  return true;
+}

@@ -1,0 +1,116 @@
+/** How far a long load is: bars on a terminal, plain log lines elsewhere, messages to a spawning launcher. */
+
+import { MultiBar, Presets, type SingleBar } from "cli-progress";
+
+import { tellParent } from "./lifecycle.ts";
+import type { Logger } from "./log.ts";
+
+/** What a child tells its launcher of a load. */
+export interface ProgressMessage {
+  readonly progress: { readonly label: string; readonly done: number; readonly total: number };
+}
+
+/** One load under way. */
+export interface Progress {
+  /** Units done so far, of the total. */
+  update(done: number): void;
+  /** All is done. */
+  finish(): void;
+}
+
+/** Where the state of any number of loads is shown. */
+export interface ProgressView {
+  update(label: string, done: number, total: number): void;
+  close(): void;
+}
+
+/** Messages and lines come at every so many parts of the total. */
+const MESSAGE_STEPS = 50;
+const LINE_STEPS = 4;
+
+/** Starts showing a load of `total` units; a total of 0 counts as done. */
+export function startProgress(label: string, total: number, logger: Logger): Progress {
+  let view: ProgressView | undefined;
+  const tell = stepped(MESSAGE_STEPS, (done) => {
+    const told = tellParent({ progress: { label, done, total } } satisfies ProgressMessage);
+    if (!told) (view ??= createProgressView(logger)).update(label, done, total);
+  });
+  tell(0, total);
+  return {
+    update: (done) => tell(done, total),
+    finish: () => {
+      tell(total, total);
+      view?.close();
+      view = undefined;
+    },
+  };
+}
+
+/** Shows loads on stderr: one bar each where it is a terminal, else a log line at every quarter. */
+export function createProgressView(logger: Logger): ProgressView {
+  return process.stderr.isTTY ? createBars() : createLines(logger);
+}
+
+/** A log line at the begin of each load and at every quarter of it. */
+export function createLines(logger: Logger): ProgressView {
+  const lines = new Map<string, (done: number, total: number) => void>();
+  return {
+    update: (label, done, total) => {
+      let line = lines.get(label);
+      if (line === undefined) {
+        line = stepped(LINE_STEPS, (now, all) => {
+          logger.info({ label, done: now, total: all, percent: percent(now, all) }, "loading");
+        });
+        lines.set(label, line);
+      }
+      line(done, total);
+    },
+    close: () => lines.clear(),
+  };
+}
+
+function createBars(): ProgressView {
+  const multi = new MultiBar(
+    {
+      stream: process.stderr,
+      format: " {bar} {percentage}% {label}",
+      barsize: 30,
+      hideCursor: true,
+      // Bars that never end by themselves would keep the process alive and the cursor hidden.
+      gracefulExit: true,
+      stopOnComplete: true,
+    },
+    Presets.rect,
+  );
+  const bars = new Map<string, SingleBar>();
+  return {
+    update: (label, done, total) => {
+      let bar = bars.get(label);
+      if (bar === undefined) {
+        bar = multi.create(total, 0, { label });
+        bars.set(label, bar);
+      }
+      bar.setTotal(total);
+      bar.update(done);
+    },
+    close: () => multi.stop(),
+  };
+}
+
+/** Passes on the first call, and those that enter a new one of `steps` equal parts of the total. */
+function stepped(
+  steps: number,
+  pass: (done: number, total: number) => void,
+): (done: number, total: number) => void {
+  let last = -1;
+  return (done, total) => {
+    const step = total <= 0 ? steps : Math.floor((done / total) * steps);
+    if (step <= last) return;
+    last = step;
+    pass(done, total);
+  };
+}
+
+function percent(done: number, total: number): number {
+  return total <= 0 ? 100 : Math.floor((done / total) * 100);
+}
