@@ -1,0 +1,182 @@
+/** Counts of routing: which experts the gate chose, with what weight, for whom, and one layer after another. */
+
+import { TaskLabels } from "./task-labels.ts";
+
+/** Phases of a sequence that are counted apart. */
+export const PHASES = ["prefill", "decode"] as const;
+
+export type CountedPhase = (typeof PHASES)[number];
+
+/** Units of a weight sum per 1.0 of gate weight: sums are whole numbers, so that adding them commutes exactly. */
+export const WEIGHT_UNITS = 1_000_000;
+
+/** The MoE layers of a model, as far as counting needs to know them. */
+export interface RoutingShape {
+  /** Indices of the MoE layers, ascending [numMoeLayers]. */
+  readonly layers: readonly number[];
+  /** Logical experts of a layer. */
+  readonly numExperts: number;
+  /** Experts per token. */
+  readonly topK: number;
+}
+
+/** Chosen experts of one layer: ids and weights [numTokens, topK]. */
+export interface LayerRouting {
+  readonly ids: Uint32Array;
+  readonly weights: Float32Array;
+  readonly topK: number;
+}
+
+/** What is counted of one step; the engine's StepReport is one. */
+export interface RoutedStep {
+  /** In the order of the batch's rows. */
+  readonly sequences: readonly {
+    readonly task: string;
+    readonly phase: CountedPhase;
+    readonly numTokens: number;
+  }[];
+  readonly numTokens: number;
+  /** By layer index; rows as in the batch. */
+  readonly routing: ReadonlyMap<number, LayerRouting>;
+}
+
+/** Counts of one task and phase. */
+export interface SeriesCounts {
+  readonly task: string;
+  readonly phase: CountedPhase;
+  /** Tokens that went through the model. */
+  tokens: number;
+  /** For each MoE layer and logical expert a pair: tokens, and gate weights in WEIGHT_UNITS [numMoeLayers, numExperts, 2]. */
+  readonly experts: Float64Array;
+}
+
+/** Cells of a series' `experts`. */
+export function seriesCells(shape: RoutingShape): number {
+  return shape.layers.length * shape.numExperts * 2;
+}
+
+/** Cells of the co-activation counts. */
+export function coactivationCells(shape: RoutingShape): number {
+  return Math.max(0, shape.layers.length - 1) * shape.numExperts ** 2;
+}
+
+/**
+ * Counts since the process started; they only grow, and take a fixed amount of memory per series.
+ *
+ * Co-activation is counted for all tasks and phases together: per task it would take numExperts² cells for each of 65
+ * labels, and what it serves (placing experts that follow one another) does not depend on the task of a single token.
+ * Every cell is a whole number below 2^53, held exactly.
+ */
+export class RoutingCounters {
+  readonly shape: RoutingShape;
+  /** In order of first appearance, at most 2 × 65. */
+  readonly series: SeriesCounts[] = [];
+  /**
+   * Tokens whose top-k of MoE layer l has expert a and whose top-k of the next MoE layer has expert b
+   * [numMoeLayers - 1, numExperts (a), numExperts (b)].
+   */
+  readonly coactivation: Float64Array;
+  readonly #labels = new TaskLabels();
+  readonly #byTask: Record<CountedPhase, Map<string, SeriesCounts>> = {
+    prefill: new Map(),
+    decode: new Map(),
+  };
+  /** Series of each sequence of the step at hand: kept, so that recording allocates nothing. */
+  readonly #ofSequence: SeriesCounts[] = [];
+
+  constructor(shape: RoutingShape) {
+    this.shape = shape;
+    this.coactivation = new Float64Array(coactivationCells(shape));
+  }
+
+  /** Adds one step; answers false, and adds nothing, where its arrays do not fit the model. */
+  record(step: RoutedStep): boolean {
+    if (!this.#fits(step)) return false;
+    for (let i = 0; i < step.sequences.length; i++) {
+      const sequence = step.sequences[i];
+      const series = this.#seriesOf(sequence.task, sequence.phase);
+      series.tokens += sequence.numTokens;
+      this.#ofSequence[i] = series;
+    }
+    const { layers } = this.shape;
+    let previous: LayerRouting | undefined;
+    for (let l = 0; l < layers.length; l++) {
+      const routing = step.routing.get(layers[l]);
+      if (routing !== undefined) {
+        this.#countExperts(l, routing, step);
+        if (previous !== undefined) this.#countPairs(l - 1, previous.ids, routing.ids, step);
+      }
+      previous = routing;
+    }
+    return true;
+  }
+
+  /** Tokens per layer and expert of one phase, all tasks together [numMoeLayers, numExperts]. */
+  load(phase: CountedPhase): Float64Array {
+    const total = new Float64Array(this.shape.layers.length * this.shape.numExperts);
+    for (const { phase: ofSeries, experts } of this.series) {
+      if (ofSeries !== phase) continue;
+      for (let i = 0; i < total.length; i++) total[i] += experts[2 * i];
+    }
+    return total;
+  }
+
+  #fits(step: RoutedStep): boolean {
+    const { topK, numExperts } = this.shape;
+    let tokens = 0;
+    for (const { numTokens } of step.sequences) tokens += numTokens;
+    if (tokens !== step.numTokens) return false;
+    for (const routing of step.routing.values()) {
+      const entries = tokens * topK;
+      if (routing.topK !== topK) return false;
+      if (routing.ids.length < entries || routing.weights.length < entries) return false;
+      for (let i = 0; i < entries; i++) if (routing.ids[i] >= numExperts) return false;
+    }
+    return true;
+  }
+
+  #seriesOf(task: string, phase: CountedPhase): SeriesCounts {
+    const label = this.#labels.resolve(task);
+    const known = this.#byTask[phase].get(label);
+    if (known !== undefined) return known;
+    const series = {
+      task: label,
+      phase,
+      tokens: 0,
+      experts: new Float64Array(seriesCells(this.shape)),
+    };
+    this.#byTask[phase].set(label, series);
+    this.series.push(series);
+    return series;
+  }
+
+  #countExperts(l: number, routing: LayerRouting, step: RoutedStep): void {
+    const { ids, weights, topK } = routing;
+    const base = l * this.shape.numExperts;
+    let entry = 0;
+    for (let s = 0; s < step.sequences.length; s++) {
+      const { experts } = this.#ofSequence[s];
+      const end = entry + step.sequences[s].numTokens * topK;
+      for (; entry < end; entry++) {
+        const cell = (base + ids[entry]) * 2;
+        const weight = weights[entry];
+        experts[cell]++;
+        // A weight that is no number, or negative, says nothing: its token still counts.
+        if (weight > 0) experts[cell + 1] += Math.round(weight * WEIGHT_UNITS);
+      }
+    }
+  }
+
+  #countPairs(pair: number, before: Uint32Array, after: Uint32Array, step: RoutedStep): void {
+    const { numExperts, topK } = this.shape;
+    const { coactivation } = this;
+    const base = pair * numExperts * numExperts;
+    const end = step.numTokens * topK;
+    for (let row = 0; row < end; row += topK) {
+      for (let i = row; i < row + topK; i++) {
+        const from = base + before[i] * numExperts;
+        for (let j = row; j < row + topK; j++) coactivation[from + after[j]]++;
+      }
+    }
+  }
+}

@@ -1,0 +1,35 @@
+/** Task labels: what kind of work a request is, as far as the routing statistics tell requests apart. */
+
+/** Label of requests that name none. */
+export const DEFAULT_TASK = "default";
+
+/** Label that stands for every label beyond the limit. */
+export const OTHER_TASK = "other";
+
+/** Labels that one process tells apart, `other` not counted. */
+export const MAX_TASKS = 64;
+
+/** Whether a string may be a task label: 1 to 32 of a-z, 0-9, `_` and `-`. */
+export function isTaskLabel(text: string): boolean {
+  return /^[a-z0-9_-]{1,32}$/.test(text);
+}
+
+/** Admits the first `limit` labels that it meets and answers `other` for all later and malformed ones. */
+export class TaskLabels {
+  readonly #known = new Set<string>();
+  readonly #limit: number;
+
+  constructor(limit = MAX_TASKS) {
+    this.#limit = limit;
+  }
+
+  /** The label under which a task is counted. */
+  resolve(task: string): string {
+    if (this.#known.has(task)) return task;
+    if (task === OTHER_TASK || this.#known.size >= this.#limit || !isTaskLabel(task)) {
+      return OTHER_TASK;
+    }
+    this.#known.add(task);
+    return task;
+  }
+}
