@@ -44,15 +44,16 @@ export interface RoutedStep {
 export interface SeriesCounts {
   readonly task: string;
   readonly phase: CountedPhase;
-  /** Tokens that went through the model. */
-  tokens: number;
-  /** For each MoE layer and logical expert a pair: tokens, and gate weights in WEIGHT_UNITS [numMoeLayers, numExperts, 2]. */
-  readonly experts: Float64Array;
+  /**
+   * Tokens that went through the model, then for each MoE layer and logical expert a pair: its tokens, and its gate
+   * weights in WEIGHT_UNITS [1 + numMoeLayers · numExperts · 2].
+   */
+  readonly cells: Float64Array;
 }
 
-/** Cells of a series' `experts`. */
+/** Cells of a series. */
 export function seriesCells(shape: RoutingShape): number {
-  return shape.layers.length * shape.numExperts * 2;
+  return 1 + shape.layers.length * shape.numExperts * 2;
 }
 
 /** Cells of the co-activation counts. */
@@ -95,7 +96,7 @@ export class RoutingCounters {
     for (let i = 0; i < step.sequences.length; i++) {
       const sequence = step.sequences[i];
       const series = this.#seriesOf(sequence.task, sequence.phase);
-      series.tokens += sequence.numTokens;
+      series.cells[0] += sequence.numTokens;
       this.#ofSequence[i] = series;
     }
     const { layers } = this.shape;
@@ -114,9 +115,9 @@ export class RoutingCounters {
   /** Tokens per layer and expert of one phase, all tasks together [numMoeLayers, numExperts]. */
   load(phase: CountedPhase): Float64Array {
     const total = new Float64Array(this.shape.layers.length * this.shape.numExperts);
-    for (const { phase: ofSeries, experts } of this.series) {
+    for (const { phase: ofSeries, cells } of this.series) {
       if (ofSeries !== phase) continue;
-      for (let i = 0; i < total.length; i++) total[i] += experts[2 * i];
+      for (let i = 0; i < total.length; i++) total[i] += cells[1 + 2 * i];
     }
     return total;
   }
@@ -139,12 +140,7 @@ export class RoutingCounters {
     const label = this.#labels.resolve(task);
     const known = this.#byTask[phase].get(label);
     if (known !== undefined) return known;
-    const series = {
-      task: label,
-      phase,
-      tokens: 0,
-      experts: new Float64Array(seriesCells(this.shape)),
-    };
+    const series = { task: label, phase, cells: new Float64Array(seriesCells(this.shape)) };
     this.#byTask[phase].set(label, series);
     this.series.push(series);
     return series;
@@ -155,14 +151,14 @@ export class RoutingCounters {
     const base = l * this.shape.numExperts;
     let entry = 0;
     for (let s = 0; s < step.sequences.length; s++) {
-      const { experts } = this.#ofSequence[s];
+      const { cells } = this.#ofSequence[s];
       const end = entry + step.sequences[s].numTokens * topK;
       for (; entry < end; entry++) {
-        const cell = (base + ids[entry]) * 2;
+        const cell = 1 + (base + ids[entry]) * 2;
         const weight = weights[entry];
-        experts[cell]++;
+        cells[cell]++;
         // A weight that is no number, or negative, says nothing: its token still counts.
-        if (weight > 0) experts[cell + 1] += Math.round(weight * WEIGHT_UNITS);
+        if (weight > 0) cells[cell + 1] += Math.round(weight * WEIGHT_UNITS);
       }
     }
   }
