@@ -1,0 +1,322 @@
+/** The loop that makes tokens: schedule → forward → sample → emit. */
+
+import { setImmediate } from "node:timers/promises";
+
+import { ActiveRequest, type ActiveRequestOptions } from "./active-request.ts";
+import { planBatch, type PlannedBatch } from "./batch.ts";
+import { BlockPool } from "./block-pool.ts";
+import { RequestTimeoutError, UnavailableError } from "./errors.ts";
+import type { ModelRunner, StepResult } from "./model-runner.ts";
+import type { EngineObserver, RequestTimeline, StepSequence } from "./observer.ts";
+import { checkRequest } from "./request-check.ts";
+import type { Engine, EngineEvent, EngineRequest, EngineState } from "./request.ts";
+import { Scheduler, type Chunk } from "./scheduler.ts";
+import { numGenerated, type Sequence } from "./sequence.ts";
+
+/** What an engine is made of; the runner stays its maker's to close. */
+export interface EngineOptions {
+  readonly runner: ModelRunner;
+  readonly vocabSize: number;
+  readonly eosTokenIds: readonly number[];
+  /** Longest prompt and completion together. */
+  readonly maxModelLen: number;
+  /** Sequences that run at a time; the runner's own bounds hold as well. */
+  readonly maxNumSeqs: number;
+  /** Tokens of a step; the runner's own bound holds as well. */
+  readonly maxNumBatchedTokens: number;
+  /** Requests that wait. */
+  readonly maxQueue: number;
+  readonly requestTimeoutMs: number;
+  readonly observer?: EngineObserver;
+  /** Why no request can be served at the moment; undefined where one can. */
+  readonly available?: () => string | undefined;
+  /** Milliseconds, monotonic; performance.now() where absent. */
+  readonly now?: () => number;
+  /** Seeds for requests that bring none; random where absent. */
+  readonly randomSeed?: () => number;
+}
+
+/** An engine as main holds it: it can be told of lost experts, and says when it can not go on. */
+export interface RunningEngine extends Engine {
+  /** Ends what runs with UnavailableError at once and aborts the step in flight; what waits is judged by `available`. */
+  failRunning(reason: string): void;
+  /** Settles with the reason when the engine can never make another token; not by close(). */
+  readonly lost: Promise<string>;
+}
+
+/** Starts an engine; its loop sleeps while there is nothing to do. */
+export function createEngine(options: EngineOptions): RunningEngine {
+  return new EngineLoop(options);
+}
+
+/** A step as it is planned. */
+interface Step extends PlannedBatch {
+  readonly startedAt: number;
+  /** Its parts as observers see them. */
+  readonly sequences: readonly StepSequence[];
+}
+
+/** A step on the device, and those whose tokens it computes and who still want them. */
+interface Flight {
+  readonly members: Set<ActiveRequest>;
+  readonly abort: AbortController;
+}
+
+class EngineLoop implements RunningEngine {
+  readonly maxModelLen: number;
+  readonly lost: Promise<string>;
+  readonly #options: EngineOptions;
+  readonly #observer: EngineObserver;
+  readonly #activeOptions: ActiveRequestOptions;
+  readonly #now: () => number;
+  readonly #pool: BlockPool;
+  readonly #scheduler: Scheduler;
+  readonly #active = new Map<Sequence, ActiveRequest>();
+  readonly #resolveLost: (reason: string) => void;
+  readonly #done: Promise<void>;
+  #flight: Flight | undefined;
+  /** Ended while their step was in flight; their blocks are free after it. */
+  #departed: ActiveRequest[] = [];
+  /** Why no request is taken any more. */
+  #stopped: string | undefined;
+  #wake: () => void = () => {};
+  #preemptions = 0;
+
+  constructor(options: EngineOptions) {
+    const { runner } = options;
+    const lost = Promise.withResolvers<string>();
+    this.lost = lost.promise;
+    this.#resolveLost = lost.resolve;
+    this.maxModelLen = options.maxModelLen;
+    this.#options = options;
+    this.#observer = options.observer ?? {};
+    this.#now = options.now ?? (() => performance.now());
+    this.#activeOptions = {
+      eosTokenIds: options.eosTokenIds,
+      randomSeed: options.randomSeed ?? (() => Math.floor(Math.random() * 2 ** 53)),
+      now: this.#now,
+      observer: this.#observer,
+    };
+    this.#pool = new BlockPool(runner.numBlocks);
+    this.#scheduler = new Scheduler(this.#pool, {
+      maxSequences: Math.min(options.maxNumSeqs, runner.maxSequences),
+      maxTokens: Math.min(options.maxNumBatchedTokens, runner.maxTokens),
+      maxSamples: runner.maxSamples,
+      maxWaiting: options.maxQueue,
+    });
+    void runner.lost.then((reason) => this.#lose(`the device was lost: ${reason}`));
+    this.#done = this.#run().catch((error: unknown) => {
+      this.#lose(`the engine's loop failed: ${messageOf(error)}`);
+    });
+  }
+
+  async #run(): Promise<void> {
+    while (this.#stopped === undefined) {
+      this.#failWhereUnavailable();
+      const { chunks, preempted } = this.#scheduler.schedule();
+      this.#notePreempted(preempted);
+      if (chunks.length === 0) {
+        await this.#sleep();
+        continue;
+      }
+      const step = this.#plan(chunks);
+      const result = await this.#forward(step);
+      if (result !== undefined) this.#scheduler.commit(chunks);
+      this.#freeDeparted();
+      if (result !== undefined) {
+        this.#report(step, result);
+        this.#emit(step, result);
+      }
+      await setImmediate(); // lets sockets, timers and readers act, however short the steps are
+    }
+  }
+
+  async *submit(request: EngineRequest): AsyncGenerator<EngineEvent, void> {
+    const active = this.#admit(request);
+    try {
+      for await (const event of active.events.read()) {
+        if (event.type === "token") active.numDelivered++;
+        yield event;
+      }
+    } finally {
+      // A reader that leaves before the finish has what it wanted, unless its request was aborted.
+      const outcome = request.signal.aborted ? "abort" : "stop";
+      this.#end(active, outcome, { completionTokens: active.numDelivered });
+    }
+  }
+
+  state(): EngineState {
+    return {
+      running: this.#scheduler.running.length,
+      waiting: this.#scheduler.waiting.length,
+      freeBlocks: this.#pool.numFree,
+      totalBlocks: this.#pool.numBlocks,
+      preemptions: this.#preemptions,
+    };
+  }
+
+  failRunning(reason: string): void {
+    this.#fail([...this.#scheduler.running], reason);
+    this.#wake();
+  }
+
+  async close(): Promise<void> {
+    this.#stop("the service is stopping");
+    await Promise.race([this.#done, this.lost]); // a lost device may never answer its last step
+  }
+
+  #admit(request: EngineRequest): ActiveRequest {
+    const { id, signal } = request;
+    const aborted = () => new DOMException(`request ${id} was aborted`, "AbortError");
+    if (signal.aborted) throw aborted();
+    const unavailable = this.#stopped ?? this.#options.available?.();
+    if (unavailable !== undefined) throw new UnavailableError(unavailable);
+    const { vocabSize, maxModelLen, requestTimeoutMs } = this.#options;
+    checkRequest(request, { vocabSize, maxModelLen, numBlocks: this.#pool.numBlocks });
+    const active = new ActiveRequest(request, this.#activeOptions);
+    this.#scheduler.add(active.sequence);
+    this.#active.set(active.sequence, active);
+    active.watch(
+      () => this.#end(active, "abort", { error: aborted() }),
+      () => this.#end(active, "error", { error: new RequestTimeoutError(requestTimeoutMs / 1000) }),
+      requestTimeoutMs,
+    );
+    this.#wake();
+    return active;
+  }
+
+  #failWhereUnavailable(): void {
+    const { running, waiting } = this.#scheduler;
+    if (running.length + waiting.length === 0) return;
+    const reason = this.#options.available?.();
+    if (reason !== undefined) this.#fail([...running, ...waiting], reason);
+  }
+
+  #notePreempted(preempted: readonly { readonly id: string }[]): void {
+    this.#preemptions += preempted.length;
+    for (const { id } of preempted) this.#observer.onPreemption?.(id);
+  }
+
+  /** Waits until there is something to do. Throws where there is, but none of it can be scheduled. */
+  async #sleep(): Promise<void> {
+    const { running, waiting } = this.#scheduler;
+    if (running.length + waiting.length > 0) {
+      throw new Error(`${running.length} running and ${waiting.length} waiting requests are stuck`);
+    }
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+
+  #plan(chunks: readonly Chunk[]): Step {
+    const startedAt = this.#now();
+    const planned = planBatch(chunks, {
+      next: (sequence) => this.#request(sequence).nextWish(),
+      prompt: (sequence) => this.#request(sequence).promptWish(),
+    });
+    const sequences = chunks.map(({ sequence, phase, numTokens }) => {
+      const active = this.#request(sequence);
+      active.scheduledAt ??= startedAt;
+      const { id, task, traceContext } = active.request;
+      return { requestId: id, task, phase, numTokens, ...(traceContext && { traceContext }) };
+    });
+    return { ...planned, startedAt, sequences };
+  }
+
+  /** Runs the step; where it fails, so do the requests that it was for, and the answer is undefined. */
+  async #forward({ batch, parts, sequences }: Step): Promise<StepResult | undefined> {
+    const members = new Set(parts.map(({ chunk }) => this.#request(chunk.sequence)));
+    const flight = { members, abort: new AbortController() };
+    this.#flight = flight;
+    try {
+      const traceContext = this.#observer.stepContext?.(sequences);
+      return await this.#options.runner.forward(batch, {
+        signal: flight.abort.signal,
+        traceContext,
+      });
+    } catch (error) {
+      this.#fail(
+        parts.map(({ chunk }) => chunk.sequence),
+        `a step of the request failed: ${messageOf(error)}`,
+        error,
+      );
+      return undefined;
+    } finally {
+      this.#flight = undefined;
+    }
+  }
+
+  #emit({ parts }: Step, { samples }: StepResult): void {
+    for (const part of parts) {
+      const active = this.#active.get(part.chunk.sequence);
+      if (active === undefined) continue; // it ended while the step was in flight
+      try {
+        const finished = active.take(part, samples);
+        if (finished !== undefined) this.#end(active, finished);
+      } catch (error) {
+        this.#end(active, "error", { error: error as Error });
+      }
+    }
+  }
+
+  #report({ batch, startedAt, sequences }: Step, { routing }: StepResult): void {
+    const numTokens = batch.tokenIds.length;
+    const finishedAt = this.#now();
+    this.#observer.onStep?.({ startedAt, finishedAt, sequences, numTokens, routing });
+  }
+
+  #request(sequence: Sequence): ActiveRequest {
+    const active = this.#active.get(sequence);
+    if (active === undefined)
+      throw new Error(`sequence ${sequence.id} is scheduled but not active`);
+    return active;
+  }
+
+  #fail(sequences: readonly Sequence[], reason: string, cause?: unknown): void {
+    for (const sequence of sequences) {
+      const active = this.#active.get(sequence);
+      if (active === undefined) continue;
+      this.#end(active, "error", { error: new UnavailableError(reason, { cause }) });
+    }
+  }
+
+  /** Ends a request: its reader hears at once, its blocks are free at once or after the step in flight. */
+  #end(
+    active: ActiveRequest,
+    outcome: RequestTimeline["outcome"],
+    how: { readonly error?: Error; readonly completionTokens?: number } = {},
+  ): void {
+    const { sequence } = active;
+    if (!this.#active.delete(sequence)) return;
+    active.unwatch();
+    active.events.end(how.error);
+    if (this.#flight?.members.delete(active)) {
+      this.#departed.push(active);
+      if (this.#flight.members.size === 0) this.#flight.abort.abort();
+    } else {
+      this.#scheduler.remove(sequence);
+    }
+    const completionTokens = how.completionTokens ?? numGenerated(sequence);
+    this.#observer.onRequest?.(active.timeline(outcome, completionTokens));
+  }
+
+  #freeDeparted(): void {
+    for (const { sequence } of this.#departed) this.#scheduler.remove(sequence);
+    this.#departed = [];
+  }
+
+  #stop(reason: string): void {
+    this.#stopped ??= reason;
+    this.#fail([...this.#active.keys()], this.#stopped);
+    this.#wake();
+  }
+
+  #lose(reason: string): void {
+    this.#stop(reason);
+    this.#resolveLost(reason);
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
