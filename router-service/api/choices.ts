@@ -1,0 +1,151 @@
+/** The completions of one request: each is one engine request, all run together. */
+
+import type { Context } from "@opentelemetry/api";
+
+import type { PositionLogprobs, SamplingParams } from "../engine/request.ts";
+import { generateText, type TextEvent } from "../engine/text-stream.ts";
+import type { Prompt } from "./prompts.ts";
+import { seedOf } from "./sampling.ts";
+import type { Serving } from "./serving.ts";
+
+/** One completion to be made. */
+export interface Choice {
+  /** promptIndex · n + i for the i-th completion of a prompt. */
+  readonly index: number;
+  /** The first completion of its prompt: the prompt's usage is counted here. */
+  readonly first: boolean;
+  readonly prompt: Prompt;
+  readonly sampling: SamplingParams;
+  /** No new token was asked for: the one that the engine makes at least is dropped. */
+  readonly promptOnly: boolean;
+}
+
+/** What a run of choices carries. */
+export interface Run {
+  readonly id: string;
+  readonly task: string;
+  readonly abort: AbortController;
+  readonly traceContext: Context | undefined;
+}
+
+/** One completion, made. */
+export interface ChoiceResult {
+  readonly choice: Choice;
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+  readonly logprobs: readonly PositionLogprobs[];
+  readonly prompt: Extract<TextEvent, { type: "prompt" }>;
+  readonly finish: Extract<TextEvent, { type: "finish" }>;
+}
+
+/** Counts of a whole request. */
+export interface UsageCount {
+  promptTokens: number;
+  completionTokens: number;
+  cachedTokens: number;
+}
+
+/** n choices of each prompt, in the order of their index; seeds count up from the client's. */
+export function planChoices(
+  prompts: readonly Prompt[],
+  n: number,
+  samplingOf: (prompt: Prompt) => { sampling: SamplingParams; promptOnly: boolean },
+): Choice[] {
+  return prompts.flatMap((prompt, promptIndex) => {
+    const { sampling, promptOnly } = samplingOf(prompt);
+    return Array.from({ length: n }, (_, i) => ({
+      index: promptIndex * n + i,
+      first: i === 0,
+      prompt,
+      sampling: { ...sampling, seed: seedOf(sampling.seed, i) },
+      promptOnly,
+    }));
+  });
+}
+
+/**
+ * Runs all choices at once and hands each event on as it comes; waits where the receiver waits.
+ * The first failure aborts the others and is thrown when all have ended.
+ */
+export async function runChoices(
+  serving: Serving,
+  choices: readonly Choice[],
+  run: Run,
+  onEvent: (choice: Choice, event: TextEvent) => void | Promise<void>,
+): Promise<void> {
+  const failures: unknown[] = [];
+  const runOne = async (choice: Choice): Promise<void> => {
+    const request = {
+      id: choices.length === 1 ? run.id : `${run.id}-${choice.index}`,
+      promptTokenIds: choice.prompt.tokenIds,
+      sampling: choice.sampling,
+      task: run.task,
+      signal: run.abort.signal,
+      traceContext: run.traceContext,
+    };
+    for await (const event of generateText(serving.engine, serving.tokenizer, request)) {
+      const seen = choice.promptOnly ? withoutCompletion(event) : event;
+      if (seen !== undefined) await onEvent(choice, seen);
+    }
+  };
+  const guarded = choices.map(async (choice) => {
+    try {
+      await runOne(choice);
+    } catch (error) {
+      // Once aborted, the engine only says that it was; the abort's reason says why.
+      failures.push(run.abort.signal.aborted ? run.abort.signal.reason : error);
+      run.abort.abort(failures[0]);
+    }
+  });
+  await Promise.all(guarded);
+  if (failures.length > 0) throw failures[0];
+}
+
+/** Runs all choices and returns them whole, in the order of their index. */
+export async function collectChoices(
+  serving: Serving,
+  choices: readonly Choice[],
+  run: Run,
+  onEvent: (choice: Choice, event: TextEvent) => void,
+): Promise<ChoiceResult[]> {
+  const drafts = choices.map((choice) => ({
+    choice,
+    text: [] as string[],
+    tokenIds: [] as number[],
+    logprobs: [] as PositionLogprobs[],
+    prompt: undefined as ChoiceResult["prompt"] | undefined,
+    finish: undefined as ChoiceResult["finish"] | undefined,
+  }));
+  await runChoices(serving, choices, run, (choice, event) => {
+    onEvent(choice, event);
+    const draft = drafts[choice.index];
+    if (event.type === "prompt") draft.prompt = event;
+    else if (event.type === "finish") draft.finish = event;
+    else {
+      draft.text.push(event.text);
+      draft.tokenIds.push(...event.tokenIds);
+      draft.logprobs.push(...(event.logprobs ?? []));
+    }
+  });
+  return drafts.map(({ choice, text, prompt, finish, ...rest }) => {
+    if (prompt === undefined || finish === undefined) {
+      throw new Error(`request ${run.id} choice ${choice.index}: the engine ended without a finish`);
+    }
+    return { choice, text: text.join(""), prompt, finish, ...rest };
+  });
+}
+
+/** Adds an event's counts; a prompt counts once however many completions it has. */
+export function countUsage(usage: UsageCount, choice: Choice, event: TextEvent): void {
+  if (event.type === "prompt" && choice.first) {
+    usage.promptTokens += choice.prompt.tokenIds.length;
+    usage.cachedTokens += event.cachedTokens;
+  }
+  if (event.type === "finish") usage.completionTokens += event.completionTokens;
+}
+
+function withoutCompletion(event: TextEvent): TextEvent | undefined {
+  if (event.type === "prompt") return event;
+  if (event.type === "delta") return undefined;
+  return { type: "finish", reason: "length", completionTokens: 0 };
+}

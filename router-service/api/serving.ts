@@ -1,0 +1,60 @@
+/** What both doors serve from. */
+
+import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
+import type { Tokenizer } from "../../core/model/text.ts";
+import { UnavailableError } from "../engine/errors.ts";
+import type { Engine } from "../engine/request.ts";
+import { NotFoundError } from "./api-errors.ts";
+import type { OpenRequests } from "./open-requests.ts";
+
+/** The part of a pino logger that the doors use. */
+export interface ApiLog {
+  info(facts: object, message: string): void;
+  warn(facts: object, message: string): void;
+  error(facts: object, message: string): void;
+}
+
+/** Bounds of both doors. */
+export interface ApiLimits {
+  /** Bytes of a request body or gRPC message. */
+  readonly bodyBytes: number;
+  /** Milliseconds that a client may leave a full connection unread before it is dropped. */
+  readonly unreadMs: number;
+}
+
+/** The model and the engine behind the doors. */
+export interface Serving {
+  readonly engine: Engine;
+  /** Absent where the model's directory has none: token-id prompts only. */
+  readonly tokenizer: Tokenizer | undefined;
+  /** Bytes of the longest token of the vocabulary. */
+  readonly longestTokenBytes: number;
+  readonly config: ModelConfig;
+  readonly generation: GenerationConfig;
+  readonly servedModelName: string;
+  /** Seconds since 1970 at which the server started. */
+  readonly startedAt: number;
+  /** Why new requests are refused now; undefined while they are served. */
+  readonly unavailableReason: () => string | undefined;
+  readonly openRequests: OpenRequests;
+  readonly limits: ApiLimits;
+  readonly log: ApiLog;
+  /** Shards in the placement; 0: the router holds all experts. */
+  readonly numShards: () => number;
+}
+
+/** Throws UnavailableError with the reason while requests are refused. */
+export function checkAvailable(serving: Serving): void {
+  const reason = serving.unavailableReason();
+  if (reason !== undefined) throw new UnavailableError(reason);
+}
+
+/** Throws NotFoundError unless the name is the served model's or absent. */
+export function checkModel(serving: Serving, model: string | undefined): void {
+  if (model === undefined || model === serving.servedModelName) return;
+  throw new NotFoundError(
+    `model: ${JSON.stringify(model.slice(0, 128))} does not exist, this server has ${JSON.stringify(serving.servedModelName)}`,
+    "model_not_found",
+    "model",
+  );
+}
