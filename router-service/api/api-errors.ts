@@ -1,13 +1,9 @@
-/** One table: an error of ours ⇄ its HTTP status, OpenAI error body and gRPC status. */
+/** What each error is at the doors: its HTTP status, OpenAI error body and gRPC status. */
 
 import { status as grpcStatus } from "@grpc/grpc-js";
 
-import {
-  InvalidRequestError,
-  QueueFullError,
-  RequestTimeoutError,
-  UnavailableError,
-} from "../engine/errors.ts";
+import { grpcStatusOf } from "../../core/platform/grpc.ts";
+import { InvalidRequestError, QueueFullError, RequestTimeoutError } from "../engine/errors.ts";
 
 /** OpenAI's error body; all four keys are always there. */
 export interface ErrorBody {
@@ -75,59 +71,65 @@ export class ClientGoneError extends Error {
   override readonly name = "ClientGoneError";
 }
 
+/** What an error body says beside its message. */
+interface Facts {
+  readonly httpStatus: number;
+  readonly type: string;
+  readonly param?: string | undefined;
+  readonly code?: string | undefined;
+}
+
 const INVALID = "invalid_request_error";
 
-/** What the doors say about any thrown value; what is not ours is an internal error whose text stays inside. */
+/** What the doors say about any thrown value; the text of what is not ours stays in the log. */
 export function doorError(error: unknown): DoorError {
-  const say = (
-    httpStatus: number,
-    code: grpcStatus,
-    type: string,
-    options: { param?: string; code?: string; message?: string } = {},
-  ): DoorError => ({
+  const { code: grpcCode, details } = grpcStatusOf(error);
+  const { httpStatus, type, param, code } = factsOf(error, grpcCode);
+  const internal = "internal error; the router's log has the details";
+  return {
     httpStatus,
-    grpcStatus: code,
-    message: options.message ?? (error as Error).message,
+    grpcStatus: grpcCode,
+    message: httpStatus === 500 ? internal : details,
     type,
-    param: options.param ?? null,
-    code: options.code ?? null,
-  });
-  if (error instanceof InvalidRequestError) {
-    return say(400, grpcStatus.INVALID_ARGUMENT, INVALID, { param: error.param, code: error.code });
-  }
-  if (error instanceof NoTokenizerError) {
-    const options = { param: error.param, code: "no_tokenizer" };
-    return say(400, grpcStatus.FAILED_PRECONDITION, INVALID, options);
-  }
-  if (error instanceof UnauthenticatedError) {
-    return say(401, grpcStatus.UNAUTHENTICATED, INVALID, { code: "invalid_api_key" });
-  }
-  if (error instanceof NotFoundError) {
-    return say(404, grpcStatus.NOT_FOUND, INVALID, { param: error.param, code: error.code });
-  }
-  if (error instanceof TransportError) {
-    return say(error.httpStatus, grpcStatus.INVALID_ARGUMENT, INVALID, { code: error.code });
-  }
-  if (error instanceof QueueFullError) {
-    return say(429, grpcStatus.RESOURCE_EXHAUSTED, "rate_limit_error", { code: "queue_full" });
-  }
-  if (error instanceof UnavailableError) {
-    return say(503, grpcStatus.UNAVAILABLE, "server_error", { code: "unavailable" });
-  }
-  if (error instanceof RequestTimeoutError) {
-    return say(504, grpcStatus.DEADLINE_EXCEEDED, "server_error", { code: "request_timeout" });
-  }
-  if (error instanceof ClientGoneError) {
-    return say(499, grpcStatus.CANCELLED, INVALID, { code: "client_gone" });
-  }
-  return say(500, grpcStatus.INTERNAL, "server_error", {
-    code: "internal_error",
-    message: "internal error; the router's log has the details",
-  });
+    param: param ?? null,
+    code: code ?? null,
+  };
 }
 
 /** OpenAI's body for an error. */
 export function errorBody(error: DoorError): ErrorBody {
   const { message, type, param, code } = error;
   return { error: { message, type, param, code } };
+}
+
+function factsOf(error: unknown, grpcCode: grpcStatus): Facts {
+  if (error instanceof InvalidRequestError) {
+    return { httpStatus: 400, type: INVALID, param: error.param, code: error.code };
+  }
+  if (error instanceof NoTokenizerError) {
+    return { httpStatus: 400, type: INVALID, param: error.param, code: "no_tokenizer" };
+  }
+  if (error instanceof UnauthenticatedError) {
+    return { httpStatus: 401, type: INVALID, code: "invalid_api_key" };
+  }
+  if (error instanceof NotFoundError) {
+    return { httpStatus: 404, type: INVALID, param: error.param, code: error.code };
+  }
+  if (error instanceof TransportError) {
+    return { httpStatus: error.httpStatus, type: INVALID, code: error.code };
+  }
+  if (error instanceof QueueFullError) {
+    return { httpStatus: 429, type: "rate_limit_error", code: "queue_full" };
+  }
+  if (error instanceof RequestTimeoutError) {
+    return { httpStatus: 504, type: "server_error", code: "request_timeout" };
+  }
+  if (error instanceof ClientGoneError) {
+    return { httpStatus: 499, type: INVALID, code: "client_gone" };
+  }
+  // A lost shard is told by whoever dispatches; the table of gRPC statuses knows them all.
+  if (grpcCode === grpcStatus.UNAVAILABLE) {
+    return { httpStatus: 503, type: "server_error", code: "unavailable" };
+  }
+  return { httpStatus: 500, type: "server_error", code: "internal_error" };
 }

@@ -2,7 +2,7 @@
 
 import type { Context } from "@opentelemetry/api";
 
-import type { PositionLogprobs, SamplingParams } from "../engine/request.ts";
+import type { EngineRequest, PositionLogprobs, SamplingParams } from "../engine/request.ts";
 import { generateText, type TextEvent } from "../engine/text-stream.ts";
 import type { Prompt } from "./prompts.ts";
 import { seedOf } from "./sampling.ts";
@@ -75,7 +75,7 @@ export async function runChoices(
 ): Promise<void> {
   const failures: unknown[] = [];
   const runOne = async (choice: Choice): Promise<void> => {
-    const request = {
+    const request: EngineRequest = {
       id: choices.length === 1 ? run.id : `${run.id}-${choice.index}`,
       promptTokenIds: choice.prompt.tokenIds,
       sampling: choice.sampling,
@@ -83,7 +83,8 @@ export async function runChoices(
       signal: run.abort.signal,
       traceContext: run.traceContext,
     };
-    for await (const event of generateText(serving.engine, serving.tokenizer, request)) {
+    const source = { engine: serving.engine, tokenizer: serving.tokenizer, request };
+    for await (const event of generateText(source)) {
       const seen = choice.promptOnly ? withoutCompletion(event) : event;
       if (seen !== undefined) await onEvent(choice, seen);
     }
@@ -120,19 +121,28 @@ export async function collectChoices(
     onEvent(choice, event);
     const draft = drafts[choice.index];
     if (event.type === "prompt") draft.prompt = event;
-    else if (event.type === "finish") draft.finish = event;
-    else {
+    else if (event.type === "finish") {
+      draft.finish = event;
+      draft.tokenIds.push(...finishTokenIds(event));
+    } else {
       draft.text.push(event.text);
       draft.tokenIds.push(...event.tokenIds);
       draft.logprobs.push(...(event.logprobs ?? []));
     }
   });
-  return drafts.map(({ choice, text, prompt, finish, ...rest }) => {
+  return drafts.map(({ choice, text, tokenIds, logprobs, prompt, finish }) => {
     if (prompt === undefined || finish === undefined) {
-      throw new Error(`request ${run.id} choice ${choice.index}: the engine ended without a finish`);
+      throw new Error(
+        `request ${run.id} choice ${choice.index}: the engine ended without a finish`,
+      );
     }
-    return { choice, text: text.join(""), prompt, finish, ...rest };
+    return { choice, text: text.join(""), tokenIds, logprobs, prompt, finish };
   });
+}
+
+/** The stop id that ended a completion: part of its token ids, since it is counted, though never of its text. */
+export function finishTokenIds(event: ChoiceResult["finish"]): readonly number[] {
+  return event.stopTokenId === undefined ? [] : [event.stopTokenId];
 }
 
 /** Adds an event's counts; a prompt counts once however many completions it has. */

@@ -128,16 +128,16 @@ export function promptLogprobs(
 ): PromptLogprobs {
   return positions.map((position) => {
     if (position === undefined) return null;
-    const best = position.top.slice(0, top);
-    const ranked = best.map((entry, i) => ({ ...entry, rank: i + 1 as number | null }));
-    const rank = position.top.findIndex(({ tokenId }) => tokenId === position.token.tokenId) + 1;
-    const all = [{ ...position.token, rank: rank > 0 ? rank : null }, ...ranked];
-    return Object.fromEntries(
-      all.map(({ tokenId, logprob, rank }) => [
+    const entry = ({ tokenId, logprob }: TokenLogprob, rank: number | null) =>
+      [
         String(tokenId),
         { logprob: finite(logprob), rank, decoded_token: tokenText(tokenizer, tokenId) },
-      ]),
-    );
+      ] as const;
+    const rank = position.top.findIndex(({ tokenId }) => tokenId === position.token.tokenId) + 1;
+    return Object.fromEntries([
+      entry(position.token, rank > 0 ? rank : null),
+      ...position.top.slice(0, top).map((candidate, i) => entry(candidate, i + 1)),
+    ]);
   });
 }
 

@@ -130,3 +130,21 @@ export function parseJson(bytes: Uint8Array): unknown {
 function isEmptyFormat(value: unknown): boolean {
   return typeof value === "object" && value !== null && "type" in value && value.type === "text";
 }
+
+/** Throws InvalidRequestError for options that only make sense with, or without, a stream. */
+export function checkUsageOptions(fields: {
+  readonly stream?: boolean | undefined;
+  readonly stream_options?: unknown;
+  readonly prompt_logprobs?: number | undefined;
+}): void {
+  const stream = fields.stream ?? false;
+  if (!stream && fields.stream_options !== undefined) {
+    throw new InvalidRequestError("stream_options: needs stream to be true", "stream_options");
+  }
+  if (stream && fields.prompt_logprobs !== undefined) {
+    throw new InvalidRequestError(
+      "prompt_logprobs: are not available where stream is true",
+      "prompt_logprobs",
+    );
+  }
+}
