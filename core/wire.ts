@@ -13,6 +13,9 @@ export const PROTOCOL_VERSION = 1;
 /** Expert id of a row's expert that is on another shard. */
 export const NO_EXPERT = 65535;
 
+/** Rows of one dispatch at most; far more than a step has. */
+export const MAX_DISPATCH_ROWS = 65536;
+
 /** --wire: the dtype of rows that go out. */
 export type WireSetting = "f16" | "f32";
 

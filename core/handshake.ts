@@ -1,0 +1,47 @@
+/** What a router and a shard must agree on before anything is dispatched; pure. */
+
+import type { WeightsDtype } from "./expert-device.ts";
+
+/** A router's or shard's --weights. */
+export type WeightsSetting = "auto" | WeightsDtype;
+
+/** What both hellos carry. */
+export interface HelloFields {
+  readonly protocolVersion: number;
+  readonly modelHash: string;
+  /** "auto", "f16" or "f32". */
+  readonly weights: string;
+}
+
+/** Router and shard do not fit together. gRPC FAILED_PRECONDITION. */
+export class HandshakeError extends Error {
+  override readonly name = "HandshakeError";
+}
+
+/** Compares two hellos. Throws HandshakeError naming every field that does not agree and both its values. */
+export function checkHellos(router: HelloFields, shard: HelloFields): void {
+  const mismatches: string[] = [];
+  const compare = (field: string, ours: string | number, theirs: string | number) =>
+    mismatches.push(`${field}: the router has ${ours}, the shard has ${theirs}`);
+  if (router.protocolVersion !== shard.protocolVersion) {
+    compare("protocol_version", router.protocolVersion, shard.protocolVersion);
+  }
+  if (router.modelHash !== shard.modelHash) {
+    compare("model_hash", router.modelHash, shard.modelHash);
+  }
+  for (const [side, { weights }] of Object.entries({ router, shard })) {
+    if (!isWeightsSetting(weights)) {
+      mismatches.push(`weights: the ${side} has "${weights}", expected auto, f16 or f32`);
+    }
+  }
+  const fixed = [router.weights, shard.weights].filter((weights) => weights !== "auto");
+  if (fixed.length === 2 && fixed[0] !== fixed[1]) {
+    compare("weights", router.weights, shard.weights);
+  }
+  if (mismatches.length > 0) throw new HandshakeError(mismatches.join("; "));
+}
+
+/** Whether a hello's text is a --weights setting. */
+export function isWeightsSetting(text: string): text is WeightsSetting {
+  return text === "auto" || text === "f16" || text === "f32";
+}

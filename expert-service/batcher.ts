@@ -1,0 +1,177 @@
+/** The shard's queue: dispatches wait here while the device is busy, and those of one layer run together. */
+
+import type { DispatchRows, ShardTimes } from "../core/wire.ts";
+import { DispatchRefusedError } from "../core/wire.ts";
+import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
+import type { SlotRows } from "./ffn.ts";
+import { runFfn, toSlots } from "./ffn.ts";
+import type { HeldLayer } from "./residency.ts";
+
+/** A dispatch that waits, and how it is answered: once, by either function. */
+export interface QueuedDispatch {
+  /** Names the dispatch among all streams. */
+  readonly stream: object;
+  readonly dispatchId: number;
+  readonly epoch: number;
+  readonly layer: number;
+  readonly payload: DispatchRows;
+  /** Milliseconds of the batcher's clock. */
+  readonly receivedAt: number;
+  readonly deadlineAt: number;
+  readonly onSums: (sums: Float32Array, times: ShardTimes) => void;
+  readonly onError: (code: DispatchErrorCode, message: string) => void;
+}
+
+/** What a batcher needs. */
+export interface BatcherOptions {
+  readonly hiddenSize: number;
+  /** Dispatches that wait at most. */
+  readonly maxQueue: number;
+  /** Milliseconds, monotonic. */
+  readonly now: () => number;
+  /** What computes an epoch's layer. Throws DispatchRefusedError where the shard does not have it. */
+  readonly hold: (epoch: number, layer: number) => HeldLayer;
+}
+
+/** Splits off what runs next: the oldest dispatch and the later ones of its epoch and layer, up to `maxRows` rows together. */
+export function takeBatch(
+  queue: readonly QueuedDispatch[],
+  hiddenSize: number,
+  maxRows: number,
+): { readonly batch: QueuedDispatch[]; readonly rest: QueuedDispatch[] } {
+  const batch: QueuedDispatch[] = [];
+  const rest: QueuedDispatch[] = [];
+  let rows = 0;
+  for (const dispatch of queue) {
+    const numRows = dispatch.payload.rows.length / hiddenSize;
+    const first = batch[0] ?? dispatch;
+    const fits = batch.length === 0 || rows + numRows <= maxRows;
+    if (fits && dispatch.layer === first.layer && dispatch.epoch === first.epoch) {
+      batch.push(dispatch);
+      rows += numRows;
+    } else {
+      rest.push(dispatch);
+    }
+  }
+  return { batch, rest };
+}
+
+/** Runs queued dispatches, one run on the device at a time. */
+export class Batcher {
+  readonly #options: BatcherOptions;
+  #queue: QueuedDispatch[] = [];
+  #running: Promise<void> | undefined;
+
+  constructor(options: BatcherOptions) {
+    this.#options = options;
+  }
+
+  /** Dispatches that wait. */
+  get waiting(): number {
+    return this.#queue.length;
+  }
+
+  /** Queues a dispatch; answers OVERLOADED at once where the queue is full. */
+  submit(dispatch: QueuedDispatch): void {
+    const { maxQueue } = this.#options;
+    if (this.#queue.length >= maxQueue) {
+      dispatch.onError(
+        DispatchErrorCode.DISPATCH_ERROR_CODE_OVERLOADED,
+        `the shard's queue is full: ${this.#queue.length} dispatches wait, the limit is ${maxQueue}`,
+      );
+      return;
+    }
+    this.#queue.push(dispatch);
+    this.#running ??= this.#drain();
+  }
+
+  /** Drops a dispatch that still waits and answers it with DEADLINE. */
+  cancel(stream: object, dispatchId: number): void {
+    this.#drop(
+      (dispatch) => dispatch.stream === stream && dispatch.dispatchId === dispatchId,
+      "the router cancelled it",
+    );
+  }
+
+  /** Drops all dispatches of a stream that still wait. */
+  cancelStream(stream: object): void {
+    this.#drop((dispatch) => dispatch.stream === stream, "its stream ended");
+  }
+
+  /** Settles when no run is on the device; those that wait then are started after. */
+  async idle(): Promise<void> {
+    await this.#running;
+  }
+
+  #drop(matches: (dispatch: QueuedDispatch) => boolean, reason: string): void {
+    const dropped = this.#queue.filter(matches);
+    if (dropped.length === 0) return;
+    this.#queue = this.#queue.filter((dispatch) => !matches(dispatch));
+    for (const dispatch of dropped) {
+      dispatch.onError(DispatchErrorCode.DISPATCH_ERROR_CODE_DEADLINE, `dropped: ${reason}`);
+    }
+  }
+
+  async #drain(): Promise<void> {
+    // Dispatches that arrive in one turn of the event loop are seen together.
+    await new Promise((resolve) => setImmediate(resolve));
+    while (this.#queue.length > 0) await this.#runNext();
+    this.#running = undefined;
+  }
+
+  async #runNext(): Promise<void> {
+    const { hiddenSize, now } = this.#options;
+    const [head] = this.#queue;
+    let held: HeldLayer;
+    try {
+      held = this.#options.hold(head.epoch, head.layer);
+    } catch (error) {
+      this.#queue.shift();
+      refuse(head, error);
+      return;
+    }
+    const { batch, rest } = takeBatch(this.#queue, hiddenSize, held.device.maxRows);
+    this.#queue = rest;
+    const startedAt = now();
+    const ready: { readonly dispatch: QueuedDispatch; readonly input: SlotRows }[] = [];
+    for (const dispatch of batch) {
+      const input = prepare(dispatch, held, startedAt);
+      if (input !== undefined) ready.push({ dispatch, input });
+    }
+    if (ready.length === 0) return;
+    try {
+      const inputs = ready.map(({ input }) => input);
+      const sums = await runFfn(head.layer, hiddenSize, inputs, held);
+      const computeUs = Math.round((now() - startedAt) * 1000);
+      for (const [index, { dispatch }] of ready.entries()) {
+        const queueUs = Math.round((startedAt - dispatch.receivedAt) * 1000);
+        dispatch.onSums(sums[index], { queueUs, computeUs });
+      }
+    } catch (error) {
+      for (const { dispatch } of ready) refuse(dispatch, error);
+    }
+  }
+}
+
+/** The dispatch with slots, or undefined where it was answered with an error instead. */
+function prepare(dispatch: QueuedDispatch, held: HeldLayer, now: number): SlotRows | undefined {
+  if (now >= dispatch.deadlineAt) {
+    const lateMs = Math.round(now - dispatch.deadlineAt);
+    dispatch.onError(
+      DispatchErrorCode.DISPATCH_ERROR_CODE_DEADLINE,
+      `the deadline passed ${lateMs} ms before the computation began`,
+    );
+    return undefined;
+  }
+  try {
+    return toSlots(dispatch.layer, dispatch.payload, held);
+  } catch (error) {
+    refuse(dispatch, error);
+    return undefined;
+  }
+}
+
+function refuse(dispatch: QueuedDispatch, error: unknown): void {
+  if (error instanceof DispatchRefusedError) dispatch.onError(error.code, error.message);
+  else dispatch.onError(DispatchErrorCode.DISPATCH_ERROR_CODE_INTERNAL, String(error));
+}
