@@ -45,3 +45,21 @@ export function checkHellos(router: HelloFields, shard: HelloFields): void {
 export function isWeightsSetting(text: string): text is WeightsSetting {
   return text === "auto" || text === "f16" || text === "f32";
 }
+
+/** One member's say in the cluster's dtype of weights. */
+export interface WeightsVote {
+  readonly weights: WeightsSetting;
+  /** The member's adapter offers shader-f16. */
+  readonly shaderF16: boolean;
+}
+
+/**
+ * The one dtype of weights of a cluster: what any member asks for, else f16 where every adapter has shader-f16.
+ * Throws HandshakeError where members ask for different ones.
+ */
+export function decideWeights(members: readonly WeightsVote[]): WeightsDtype {
+  const asked = new Set(members.map(({ weights }) => weights).filter((one) => one !== "auto"));
+  if (asked.size > 1) throw new HandshakeError("weights: f16 and f32 are both asked for");
+  for (const weights of asked) return weights;
+  return members.every(({ shaderF16 }) => shaderF16) ? "f16" : "f32";
+}

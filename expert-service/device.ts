@@ -1,6 +1,7 @@
 /** Chooses what a shard computes on. */
 
 import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
+import type { ExpertConfig } from "./config.ts";
 import type { ExpertDevice, ExpertSizes, WeightsDtype } from "../core/expert-device.ts";
 
 /** A device before it is known in which dtype the cluster keeps weights. */
@@ -20,15 +21,22 @@ export interface ShardDevice {
   close(): void;
 }
 
-/** What a shard's device is chosen by. */
-export interface ShardDeviceOptions {
-  /** Absent: half of the memory that is free to this process. */
-  readonly memoryBytes?: number;
+/** The settings that choose a shard's device. */
+export type ShardDeviceConfig = Pick<ExpertConfig, "device" | "adapter" | "memoryLimit">;
+
+/** Opens the device that the settings ask for. Rejects where there is none. */
+export async function openShardDevice(
+  config: ShardDeviceConfig,
+  sizes: ExpertSizes,
+): Promise<ShardDevice> {
+  if (config.device === "webgpu")
+    throw new Error("--device webgpu: the shard has no GPU device yet");
+  return cpuShardDevice(sizes, config.memoryLimit);
 }
 
 /** The CPU, with host memory as device memory; it holds f16-rounded weights only where asked to, as that gains nothing. */
-export function cpuShardDevice(sizes: ExpertSizes, options: ShardDeviceOptions = {}): ShardDevice {
-  const memoryBytes = options.memoryBytes ?? Math.floor(process.availableMemory() / 2);
+export function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
+  const memoryBytes = memoryLimit ?? Math.floor(process.availableMemory() / 2);
   return {
     adapter: "cpu",
     shaderF16: false,

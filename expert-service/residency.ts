@@ -18,7 +18,7 @@ import {
 export interface ExpertSource {
   readExpert(layer: number, expertId: number): Promise<ExpertWeights>;
   /** Bytes read since the checkpoint was opened. */
-  readonly bytesRead: number;
+  bytesRead(): number;
 }
 
 /** One layer on the device. */
@@ -88,7 +88,7 @@ export class Residency {
       epoch: wanted.epoch,
       numExperts: [...this.#layers.values()].reduce((sum, { experts }) => sum + experts.length, 0),
       residentBytes: this.#device?.expertDevice.residentBytes() ?? 0,
-      checkpointBytesRead: this.#options.source.bytesRead,
+      checkpointBytesRead: this.#options.source.bytesRead(),
     };
   }
 

@@ -170,7 +170,10 @@ class RouterSession {
     } catch (error) {
       this.#epoch = 0;
       const { code, details } = grpcStatusOf(error);
-      logger.error({ router: this.#routerId, epoch: placement.epoch, reason: details }, "placement refused");
+      logger.error(
+        { router: this.#routerId, epoch: placement.epoch, reason: details },
+        "placement refused",
+      );
       this.end(code, details);
       if (code !== status.FAILED_PRECONDITION) this.#options.onLoadFailure(error as Error);
     }

@@ -31,7 +31,10 @@ export function startDispatchSpan(dispatch: Dispatch, rank: number): DispatchSpa
   );
   return {
     end: ({ queueUs, computeUs }) => {
-      span.setAttributes({ "moe.queue.seconds": queueUs / 1e6, "moe.compute.seconds": computeUs / 1e6 });
+      span.setAttributes({
+        "moe.queue.seconds": queueUs / 1e6,
+        "moe.compute.seconds": computeUs / 1e6,
+      });
       span.end();
     },
     fail: (message) => {

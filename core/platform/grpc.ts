@@ -76,7 +76,7 @@ const statusByErrorName: Readonly<Record<string, status>> = {
   OutOfDeviceMemoryError: status.RESOURCE_EXHAUSTED,
   UnavailableError: status.UNAVAILABLE,
   ShardLostError: status.UNAVAILABLE,
-  DispatchRefusedError: status.UNAVAILABLE,
+  DispatchFailedError: status.UNAVAILABLE,
   DispatchTimeoutError: status.UNAVAILABLE,
   RequestTimeoutError: status.DEADLINE_EXCEEDED,
   HandshakeError: status.FAILED_PRECONDITION,

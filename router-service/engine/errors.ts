@@ -23,7 +23,7 @@ export class InvalidRequestError extends Error {
 
 /** No living copy of an expert, a lost shard, or the service is stopping. HTTP 503, gRPC UNAVAILABLE. */
 export class UnavailableError extends Error {
-  override readonly name = "UnavailableError";
+  override readonly name: string = "UnavailableError";
 }
 
 /** The request took longer than --request-timeout. HTTP 504, gRPC DEADLINE_EXCEEDED. */

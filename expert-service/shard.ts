@@ -1,0 +1,91 @@
+/** Puts a shard together: its server, batcher and residency over one device and one checkpoint. */
+
+import { Server } from "@grpc/grpc-js";
+import { HealthImplementation } from "grpc-health-check";
+
+import type { WeightsSetting } from "../core/handshake.ts";
+import type { Checkpoint } from "../core/model/checkpoint.ts";
+import { readExpert } from "../core/model/weights.ts";
+import { bindServer, serverOptions, stopServer } from "../core/platform/grpc.ts";
+import type { Logger } from "../core/platform/log.ts";
+import { Batcher } from "./batcher.ts";
+import type { ShardDevice } from "./device.ts";
+import { Residency } from "./residency.ts";
+import { addExpertService } from "./server.ts";
+
+/** What a shard is made of. */
+export interface ShardOptions {
+  readonly rank: number;
+  readonly weights: WeightsSetting;
+  readonly maxQueue: number;
+  readonly checkpoint: Checkpoint;
+  readonly device: ShardDevice;
+  readonly logger: Logger;
+  /** A placement could not be loaded; the shard can not go on where the device failed. */
+  readonly onLoadFailure: (error: Error) => void;
+  /** Called after each expert that was loaded. */
+  readonly onProgress?: (loaded: number, total: number) => void;
+}
+
+/** A shard that listens. */
+export interface Shard {
+  readonly port: number;
+  /** Ends all streams, stops the server and frees the device's experts; device and checkpoint stay the caller's. */
+  close(): Promise<void>;
+}
+
+/** Streams are ended before the server stops, so that little remains to wait for, milliseconds. */
+const STOP_GRACE_MS = 500;
+
+/** Starts a shard without experts that listens on `address`. Rejects where the address is taken. */
+export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
+  const { rank, weights, checkpoint, device, logger } = options;
+  const now = () => performance.now();
+  const batcher = new Batcher({
+    hiddenSize: checkpoint.config.hiddenSize,
+    maxQueue: options.maxQueue,
+    now,
+    hold: (epoch, layer) => residency.hold(epoch, layer),
+  });
+  const residency = new Residency({
+    model: checkpoint.config,
+    weights,
+    device,
+    source: {
+      readExpert: (layer, expertId) => readExpert(checkpoint, layer, expertId),
+      bytesRead: () => checkpoint.bytesRead(),
+    },
+    idle: () => batcher.idle(),
+    onProgress: options.onProgress,
+  });
+  const server = new Server(serverOptions);
+  const endStreams = addExpertService(server, {
+    rank,
+    model: checkpoint.config,
+    modelHash: checkpoint.modelHash,
+    weights,
+    device,
+    residency,
+    batcher,
+    logger,
+    now,
+    onLoadFailure: options.onLoadFailure,
+  });
+  const health = new HealthImplementation({
+    "": "SERVING",
+    "switchyard.v1.ExpertService": "SERVING",
+  });
+  health.addToServer(server);
+  const port = await bindServer(server, address);
+  return {
+    port,
+    close: async () => {
+      health.setStatus("", "NOT_SERVING");
+      health.setStatus("switchyard.v1.ExpertService", "NOT_SERVING");
+      endStreams();
+      await stopServer(server, STOP_GRACE_MS);
+      await batcher.idle();
+      residency.close();
+    },
+  };
+}

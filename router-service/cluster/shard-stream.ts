@@ -1,0 +1,229 @@
+/** One stream to one shard, from hello to its end. It is never used again after it ended. */
+
+import type { ClientDuplexStream } from "@grpc/grpc-js";
+import { credentials } from "@grpc/grpc-js";
+
+import { channelOptions } from "../../core/platform/grpc.ts";
+import type { DispatchHeader, DispatchRows, ShardTimes, WireSetting } from "../../core/wire.ts";
+import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../core/wire.ts";
+import type { Placement, PlacementAck } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type {
+  PartialSum,
+  RouterHello,
+  RouterMessage,
+  ShardHello,
+  ShardMessage,
+} from "../../proto/gen/switchyard/v1/expert.ts";
+import { ExpertServiceClient } from "../../proto/gen/switchyard/v1/expert.ts";
+import { DispatchFailedError, DispatchTimeoutError, ShardLostError } from "./errors.ts";
+
+/** Dispatches without an answer at most; an engine has a few. */
+const MAX_PENDING = 1024;
+
+/** A dispatch on its way. */
+export interface DispatchHandle {
+  /**
+   * Partial sums [numRows, hiddenSize]. Rejects with ShardLostError, DispatchTimeoutError, DispatchFailedError, or with
+   * the reason of `cancel`.
+   */
+  readonly answer: Promise<DispatchAnswer>;
+  /** Payload bytes that went out. */
+  readonly bytesOut: number;
+  /** Stops waiting and tells the shard. */
+  cancel(reason: unknown): void;
+}
+
+/** What a shard answered. */
+export interface DispatchAnswer {
+  readonly sums: Float32Array;
+  readonly bytesIn: number;
+  readonly times: ShardTimes;
+}
+
+interface Pending {
+  readonly header: DispatchHeader;
+  readonly numRows: number;
+  readonly sentAt: number;
+  readonly timer: NodeJS.Timeout;
+  resolve(answer: DispatchAnswer): void;
+  reject(error: unknown): void;
+}
+
+/** A promise that someone else settles. */
+type Waiting<T> = PromiseWithResolvers<T> & { readonly timer: NodeJS.Timeout };
+
+/** A stream to a shard. */
+export class ShardStream {
+  /** Resolves with the reason when the stream has ended; every pending dispatch is rejected by then. */
+  readonly ended: Promise<string>;
+  readonly #shard: string;
+  readonly #client: ExpertServiceClient;
+  readonly #call: ClientDuplexStream<RouterMessage, ShardMessage>;
+  readonly #pending = new Map<number, Pending>();
+  readonly #resolveEnded: (reason: string) => void;
+  #hello: Waiting<ShardHello> | undefined;
+  #ack: (Waiting<PlacementAck> & { readonly epoch: number }) | undefined;
+  #endReason: string | undefined;
+  #nextDispatchId = 1;
+  #lastMessageAt = 0;
+
+  /** Connects to `address`; `shard` names it in errors. */
+  constructor(address: string, shard: string) {
+    this.#shard = shard;
+    const { promise, resolve } = Promise.withResolvers<string>();
+    this.ended = promise;
+    this.#resolveEnded = resolve;
+    this.#client = new ExpertServiceClient(address, credentials.createInsecure(), channelOptions);
+    this.#call = this.#client.connect();
+    this.#call.on("data", (message: ShardMessage) => this.#receive(message));
+    this.#call.on("error", (error: Error & { details?: string }) =>
+      this.end(error.details || error.message),
+    );
+    this.#call.on("end", () => this.end("the shard ended the stream"));
+  }
+
+  /** Says hello and waits for the shard's. Rejects with ShardLostError when the stream ends or time is over. */
+  hello(hello: RouterHello, timeoutMs: number): Promise<ShardHello> {
+    const waiting = this.#wait<ShardHello>(`no hello within ${timeoutMs} ms`, timeoutMs);
+    this.#hello = waiting;
+    this.#send({ $case: "hello", value: hello });
+    return waiting.promise;
+  }
+
+  /** Sends a placement and waits until it is resident. Rejects with ShardLostError when the stream ends or time is over. */
+  place(placement: Placement, timeoutMs: number): Promise<PlacementAck> {
+    const { epoch } = placement;
+    const text = `placement ${epoch} is not acknowledged within ${timeoutMs} ms`;
+    const waiting = this.#wait<PlacementAck>(text, timeoutMs);
+    this.#ack = { ...waiting, epoch };
+    this.#send({ $case: "placement", value: placement });
+    return waiting.promise;
+  }
+
+  /** Sends rows; the shard has `timeoutMs` to answer. */
+  dispatch(
+    header: Omit<DispatchHeader, "dispatchId">,
+    payload: DispatchRows,
+    wire: WireSetting,
+  ): DispatchHandle {
+    const dispatchId = this.#nextDispatchId++;
+    const { promise, resolve, reject } = Promise.withResolvers<DispatchAnswer>();
+    const lost = this.#lostReason();
+    if (lost !== undefined) {
+      reject(lost);
+      return { answer: promise, bytesOut: 0, cancel: () => {} };
+    }
+    const full = { ...header, dispatchId };
+    const message = encodeDispatch(full, payload, wire);
+    const timer = setTimeout(() => this.#timeOut(dispatchId), header.timeoutMs);
+    const sentAt = performance.now();
+    const { numRows } = message;
+    this.#pending.set(dispatchId, { header: full, numRows, sentAt, timer, resolve, reject });
+    this.#send({ $case: "dispatch", value: message });
+    return {
+      answer: promise,
+      bytesOut: message.hiddenStates.length + message.expertIds.length + message.topkWeights.length,
+      cancel: (reason) => {
+        if (this.#take(dispatchId) === undefined) return;
+        this.#send({ $case: "cancel", value: { dispatchId } });
+        reject(reason);
+      },
+    };
+  }
+
+  /** Ends the stream: everything that waits is rejected with ShardLostError. */
+  end(reason: string): void {
+    if (this.#endReason !== undefined) return;
+    this.#endReason = reason;
+    const error = new ShardLostError(this.#shard, reason);
+    for (const dispatchId of this.#pending.keys()) this.#take(dispatchId)?.reject(error);
+    for (const waiting of [this.#hello, this.#ack]) {
+      clearTimeout(waiting?.timer);
+      waiting?.reject(error);
+    }
+    this.#call.cancel();
+    this.#client.close();
+    this.#resolveEnded(reason);
+  }
+
+  #wait<T>(timeoutText: string, timeoutMs: number): Waiting<T> {
+    const waiting = Promise.withResolvers<T>();
+    const timer = setTimeout(() => this.end(timeoutText), timeoutMs);
+    if (this.#endReason !== undefined) {
+      clearTimeout(timer);
+      waiting.reject(new ShardLostError(this.#shard, this.#endReason));
+    }
+    return { ...waiting, timer };
+  }
+
+  #lostReason(): ShardLostError | undefined {
+    if (this.#endReason !== undefined) return new ShardLostError(this.#shard, this.#endReason);
+    if (this.#pending.size < MAX_PENDING) return undefined;
+    return new ShardLostError(this.#shard, `${this.#pending.size} dispatches wait already`);
+  }
+
+  #send(kind: NonNullable<RouterMessage["kind"]>): void {
+    if (this.#endReason === undefined) this.#call.write({ kind });
+  }
+
+  #take(dispatchId: number): Pending | undefined {
+    const pending = this.#pending.get(dispatchId);
+    if (pending === undefined) return undefined;
+    clearTimeout(pending.timer);
+    this.#pending.delete(dispatchId);
+    return pending;
+  }
+
+  #timeOut(dispatchId: number): void {
+    const pending = this.#take(dispatchId);
+    if (pending === undefined) return;
+    const { layer, timeoutMs } = pending.header;
+    pending.reject(new DispatchTimeoutError(this.#shard, layer, timeoutMs));
+    if (this.#lastMessageAt >= pending.sentAt) {
+      this.#send({ $case: "cancel", value: { dispatchId } });
+    } else {
+      // Not a word since it was sent: whoever waits behind it need not find out one by one.
+      this.end(`no message for ${timeoutMs} ms`);
+    }
+  }
+
+  #receive({ kind }: ShardMessage): void {
+    this.#lastMessageAt = performance.now();
+    if (kind === undefined) {
+      this.end("a message of an unknown kind");
+    } else if (kind.$case === "hello") {
+      clearTimeout(this.#hello?.timer);
+      this.#hello?.resolve(kind.value);
+    } else if (kind.$case === "placementAck") {
+      if (kind.value.epoch !== this.#ack?.epoch) {
+        this.end(`acknowledges placement ${kind.value.epoch}, which was not sent`);
+        return;
+      }
+      clearTimeout(this.#ack.timer);
+      this.#ack.resolve(kind.value);
+    } else if (kind.$case === "partialSum") {
+      this.#onPartialSum(kind.value);
+    } else {
+      const { dispatchId, code, message } = kind.value;
+      const pending = this.#take(dispatchId);
+      pending?.reject(new DispatchFailedError(this.#shard, pending.header.layer, code, message));
+    }
+  }
+
+  #onPartialSum(message: PartialSum): void {
+    // Absent: it was cancelled or came too late.
+    const pending = this.#take(message.dispatchId);
+    if (pending === undefined) return;
+    const { layer, hiddenSize } = pending.header;
+    try {
+      pending.resolve({
+        sums: decodePartialSum(message, pending.numRows, hiddenSize),
+        bytesIn: message.sums.length,
+        times: { queueUs: message.queueUs, computeUs: message.computeUs },
+      });
+    } catch (error) {
+      if (!(error instanceof DispatchRefusedError)) throw error;
+      pending.reject(new DispatchFailedError(this.#shard, layer, error.code, error.message));
+    }
+  }
+}

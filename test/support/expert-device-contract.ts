@@ -1,0 +1,228 @@
+/** What every ExpertDevice does: one suite for the CPU's and the GPU's. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+
+import type {
+  ExpertDevice,
+  ExpertSizes,
+  ExpertWeights,
+  WeightsDtype,
+} from "../../core/expert-device.ts";
+import { NO_SLOT } from "../../core/expert-device.ts";
+import { f32FromBytes } from "../../core/tensor.ts";
+import {
+  assertClose,
+  expectedSums,
+  roundedToBf16,
+  roundedToF16,
+  testExpert,
+  testValues,
+  toDtype,
+} from "./expert-reference.ts";
+
+/** Makes a device of its own for each test; the suite closes it. */
+export type ExpertDeviceFactory = (
+  sizes: ExpertSizes,
+  weights: WeightsDtype,
+) => ExpertDevice | Promise<ExpertDevice>;
+
+const CASES: readonly (ExpertSizes & { readonly numRows: number; readonly topK: number })[] = [
+  { hiddenSize: 64, expertIntermediateSize: 40, numRows: 1, topK: 4 },
+  { hiddenSize: 64, expertIntermediateSize: 40, numRows: 17, topK: 4 },
+  { hiddenSize: 192, expertIntermediateSize: 64, numRows: 33, topK: 2 },
+  { hiddenSize: 36, expertIntermediateSize: 20, numRows: 5, topK: 1 },
+  { hiddenSize: 128, expertIntermediateSize: 8, numRows: 70, topK: 3 },
+];
+const NUM_SLOTS = 7;
+const LAYER = 3;
+
+/** Registers the suite. */
+export function expertDeviceContract(name: string, create: ExpertDeviceFactory): void {
+  describe(`${name} as an ExpertDevice`, () => {
+    const withDevice =
+      (
+        sizes: ExpertSizes,
+        weights: WeightsDtype,
+        body: (device: ExpertDevice) => void | Promise<void>,
+      ) =>
+      async () => {
+        const device = await create(sizes, weights);
+        try {
+          await body(device);
+        } finally {
+          device.close();
+        }
+      };
+    const loaded = (device: ExpertDevice, sizes: ExpertSizes, layer = LAYER): ExpertWeights[] => {
+      const experts = Array.from({ length: NUM_SLOTS }, (_, slot) =>
+        testExpert(sizes, layer * 100 + slot),
+      );
+      device.allocate(layer, NUM_SLOTS);
+      for (const [slot, expert] of experts.entries()) device.load(layer, slot, expert);
+      return experts;
+    };
+    const input = (sizes: ExpertSizes, numRows: number, topK: number) => ({
+      rows: testValues(numRows * sizes.hiddenSize, 11),
+      // Slots repeat over rows, and about one in five is on another device.
+      slots: Uint32Array.from({ length: numRows * topK }, (_, i) =>
+        i % 5 === 3 ? NO_SLOT : (i * 5 + Math.floor(i / topK)) % NUM_SLOTS,
+      ),
+      weights: testValues(numRows * topK, 12).map(Math.abs),
+    });
+
+    for (const weightsDtype of ["f32", "f16"] as const) {
+      for (const { numRows, topK, ...sizes } of CASES) {
+        const { hiddenSize, expertIntermediateSize } = sizes;
+        const title = `${numRows} rows of ${hiddenSize} through top-${topK} experts of ${expertIntermediateSize} in ${weightsDtype}`;
+        it(
+          `sums ${title} as the definition does`,
+          withDevice(sizes, weightsDtype, async (device) => {
+            const experts = loaded(device, sizes);
+            const { rows, slots, weights } = input(sizes, numRows, topK);
+            const judged = weightsDtype === "f16" ? experts.map(roundedToF16) : experts;
+            const expected = expectedSums(sizes, judged, rows, slots, weights);
+            assertClose(await device.run(LAYER, rows, slots, weights), expected, 2e-5);
+          }),
+        );
+      }
+    }
+
+    const sizes: ExpertSizes = { hiddenSize: 64, expertIntermediateSize: 40 };
+
+    it(
+      "gives zeros for rows whose experts are all elsewhere",
+      withDevice(sizes, "f32", async (device) => {
+        loaded(device, sizes);
+        const { rows } = input(sizes, 3, 2);
+        const slots = new Uint32Array(6).fill(NO_SLOT);
+        const sums = await device.run(LAYER, rows, slots, new Float32Array(6).fill(1));
+        assert.deepEqual(sums, new Float32Array(rows.length));
+      }),
+    );
+
+    it(
+      "answers runs that overlap each with its own sums, and repeats them bit by bit",
+      withDevice(sizes, "f32", async (device) => {
+        loaded(device, sizes);
+        const runs = [1, 9, 4, 20].map((numRows) => input(sizes, numRows, 3));
+        const alone: Float32Array[] = [];
+        for (const { rows, slots, weights } of runs) {
+          alone.push(await device.run(LAYER, rows, slots, weights));
+        }
+        const together = await Promise.all(
+          runs.map(({ rows, slots, weights }) => device.run(LAYER, rows, slots, weights)),
+        );
+        for (const [index, sums] of together.entries()) assert.deepEqual(sums, alone[index]);
+      }),
+    );
+
+    it(
+      "gives a row the same sum alone and among others",
+      withDevice(sizes, "f32", async (device) => {
+        loaded(device, sizes);
+        const { rows, slots, weights } = input(sizes, 12, 4);
+        const all = await device.run(LAYER, rows, slots, weights);
+        const alone = await device.run(
+          LAYER,
+          rows.slice(5 * 64, 6 * 64),
+          slots.slice(20, 24),
+          weights.slice(20, 24),
+        );
+        assertClose(alone, Float64Array.from(all.slice(5 * 64, 6 * 64)), 1e-6);
+      }),
+    );
+
+    it(
+      "keeps layers apart and takes a freed layer's place again",
+      withDevice(sizes, "f32", async (device) => {
+        const { rows, slots, weights } = input(sizes, 4, 2);
+        const first = loaded(device, sizes, 1);
+        const held = device.residentBytes();
+        assert.ok(held >= NUM_SLOTS * 3 * 64 * 40 * 2, `${held} bytes held`);
+        loaded(device, sizes, 2);
+        assert.equal(device.residentBytes(), 2 * held);
+        device.free(2);
+        assert.equal(device.residentBytes(), held);
+        await assert.rejects(device.run(2, rows, slots, weights), /layer 2/);
+        const third = loaded(device, sizes, 2);
+        const second = await device.run(2, rows, slots, weights);
+        assertClose(second, expectedSums(sizes, third, rows, slots, weights), 2e-5);
+        const firstSums = await device.run(1, rows, slots, weights);
+        assertClose(firstSums, expectedSums(sizes, first, rows, slots, weights), 2e-5);
+      }),
+    );
+
+    it(
+      "takes another expert into a slot that had one",
+      withDevice(sizes, "f32", async (device) => {
+        const experts = loaded(device, sizes);
+        const { rows, slots, weights } = input(sizes, 6, 4);
+        await device.run(LAYER, rows, slots, weights);
+        experts[2] = testExpert(sizes, 999);
+        device.load(LAYER, 2, experts[2]);
+        const sums = await device.run(LAYER, rows, slots, weights);
+        assertClose(sums, expectedSums(sizes, experts, rows, slots, weights), 2e-5);
+      }),
+    );
+
+    it(
+      "reads weights in BF16 and F16 exactly, from misaligned bytes too",
+      withDevice(sizes, "f32", async (device) => {
+        const expert = roundedToBf16(testExpert(sizes, 5));
+        device.allocate(LAYER, 2);
+        device.load(LAYER, 0, toDtype(expert, "BF16"));
+        // A bf16 value of this size has few enough bits for f16.
+        device.load(LAYER, 1, toDtype(roundedToF16(expert), "F16"));
+        const rows = testValues(2 * 64, 3);
+        const slots = Uint32Array.of(0, 1);
+        const weights = Float32Array.of(1, 1);
+        const expected = expectedSums(sizes, [expert, roundedToF16(expert)], rows, slots, weights);
+        assertClose(await device.run(LAYER, rows, slots, weights), expected, 2e-5);
+      }),
+    );
+
+    it(
+      "refuses what does not fit, naming it, and goes on",
+      withDevice(sizes, "f32", async (device) => {
+        device.allocate(LAYER, 2);
+        const expert = testExpert(sizes, 1);
+        device.load(LAYER, 0, expert);
+        const row = testValues(64, 1);
+        const one = Float32Array.of(1);
+        const run = (rows: Float32Array, slots: Uint32Array, weights: Float32Array) =>
+          device.run(LAYER, rows, slots, weights);
+        await assert.rejects(run(row, Uint32Array.of(1), one), /layer 3 slot 1/);
+        await assert.rejects(run(row, Uint32Array.of(2), one), /layer 3 slot 2/);
+        await assert.rejects(run(row.slice(1), Uint32Array.of(0), one), RangeError);
+        await assert.rejects(run(row, Uint32Array.of(0), Float32Array.of(1, 1)), RangeError);
+        await assert.rejects(device.run(LAYER + 1, row, Uint32Array.of(0), one), /layer 4/);
+        const tooMany = device.maxRows + 1;
+        await assert.rejects(
+          run(
+            new Float32Array(tooMany * 64),
+            new Uint32Array(tooMany).fill(NO_SLOT),
+            new Float32Array(tooMany),
+          ),
+          new RegExp(`${tooMany}.*${device.maxRows}`),
+        );
+        assert.throws(() => device.load(LAYER, 2, expert), /slot 2/);
+        const transposed = { ...expert, down: { ...expert.down, shape: [40, 64] } };
+        assert.throws(() => device.load(LAYER, 1, transposed), /down.*40, 64.*64, 40/);
+        const slots = Uint32Array.of(0);
+        const sums = await run(row, slots, one);
+        assertClose(sums, expectedSums(sizes, [expert], row, slots, one), 2e-5);
+      }),
+    );
+
+    it(
+      "refuses a weight that overflows f16, naming value and limit",
+      withDevice(sizes, "f16", (device) => {
+        device.allocate(LAYER, 1);
+        const expert = testExpert(sizes, 1);
+        f32FromBytes(expert.up.bytes)[17] = -70000;
+        assert.throws(() => device.load(LAYER, 0, expert), /up.*70000.*65504/);
+      }),
+    );
+  });
+}
