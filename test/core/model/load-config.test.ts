@@ -117,7 +117,7 @@ const refused: [Record<string, unknown>, string][] = [
   [{ hidden_size: undefined }, "hidden_size"],
   [{ num_hidden_layers: -1 }, "num_hidden_layers"],
   [{ num_hidden_layers: 2.5 }, "num_hidden_layers"],
-  [{ num_attention_heads: 5 }, "head_dim"],
+  [{ num_attention_heads: 16 }, "head_dim"],
   [{ num_key_value_heads: 3 }, "num_key_value_heads"],
   [{ head_dim: 12 }, "head_dim"],
   [{ moe_intermediate_size: 44 }, "moe_intermediate_size"],
