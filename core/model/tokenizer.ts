@@ -1,0 +1,177 @@
+/** A model directory's tokenizer. The only user of `@huggingface/tokenizers`. */
+
+import { join } from "node:path";
+
+import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
+
+import { byteLevelBytes } from "./byte-level.ts";
+import {
+  type ChatTemplate,
+  ChatTemplateError,
+  compileChatTemplate,
+  templateSource,
+  type TemplateTokens,
+} from "./chat-template.ts";
+import { isJsonObject, type JsonObject, readJsonFile, readTextFile } from "./json-file.ts";
+import type { Tokenizer } from "./text.ts";
+import { TwoGenerationCache } from "./two-generation-cache.ts";
+
+const MAX_TOKENIZER_BYTES = 256 * 1024 * 1024;
+const MAX_TEMPLATE_BYTES = 4 * 1024 * 1024;
+/** Words whose pieces are remembered, twice over. */
+const CACHED_WORDS = 8192;
+
+/** What is used of the library; its own declarations do not resolve under `nodenext`. */
+interface Library {
+  encode(text: string, options: { add_special_tokens: boolean }): { readonly ids: number[] };
+  decode(ids: readonly number[], options: { clean_up_tokenization_spaces: boolean }): string;
+  id_to_token(id: number): string | undefined;
+  get_added_tokens_decoder(): ReadonlyMap<number, { readonly special: boolean }>;
+  readonly model: {
+    readonly vocab: readonly (string | undefined)[];
+    /** Pieces of words; BPE has it. */
+    cache?: Pick<TwoGenerationCache<string, string[]>, "get" | "put" | "clear">;
+  };
+}
+
+/** A tokenizer file does not make sense; the message names it. */
+export class TokenizerError extends Error {
+  override readonly name = "TokenizerError";
+  readonly file: string;
+  constructor(file: string, problem: string) {
+    super(`${file}: ${problem}`);
+    this.file = file;
+  }
+}
+
+/**
+ * Loads `tokenizer.json`, with `tokenizer_config.json` and `chat_template.jinja` where they are there.
+ * Undefined where there is no tokenizer.json. Throws TokenizerError or JsonFileError naming the file.
+ */
+export async function loadTokenizer(dir: string): Promise<Tokenizer | undefined> {
+  const tokenizerFile = join(dir, "tokenizer.json");
+  const json = await readJsonFile(tokenizerFile, MAX_TOKENIZER_BYTES);
+  if (!json) return undefined;
+  const config =
+    (await readJsonFile(join(dir, "tokenizer_config.json"), MAX_TOKENIZER_BYTES)) ?? {};
+  let tokenizer: Omit<Tokenizer, "renderChat" | "hasChatTemplate">;
+  try {
+    tokenizer = createTokenizer(json, config);
+    checkIds(tokenizer.encode("a b"));
+  } catch (error) {
+    throw new TokenizerError(tokenizerFile, messageOf(error));
+  }
+  const chatTemplate = await loadChatTemplate(dir, config);
+  return {
+    ...tokenizer,
+    hasChatTemplate: chatTemplate !== undefined,
+    renderChat: (messages) => {
+      if (!chatTemplate) throw new ChatTemplateError("the model has no chat template");
+      return chatTemplate(messages);
+    },
+  };
+}
+
+/** Throws TypeError where the tokenizer adds tokens around a text that its vocabulary does not have. */
+function checkIds(ids: readonly (number | undefined)[]): void {
+  if (!ids.every(Number.isSafeInteger)) {
+    throw new TypeError("its post-processor adds a token that is not in the vocabulary");
+  }
+}
+
+/** A template in a file of its own wins over the one in tokenizer_config.json, as with Hugging Face. */
+async function loadChatTemplate(
+  dir: string,
+  config: JsonObject,
+): Promise<ChatTemplate | undefined> {
+  const templateFile = join(dir, "chat_template.jinja");
+  const ownFile = await readTextFile(templateFile, MAX_TEMPLATE_BYTES);
+  try {
+    const source = ownFile ?? templateSource(config.chat_template);
+    return source === undefined ? undefined : compileChatTemplate(source, namedTokens(config));
+  } catch (error) {
+    const file = ownFile === undefined ? join(dir, "tokenizer_config.json") : templateFile;
+    throw new TokenizerError(file, `chat template: ${messageOf(error)}`);
+  }
+}
+
+/** `bos_token`, `eos_token` and their like: strings, or objects with the string as `content`. */
+function namedTokens(config: JsonObject): TemplateTokens {
+  const tokens: Record<string, string> = {};
+  for (const [name, value] of Object.entries(config)) {
+    if (!name.endsWith("_token")) continue;
+    const content = isJsonObject(value) ? value.content : value;
+    if (typeof content === "string") tokens[name] = content;
+  }
+  return tokens;
+}
+
+function createTokenizer(
+  json: JsonObject,
+  config: JsonObject,
+): Omit<Tokenizer, "renderChat" | "hasChatTemplate"> {
+  const library = new HuggingFaceTokenizer(
+    { ...json, added_tokens: json.added_tokens ?? [] },
+    config,
+  ) as unknown as Library;
+  const { model } = library;
+  // The library's own cache deletes and re-inserts on every hit: 45 µs per word in a full Map of 10,000.
+  if (model.cache) model.cache = new TwoGenerationCache(CACHED_WORDS);
+  const added = library.get_added_tokens_decoder();
+  const special = new Set<number>();
+  for (const [id, token] of added) if (token.special) special.add(id);
+  const byteLevel = isByteLevel(json.decoder);
+  const bytesById: (Uint8Array | undefined)[] = [];
+
+  const tokenBytes = (id: number): Uint8Array => {
+    const token = library.id_to_token(id);
+    // Not remembered: there are more such ids than tokens.
+    if (token === undefined) return new Uint8Array();
+    bytesById[id] ??= bytesOfToken(id, token);
+    return bytesById[id];
+  };
+  const bytesOfToken = (id: number, token: string): Uint8Array => {
+    if (added.has(id)) return Buffer.from(token);
+    if (byteLevel) return byteLevelBytes(token);
+    const byte = /^<0x([0-9A-F]{2})>$/u.exec(token);
+    return byte
+      ? Uint8Array.of(Number.parseInt(byte[1], 16))
+      : Buffer.from(token.replaceAll("▁", " "));
+  };
+
+  return {
+    encode: (text, options) => {
+      const { ids } = library.encode(text, {
+        add_special_tokens: options?.addSpecialTokens ?? true,
+      });
+      return ids;
+    },
+    decode: (ids, options) => {
+      const wanted = options?.skipSpecialTokens ? ids.filter((id) => !special.has(id)) : ids;
+      if (byteLevel) return decodeUtf8(Buffer.concat(wanted.map(tokenBytes)));
+      const known = wanted.filter((id) => library.id_to_token(id) !== undefined);
+      // The library refuses an empty list.
+      if (known.length === 0) return "";
+      return library.decode(known, { clean_up_tokenization_spaces: false });
+    },
+    tokenBytes,
+    isSpecial: (id) => special.has(id),
+    byteLevel,
+    vocabSize: model.vocab.length,
+  };
+}
+
+function decodeUtf8(bytes: Uint8Array): string {
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+}
+
+function isByteLevel(decoder: unknown): boolean {
+  if (!isJsonObject(decoder)) return false;
+  if (decoder.type !== "Sequence") return decoder.type === "ByteLevel";
+  const parts: unknown = decoder.decoders;
+  return Array.isArray(parts) && parts.length > 0 && parts.every(isByteLevel);
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
