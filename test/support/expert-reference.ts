@@ -98,7 +98,11 @@ export function assertClose(
   }
 }
 
-function mapTensors(expert: ExpertWeights, map: (tensor: HostTensor) => HostTensor): ExpertWeights {
+/** The expert with each of its three tensors replaced. */
+export function mapTensors(
+  expert: ExpertWeights,
+  map: (tensor: HostTensor) => HostTensor,
+): ExpertWeights {
   return { gate: map(expert.gate), up: map(expert.up), down: map(expert.down) };
 }
 

@@ -1,0 +1,86 @@
+/** Expert shards of the tiny model in the test's own process, and clusters over them. */
+
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
+import { createLogger } from "../../core/platform/log.ts";
+import type { WeightsSetting } from "../../core/handshake.ts";
+import { cpuShardDevice, type ShardDevice } from "../../expert-service/device.ts";
+import { startShard, type Shard } from "../../expert-service/shard.ts";
+import {
+  createCluster,
+  type Cluster,
+  type ClusterOptions,
+} from "../../router-service/cluster/cluster.ts";
+import { TINY_MODEL } from "./cluster.ts";
+
+/** A logger that says nothing. */
+export const silentLogger = createLogger("test", "silent");
+
+/** How a test's shard differs from the usual one. */
+export interface TestShardOptions {
+  readonly rank?: number;
+  /** Default: a free one. */
+  readonly port?: number;
+  readonly weights?: WeightsSetting;
+  readonly maxQueue?: number;
+  readonly memoryLimit?: number;
+  /** Changes the device; default: as it is. */
+  readonly wrapDevice?: (device: ShardDevice) => ShardDevice;
+}
+
+/** A shard that listens. */
+export interface TestShard {
+  readonly address: string;
+  readonly shard: Shard;
+  readonly checkpoint: Checkpoint;
+  /** Errors of placements that could not be loaded. */
+  readonly loadFailures: readonly Error[];
+  close(): Promise<void>;
+}
+
+/** Starts a shard of the tiny model on the CPU. */
+export async function startTestShard(options: TestShardOptions = {}): Promise<TestShard> {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const loadFailures: Error[] = [];
+  const device = cpuShardDevice(checkpoint.config, options.memoryLimit);
+  const shard = await startShard(`127.0.0.1:${options.port ?? 0}`, {
+    rank: options.rank ?? 0,
+    weights: options.weights ?? "auto",
+    maxQueue: options.maxQueue ?? 256,
+    checkpoint,
+    device: options.wrapDevice?.(device) ?? device,
+    logger: silentLogger,
+    onLoadFailure: (error) => loadFailures.push(error),
+  });
+  return {
+    address: `127.0.0.1:${shard.port}`,
+    shard,
+    checkpoint,
+    loadFailures,
+    close: async () => {
+      await shard.close();
+      await checkpoint.close();
+    },
+  };
+}
+
+/** Connects to shards of the tiny model as a router does; weights f32, wire f32. */
+export async function connectTestCluster(
+  shards: readonly string[],
+  options: Partial<ClusterOptions> = {},
+): Promise<Cluster> {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const { config, modelHash } = checkpoint;
+  await checkpoint.close();
+  return createCluster({
+    shards,
+    routerId: "test",
+    modelHash,
+    config,
+    weights: "f32",
+    shaderF16: false,
+    wire: "f32",
+    dispatchTimeoutMs: 2000,
+    logger: silentLogger,
+    ...options,
+  });
+}
