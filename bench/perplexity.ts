@@ -68,7 +68,7 @@ export async function measurePerplexity(
   const target = { url, model: models.data[0].id };
   const results: DomainPerplexity[] = [];
   for (const [domain, expected] of Object.entries(reference.domains)) {
-    const all = await domainWindows(target, modelDirectory, reference, domain);
+    const all = await domainWindows(modelDirectory, reference, domain);
     const windows = all.slice(0, maxWindows);
     const bar = process.stderr.isTTY
       ? new SingleBar({ format: `${domain} [{bar}] {value}/{total}`, stream: process.stderr })

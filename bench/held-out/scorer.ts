@@ -3,6 +3,7 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 
+import { loadTokenizer } from "../../core/model/tokenizer.ts";
 import { cutWindows, scoreLogprobs, type WindowScore } from "./windows.ts";
 
 /** Deadline of one request, milliseconds. */
@@ -49,18 +50,18 @@ async function post(url: string, body: unknown): Promise<unknown> {
 }
 
 /**
- * The windows of a domain's text, encoded by the server.
- * Throws where their number is not the reference's: then the tokenizer is another one.
+ * The windows of a domain's text.
+ * Throws where their number of tokens is not the reference's: then the tokenizer is another one.
  */
 export async function domainWindows(
-  target: ScoringTarget,
   modelDirectory: string,
   reference: Reference,
   domain: string,
 ): Promise<number[][]> {
-  const prompt = await readFile(path.join(modelDirectory, "eval", `${domain}.txt`), "utf8");
-  const body = { model: target.model, prompt, add_special_tokens: false };
-  const { tokens } = (await post(`${target.url}/tokenize`, body)) as { tokens: number[] };
+  const tokenizer = await loadTokenizer(modelDirectory);
+  if (!tokenizer) throw new Error(`${modelDirectory} has no tokenizer.json`);
+  const text = await readFile(path.join(modelDirectory, "eval", `${domain}.txt`), "utf8");
+  const tokens = tokenizer.encode(text, { addSpecialTokens: false });
   const expected = reference.domains[domain].tokens;
   if (tokens.length !== expected)
     throw new Error(`${domain}.txt has ${tokens.length} tokens, the reference has ${expected}`);

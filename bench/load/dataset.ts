@@ -5,7 +5,7 @@ import path from "node:path";
 
 import { randomInteger, type Random } from "./random.ts";
 
-/** One request's prompt: token ids, or text where the server is to encode it. */
+/** One request's prompt: token ids, or text for the chat endpoint. */
 export type Prompt = readonly number[] | string;
 
 /** `count` prompts of `length` uniformly random token ids below `vocabSize`. */
@@ -14,7 +14,7 @@ export function randomPrompts(
   length: number,
   vocabSize: number,
   random: Random,
-): Prompt[] {
+): (readonly number[])[] {
   return Array.from({ length: count }, () =>
     Array.from({ length }, () => randomInteger(random, vocabSize)),
   );
@@ -31,15 +31,14 @@ export async function readTexts(directory: string): Promise<string[]> {
  * `count` slices of `length` token ids from the texts, at random places, the texts taking turns.
  * Throws where a text has fewer than `length` tokens.
  */
-export async function textPrompts(
+export function textPrompts(
   texts: readonly string[],
   count: number,
   length: number,
   random: Random,
-  encode: (text: string) => Promise<readonly number[]>,
-): Promise<Prompt[]> {
-  const encoded: (readonly number[])[] = [];
-  for (const text of texts) encoded.push(await encode(text));
+  encode: (text: string) => readonly number[],
+): (readonly number[])[] {
+  const encoded = texts.map(encode);
   for (const ids of encoded)
     if (ids.length < length)
       throw new Error(`a text has ${ids.length} tokens, prompts of ${length} were asked for`);

@@ -3,6 +3,7 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 
+import { loadTokenizer } from "../../core/model/tokenizer.ts";
 import { arrivalTimes } from "./arrivals.ts";
 import { requestHeaders, sendRequest, type Target } from "./client.ts";
 import { randomPrompts, readTexts, textPrompts, type Prompt } from "./dataset.ts";
@@ -11,7 +12,7 @@ import { seededRandom, type Random } from "./random.ts";
 import { runLoad } from "./run.ts";
 import { summarize, type LoadSummary, type RequestRecord } from "./statistics.ts";
 
-/** Deadline of the requests that prepare a run, milliseconds. */
+/** Deadline of the request that prepares a run, milliseconds. */
 const SETUP_TIMEOUT_MS = 30_000;
 
 /** A run's figures with the records that they come from. */
@@ -21,29 +22,18 @@ export interface LoadFigures {
   readonly records: readonly RequestRecord[];
 }
 
-/** Asks the server for JSON. Throws naming the address and the status where it refuses. */
-async function requestJson(
-  options: LoadOptions,
-  pathname: string,
-  body?: Record<string, unknown>,
-): Promise<Record<string, unknown>> {
-  const url = new URL(pathname, options.url);
+async function servedModel(options: LoadOptions): Promise<string> {
+  if (options.servedModelName !== undefined) return options.servedModelName;
+  const url = new URL("/v1/models", options.url);
   const response = await fetch(url, {
-    method: body ? "POST" : "GET",
     headers: requestHeaders(options.apiKey),
-    body: body && JSON.stringify(body),
     signal: AbortSignal.timeout(SETUP_TIMEOUT_MS),
   });
   if (!response.ok)
     throw new Error(`${url.href}: HTTP ${response.status} ${await response.text()}`);
-  return (await response.json()) as Record<string, unknown>;
-}
-
-async function servedModel(options: LoadOptions): Promise<string> {
-  if (options.servedModelName !== undefined) return options.servedModelName;
-  const models = (await requestJson(options, "/v1/models")).data as { id: string }[];
-  if (models.length === 0) throw new Error(`${options.url} serves no model`);
-  return models[0].id;
+  const { data } = (await response.json()) as { data: { id: string }[] };
+  if (data.length === 0) throw new Error(`${options.url} serves no model`);
+  return data[0].id;
 }
 
 async function vocabularySize(directory: string): Promise<number> {
@@ -53,29 +43,21 @@ async function vocabularySize(directory: string): Promise<number> {
   return config.vocab_size;
 }
 
-async function makePrompts(
-  options: LoadOptions,
-  model: string,
-  random: Random,
-  count: number,
-): Promise<Prompt[]> {
-  const length = options.inputLen;
-  let prompts: Prompt[];
-  if (options.dataset === "random") {
-    const vocabSize = await vocabularySize(options.model);
-    prompts = randomPrompts(count, length, vocabSize, random);
-  } else {
-    const texts = await readTexts(path.join(options.model, "eval"));
-    prompts = await textPrompts(texts, count, length, random, async (text) => {
-      const body = { model, prompt: text, add_special_tokens: false };
-      return (await requestJson(options, "/tokenize", body)).tokens as number[];
-    });
-  }
-  if (options.endpoint === "completions") return prompts;
-  const texts: Prompt[] = [];
-  for (const tokens of prompts)
-    texts.push((await requestJson(options, "/detokenize", { model, tokens })).prompt as string);
-  return texts;
+/** Prompts as the endpoint takes them: token ids for completions, their text for chat. */
+async function makePrompts(options: LoadOptions, random: Random, count: number): Promise<Prompt[]> {
+  const { dataset, endpoint, inputLen, model } = options;
+  if (dataset === "random" && endpoint === "completions")
+    return randomPrompts(count, inputLen, await vocabularySize(model), random);
+  const tokenizer = await loadTokenizer(model);
+  if (!tokenizer)
+    throw new Error(`${model} has no tokenizer.json: only random completions will do`);
+  const prompts =
+    dataset === "random"
+      ? randomPrompts(count, inputLen, await vocabularySize(model), random)
+      : textPrompts(await readTexts(path.join(model, "eval")), count, inputLen, random, (text) =>
+          tokenizer.encode(text, { addSpecialTokens: false }),
+        );
+  return endpoint === "completions" ? prompts : prompts.map((ids) => tokenizer.decode(ids));
 }
 
 /**
@@ -89,7 +71,7 @@ export async function generateLoad(
   const random = seededRandom(options.seed);
   const model = await servedModel(options);
   const { numWarmups } = options;
-  const prompts = await makePrompts(options, model, random, options.numPrompts + numWarmups);
+  const prompts = await makePrompts(options, random, options.numPrompts + numWarmups);
   const target: Target = {
     baseUrl: options.url.replace(/\/$/, ""),
     endpoint: options.endpoint,

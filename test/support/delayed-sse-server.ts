@@ -69,8 +69,8 @@ export async function startDelayedServer(answers: DelayedAnswers): Promise<Delay
         return;
       }
     }
-    const prompt = body.prompt as number[];
-    const usage = { prompt_tokens: prompt.length, completion_tokens: answers.numTokens };
+    const promptTokens = Array.isArray(body.prompt) ? body.prompt.length : 1;
+    const usage = { prompt_tokens: promptTokens, completion_tokens: answers.numTokens };
     send({ choices: [{ index: 0, text: "", finish_reason: "length" }] });
     send({ choices: [], usage });
     response.end(behaviour === "no done" ? "" : "data: [DONE]\n\n");

@@ -71,6 +71,22 @@ test("a closed loop keeps exactly the concurrency busy", async (t) => {
   assert.equal(server.peak(), 3);
 });
 
+test("demo texts go to the chat endpoint as text, to completions as token ids", async (t) => {
+  const server = await serverFor(t, { firstTokenMs: 1, gapMs: 1 });
+  const flags = `--url ${server.url} --dataset demo-texts --num-prompts 2 --num-warmups 0 --input-len 20`;
+  const chat = await generateLoad(optionsOf(`${flags} --endpoint chat`));
+  const completions = await generateLoad(optionsOf(flags));
+  assert.equal(chat.summary.completed + completions.summary.completed, 4);
+  const texts = server.bodies.slice(0, 2).map(({ messages }) => {
+    const [message] = messages as { role: string; content: string }[];
+    assert.equal(message.role, "user");
+    return message.content;
+  });
+  assert.ok(texts.every((text) => text.length > 20));
+  assert.notEqual(texts[0], texts[1]);
+  assert.equal((server.bodies[2].prompt as number[]).length, 20);
+});
+
 test("an open loop sends at its arrival times, whatever is still under way", async (t) => {
   const server = await serverFor(t, { firstTokenMs: 300, numTokens: 1 });
   const { summary } = await generateLoad(
