@@ -1,0 +1,124 @@
+/** The one door to WebGPU: opens adapters and devices, allocates buffers, reports what goes wrong. */
+
+import { create, globals } from "webgpu";
+
+Object.assign(globalThis, globals);
+
+/** Every WebGPU instance of the process; an instance that is collected takes the process down with it. */
+export const instances: GPU[] = [];
+
+/** An open device and what is known of its adapter. */
+export interface Gpu {
+  readonly device: GPUDevice;
+  /** Description of the adapter as logs and handshakes show it. */
+  readonly adapter: string;
+  /** The adapter offers shader-f16. */
+  readonly shaderF16: boolean;
+  /** Settles with the reason when the device is lost, fails or runs out of memory; never otherwise. */
+  readonly lost: Promise<string>;
+  /** Makes the device count as lost; for errors that leave its state unknown. */
+  readonly fail: (reason: string) => void;
+  close(): void;
+}
+
+/** No adapter can be had. */
+export class NoAdapterError extends Error {
+  override readonly name = "NoAdapterError";
+}
+
+/** A buffer does not fit the device or its limits. */
+export class OutOfDeviceMemoryError extends Error {
+  override readonly name = "OutOfDeviceMemoryError";
+}
+
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxStorageBuffersPerShaderStage",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+] as const;
+
+/**
+ * Opens a device with the adapter's own limits.
+ * @param adapterName part of the wanted adapter's name; absent: the adapter that the driver prefers
+ * Throws NoAdapterError where there is none.
+ */
+export async function openGpu(adapterName?: string): Promise<Gpu> {
+  const instance = create(adapterName === undefined ? [] : [`adapter=${adapterName}`]);
+  instances.push(instance);
+  const adapter = await instance.requestAdapter({ powerPreference: "high-performance" });
+  if (adapter === null) {
+    const wanted = adapterName === undefined ? "" : ` named like "${adapterName}"`;
+    throw new NoAdapterError(`WebGPU finds no adapter${wanted}; is a Vulkan driver installed?`);
+  }
+  const shaderF16 = adapter.features.has("shader-f16");
+  const device = await adapter.requestDevice({
+    requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
+  });
+
+  const lost = Promise.withResolvers<string>();
+  let closed = false;
+  void device.lost.then((info) => {
+    if (!closed) lost.resolve(`GPU device lost (${info.reason}): ${info.message}`);
+  });
+  device.addEventListener("uncapturederror", (event) => {
+    lost.resolve(`GPU error: ${event.error.message}`);
+  });
+  return {
+    device,
+    adapter: adapter.info.description || `${adapter.info.vendor} ${adapter.info.architecture}`,
+    shaderF16,
+    lost: lost.promise,
+    fail: lost.resolve,
+    close() {
+      closed = true;
+      device.destroy();
+    },
+  };
+}
+
+/** Storage that kernels read and write, and that can be copied from and to. */
+export const STORAGE = 0x80 | 0x04 | 0x08;
+
+/** Uniforms that the host writes. */
+export const UNIFORM = 0x40 | 0x08;
+
+/** Host-readable copies of results. */
+export const READ_BACK = 0x01 | 0x08;
+
+/**
+ * Allocates a zeroed buffer of at least `size` bytes.
+ * Throws OutOfDeviceMemoryError where a limit of the device is passed; where the driver has no memory left the device counts as lost, with the same message.
+ */
+export function allocate(gpu: Gpu, label: string, size: number, usage: number): GPUBuffer {
+  const limits = gpu.device.limits;
+  const bytes = Math.max(16, Math.ceil(size / 16) * 16);
+  const limit =
+    usage === STORAGE
+      ? Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize)
+      : limits.maxBufferSize;
+  if (bytes > limit) {
+    throw new OutOfDeviceMemoryError(
+      `${label}: ${bytes} bytes, ${gpu.adapter} takes at most ${limit} in one buffer`,
+    );
+  }
+  gpu.device.pushErrorScope("out-of-memory");
+  const buffer = gpu.device.createBuffer({ label, size: bytes, usage });
+  void gpu.device.popErrorScope().then((error) => {
+    if (error !== null) {
+      gpu.fail(
+        `out of device memory: ${label}, ${bytes} bytes on ${gpu.adapter}: ${error.message}`,
+      );
+    }
+  });
+  return buffer;
+}
+
+/** Allocates a buffer that holds the data. Throws as `allocate`. */
+export function upload(gpu: Gpu, label: string, data: ArrayBufferView): GPUBuffer {
+  const buffer = allocate(gpu, label, data.byteLength, STORAGE);
+  gpu.device.queue.writeBuffer(buffer, 0, data.buffer, data.byteOffset, data.byteLength);
+  return buffer;
+}

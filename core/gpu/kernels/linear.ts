@@ -1,0 +1,89 @@
+import type { WeightsDtype } from "../../expert-device.ts";
+import type { Kernel } from "../kernel.ts";
+import { WEIGHT_ELEMENT, WEIGHTS_8 } from "../weights.ts";
+import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
+import { LOOKUP, type Lookup, numTiles } from "./tile.ts";
+
+export interface LinearOptions {
+  /** Columns of the input; a multiple of 8. */
+  readonly k: number;
+  /** Columns of the result. */
+  readonly n: number;
+  readonly weights: WeightsDtype;
+  readonly lookup: Lookup;
+  /** What happens to a result: stored, added to what is there, or added after scaling by `scale[row]`. */
+  readonly epilogue: "store" | "add" | "addScaled";
+}
+
+const EPILOGUE = {
+  store: { binding: "", statement: "out[pair * N + col + c] = acc[r][c];" },
+  add: { binding: "", statement: "out[pair * N + col + c] += acc[r][c];" },
+  addScaled: {
+    binding: "@group(0) @binding(4) var<storage, read> scale: array<f32>; // [numTokens]",
+    statement: "out[pair * N + col + c] += scale[pair] * acc[r][c];",
+  },
+} as const;
+
+const WORKGROUP = 32;
+
+/**
+ * out[pair, :] = x[pair, :] · weights[slot]ᵀ, accumulated in f32.
+ *
+ * 0 counts; 1 x f32 [numPairs, k]; 2 weights f16|f32 [numSlots, n, k]; 3 out f32 [numPairs, n];
+ * 4 tiles (direct, grouped) or scale f32 [numTokens] (addScaled)
+ * An invocation computes 4 columns of up to `rows` rows.
+ */
+export function linear(options: LinearOptions): Kernel<StepSizes> {
+  const { k, n, weights, lookup, epilogue } = options;
+  return {
+    label: `linear ${k}→${n} ${weights} ${lookup.kind}×${lookup.rows} ${epilogue}`,
+    grid: (sizes) => [ceilDiv(ceilDiv(n, 4), WORKGROUP), numTiles(lookup, sizes), 1],
+    wgsl: /* wgsl */ `
+${COUNTS}
+const K8 = ${k / 8}u;
+const N = ${n}u;
+const ROWS = ${lookup.rows}u;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+${EPILOGUE[epilogue].binding}
+${LOOKUP[lookup.kind]}
+${WEIGHTS_8[weights]}
+
+@compute @workgroup_size(${WORKGROUP})
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  let col = id.x * 4u;
+  let tile = id.y;
+  let slot = tile_slot(tile);
+  if (col >= N || slot == NONE) { return; }
+  var at: array<u32, 4>;
+  for (var c = 0u; c < 4u; c++) { at[c] = (slot * N + min(col + c, N - 1u)) * K8; }
+  var row: array<u32, ROWS>;
+  for (var r = 0u; r < ROWS; r++) {
+    let pair = tile_pair(tile, r);
+    row[r] = select(pair, 0u, pair == NONE) * K8 * 2u;
+  }
+  var acc: array<vec4<f32>, ROWS>;
+  for (var i = 0u; i < K8; i++) {
+    let w0 = weights8(at[0] + i);
+    let w1 = weights8(at[1] + i);
+    let w2 = weights8(at[2] + i);
+    let w3 = weights8(at[3] + i);
+    for (var r = 0u; r < ROWS; r++) {
+      let a = x[row[r] + i * 2u];
+      let b = x[row[r] + i * 2u + 1u];
+      acc[r] += vec4<f32>(
+        dot(w0.a, a) + dot(w0.b, b), dot(w1.a, a) + dot(w1.b, b),
+        dot(w2.a, a) + dot(w2.b, b), dot(w3.a, a) + dot(w3.b, b));
+    }
+  }
+  for (var r = 0u; r < ROWS; r++) {
+    let pair = tile_pair(tile, r);
+    if (pair == NONE) { continue; }
+    for (var c = 0u; c < 4u; c++) {
+      if (col + c < N) { ${EPILOGUE[epilogue].statement} }
+    }
+  }
+}`,
+  };
+}

@@ -1,0 +1,114 @@
+import type { WeightsDtype } from "../../expert-device.ts";
+import type { Kernel } from "../kernel.ts";
+import { WEIGHT_ELEMENT, WEIGHTS_8 } from "../weights.ts";
+import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
+import { LOOKUP, numTiles } from "./tile.ts";
+
+export interface QkvRopeOptions {
+  readonly hiddenSize: number;
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  /** A multiple of 4. */
+  readonly headDim: number;
+  readonly weights: WeightsDtype;
+  /** Rows that one invocation works on. */
+  readonly rows: 1 | 4;
+}
+
+const WORKGROUP = 32;
+
+/**
+ * q, k and v projections with bias, rotary positions on q and k (half-split pairs), k and v written into the paged cache.
+ *
+ * 0 counts; 1 x f32 [numTokens, hiddenSize]; 2 weights f16|f32 [(numHeads + 2·numKvHeads)·headDim, hiddenSize], q above k above v;
+ * 3 bias f32 [(numHeads + 2·numKvHeads)·headDim]; 4 rope f32 [maxPositions, headDim/2, 2] (cos, sin);
+ * 5 positions u32 [numTokens]; 6 cacheSlots u32 [numTokens]; 7 q f32 [numTokens, numHeads·headDim];
+ * 8 cache f32 [numSlots, 2, numKvHeads·headDim], k before v
+ * An invocation computes columns p, p+1 and their partners headDim/2 further, of up to `rows` rows.
+ */
+export function qkvRope(options: QkvRopeOptions): Kernel<StepSizes> {
+  const { hiddenSize, numHeads, numKvHeads, headDim, weights, rows } = options;
+  const columns = (numHeads + 2 * numKvHeads) * headDim;
+  return {
+    label: `qkv-rope ${weights} ×${rows}`,
+    grid: (sizes) => [
+      ceilDiv(columns / 4, WORKGROUP),
+      numTiles({ kind: "tokens", rows }, sizes),
+      1,
+    ],
+    wgsl: /* wgsl */ `
+${COUNTS}
+const K8 = ${hiddenSize / 8}u;
+const N = ${columns}u;
+const D = ${headDim}u;
+const HALF = ${headDim / 2}u;
+const HEADS = ${numHeads}u;
+const KV_HEADS = ${numKvHeads}u;
+const ROWS = ${rows}u;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read> rope: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> positions: array<u32>;
+@group(0) @binding(6) var<storage, read> cache_slots: array<u32>;
+@group(0) @binding(7) var<storage, read_write> q: array<f32>;
+@group(0) @binding(8) var<storage, read_write> cache: array<f32>;
+${LOOKUP.tokens}
+${WEIGHTS_8[weights]}
+
+@compute @workgroup_size(${WORKGROUP})
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  if (id.x * 4u >= N) { return; }
+  let head = id.x * 4u / D;
+  let p = (id.x % (D / 4u)) * 2u;
+  let col = head * D + p;
+  let tile = id.y;
+  let at = col * K8;
+  var row: array<u32, ROWS>;
+  for (var r = 0u; r < ROWS; r++) {
+    let token = tile_pair(tile, r);
+    row[r] = select(token, 0u, token == NONE) * K8 * 2u;
+  }
+  var acc: array<vec4<f32>, ROWS>;
+  for (var i = 0u; i < K8; i++) {
+    let w0 = weights8(at + i);
+    let w1 = weights8(at + K8 + i);
+    let w2 = weights8(at + HALF * K8 + i);
+    let w3 = weights8(at + (HALF + 1u) * K8 + i);
+    for (var r = 0u; r < ROWS; r++) {
+      let a = x[row[r] + i * 2u];
+      let b = x[row[r] + i * 2u + 1u];
+      acc[r] += vec4<f32>(
+        dot(w0.a, a) + dot(w0.b, b), dot(w1.a, a) + dot(w1.b, b),
+        dot(w2.a, a) + dot(w2.b, b), dot(w3.a, a) + dot(w3.b, b));
+    }
+  }
+  let b = vec4<f32>(bias[col], bias[col + 1u], bias[col + HALF], bias[col + HALF + 1u]);
+  for (var r = 0u; r < ROWS; r++) {
+    let token = tile_pair(tile, r);
+    if (token == NONE) { continue; }
+    let plain = acc[r] + b;
+    let turn0 = rope[positions[token] * HALF + p];
+    let turn1 = rope[positions[token] * HALF + p + 1u];
+    let c = vec2<f32>(turn0.x, turn1.x);
+    let s = vec2<f32>(turn0.y, turn1.y);
+    let turned = vec4<f32>(plain.xy * c - plain.zw * s, plain.zw * c + plain.xy * s);
+    if (head < HEADS) {
+      let o = token * HEADS * D + col;
+      q[o] = turned.x;
+      q[o + 1u] = turned.y;
+      q[o + HALF] = turned.z;
+      q[o + HALF + 1u] = turned.w;
+    } else {
+      // Columns of k and v follow those of q, as they do in a slot of the cache.
+      let value = select(plain, turned, head < HEADS + KV_HEADS);
+      let o = cache_slots[token] * 2u * KV_HEADS * D + col - HEADS * D;
+      cache[o] = value.x;
+      cache[o + 1u] = value.y;
+      cache[o + HALF] = value.z;
+      cache[o + HALF + 1u] = value.w;
+    }
+  }
+}`,
+  };
+}

@@ -1,0 +1,69 @@
+/**
+ * Tiles: which rows an invocation of a matrix kernel works on, and with which matrix of a stack of matrices.
+ * A *pair* is one row of hidden states with one of its experts: pair = row · topK + j.
+ */
+
+import { ceilDiv, type StepSizes } from "./counts.ts";
+
+/**
+ * How a kernel finds its rows.
+ * - `tokens`, `samples`: consecutive rows, one matrix
+ * - `direct`: one pair per tile, its slot read from the routing; for few rows
+ * - `grouped`: pairs of one slot together, as `group-by-slot` left them; for many rows
+ */
+export type Lookup =
+  | { readonly kind: "tokens" | "samples"; readonly rows: 1 | 4 }
+  | { readonly kind: "direct"; readonly rows: 1; readonly topK: number }
+  | {
+      readonly kind: "grouped";
+      readonly rows: 4;
+      readonly topK: number;
+      readonly numSlots: number;
+    };
+
+/** Rows of a tile that `group-by-slot` makes. */
+export const GROUP_ROWS = 4;
+
+/** u32 of one grouped tile: its slot, then GROUP_ROWS pairs. */
+export const GROUP_STRIDE = 1 + GROUP_ROWS;
+
+/** Tiles that grouping `rows` rows with `topK` experts each can need. */
+export function maxGroupedTiles(rows: number, topK: number, numSlots: number): number {
+  const pairs = rows * topK;
+  return ceilDiv(pairs, GROUP_ROWS) + Math.min(numSlots, pairs);
+}
+
+export function numTiles(lookup: Lookup, sizes: StepSizes): number {
+  switch (lookup.kind) {
+    case "tokens":
+      return ceilDiv(sizes.tokens, lookup.rows);
+    case "samples":
+      return ceilDiv(sizes.samples, lookup.rows);
+    case "direct":
+      return sizes.tokens * lookup.topK;
+    case "grouped":
+      return maxGroupedTiles(sizes.tokens, lookup.topK, lookup.numSlots);
+  }
+}
+
+/** WGSL of `tile_slot(tile)` and `tile_pair(tile, r)`; both give NONE where there is nothing to do. */
+export const LOOKUP = {
+  tokens: /* wgsl */ `
+fn tile_slot(tile: u32) -> u32 { return 0u; }
+fn tile_pair(tile: u32, r: u32) -> u32 {
+  return select(NONE, tile * ROWS + r, tile * ROWS + r < counts.tokens);
+}`,
+  samples: /* wgsl */ `
+fn tile_slot(tile: u32) -> u32 { return 0u; }
+fn tile_pair(tile: u32, r: u32) -> u32 {
+  return select(NONE, tile * ROWS + r, tile * ROWS + r < counts.samples);
+}`,
+  direct: /* wgsl */ `
+@group(0) @binding(4) var<storage, read> tiles: array<u32>; // routing [numRows, topK] of (slot, weight bits)
+fn tile_slot(tile: u32) -> u32 { return tiles[tile * 2u]; }
+fn tile_pair(tile: u32, r: u32) -> u32 { return tile; }`,
+  grouped: /* wgsl */ `
+@group(0) @binding(4) var<storage, read> tiles: array<u32>; // [numTiles] of (slot, ${GROUP_ROWS} pairs)
+fn tile_slot(tile: u32) -> u32 { return tiles[tile * ${GROUP_STRIDE}u]; }
+fn tile_pair(tile: u32, r: u32) -> u32 { return tiles[tile * ${GROUP_STRIDE}u + 1u + r]; }`,
+} as const;

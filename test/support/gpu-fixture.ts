@@ -1,0 +1,52 @@
+/** Buffers in and out of kernels under test. */
+
+import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM, upload } from "../../core/gpu/device.ts";
+import { type Binding, compileKernel, type Kernel } from "../../core/gpu/kernel.ts";
+import { COUNTS_BYTES, type StepSizes } from "../../core/gpu/kernels/counts.ts";
+
+/** Deterministic values in [-scale, scale). */
+export function randomValues(length: number, seed: number, scale = 1): Float32Array {
+  let state = (seed * 2654435761 + 12345) >>> 0;
+  return Float32Array.from({ length }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return (state / 2 ** 31 - 1) * scale;
+  });
+}
+
+/** A buffer's first `bytes` bytes on the host. */
+export async function readBuffer(gpu: Gpu, buffer: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
+  const staging = allocate(gpu, "test read-back", bytes, READ_BACK);
+  const encoder = gpu.device.createCommandEncoder();
+  encoder.copyBufferToBuffer(buffer, 0, staging, 0, bytes);
+  gpu.device.queue.submit([encoder.finish()]);
+  await staging.mapAsync(1);
+  const copy = staging.getMappedRange(0, bytes).slice(0);
+  staging.destroy();
+  return copy;
+}
+
+/** Runs a kernel once over the given inputs; results are read from the buffers by the caller. */
+export async function runKernel(
+  gpu: Gpu,
+  kernel: Kernel<StepSizes>,
+  sizes: StepSizes,
+  bindings: readonly (Binding | ArrayBufferView)[],
+): Promise<GPUBuffer[]> {
+  const counts = allocate(gpu, "counts", COUNTS_BYTES, UNIFORM);
+  gpu.device.queue.writeBuffer(counts, 0, new Uint32Array([sizes.tokens, sizes.samples, 0, 0]));
+  const buffers = bindings.map((binding, i) =>
+    ArrayBuffer.isView(binding) ? upload(gpu, `input ${i}`, binding) : binding,
+  );
+  const bound = (await compileKernel(gpu, kernel)).bind(counts, ...buffers);
+  const encoder = gpu.device.createCommandEncoder();
+  const pass = encoder.beginComputePass();
+  bound.encode(pass, sizes);
+  pass.end();
+  gpu.device.queue.submit([encoder.finish()]);
+  return buffers as GPUBuffer[];
+}
+
+/** A zeroed f32 buffer. */
+export function zeros(gpu: Gpu, length: number): GPUBuffer {
+  return allocate(gpu, "output", length * 4, STORAGE);
+}
