@@ -9,7 +9,7 @@ export type WeightsDtype = "f16" | "f32";
 export class OutOfDeviceMemoryError extends Error {
   override readonly name = "OutOfDeviceMemoryError";
   constructor(what: string, bytes: number, limit: number) {
-    super(`${what} needs ${bytes} bytes of device memory, ${limit} bytes are left`);
+    super(`${what} needs ${bytes} bytes of device memory, at most ${limit} can be had`);
   }
 }
 

@@ -2,6 +2,8 @@
 
 import { create, globals } from "webgpu";
 
+import { OutOfDeviceMemoryError } from "../expert-device.ts";
+
 Object.assign(globalThis, globals);
 
 /** Every WebGPU instance of the process; an instance that is collected takes the process down with it. */
@@ -24,11 +26,6 @@ export interface Gpu {
 /** No adapter can be had. */
 export class NoAdapterError extends Error {
   override readonly name = "NoAdapterError";
-}
-
-/** A buffer does not fit the device or its limits. */
-export class OutOfDeviceMemoryError extends Error {
-  override readonly name = "OutOfDeviceMemoryError";
 }
 
 const LIMITS = [
@@ -60,9 +57,10 @@ export async function openGpu(adapterName?: string): Promise<Gpu> {
 
   const lost = Promise.withResolvers<string>();
   let closed = false;
-  void device.lost.then((info) => {
+  void (async () => {
+    const info = await device.lost;
     if (!closed) lost.resolve(`GPU device lost (${info.reason}): ${info.message}`);
-  });
+  })();
   device.addEventListener("uncapturederror", (event) => {
     lost.resolve(`GPU error: ${event.error.message}`);
   });
@@ -100,19 +98,18 @@ export function allocate(gpu: Gpu, label: string, size: number, usage: number): 
       ? Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize)
       : limits.maxBufferSize;
   if (bytes > limit) {
-    throw new OutOfDeviceMemoryError(
-      `${label}: ${bytes} bytes, ${gpu.adapter} takes at most ${limit} in one buffer`,
-    );
+    throw new OutOfDeviceMemoryError(`${label} on ${gpu.adapter}`, bytes, limit);
   }
   gpu.device.pushErrorScope("out-of-memory");
   const buffer = gpu.device.createBuffer({ label, size: bytes, usage });
-  void gpu.device.popErrorScope().then((error) => {
+  void (async () => {
+    const error = await gpu.device.popErrorScope();
     if (error !== null) {
       gpu.fail(
         `out of device memory: ${label}, ${bytes} bytes on ${gpu.adapter}: ${error.message}`,
       );
     }
-  });
+  })();
   return buffer;
 }
 

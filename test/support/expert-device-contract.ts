@@ -31,7 +31,7 @@ const CASES: readonly (ExpertSizes & { readonly numRows: number; readonly topK: 
   { hiddenSize: 64, expertIntermediateSize: 40, numRows: 1, topK: 4 },
   { hiddenSize: 64, expertIntermediateSize: 40, numRows: 17, topK: 4 },
   { hiddenSize: 192, expertIntermediateSize: 64, numRows: 33, topK: 2 },
-  { hiddenSize: 36, expertIntermediateSize: 20, numRows: 5, topK: 1 },
+  { hiddenSize: 40, expertIntermediateSize: 24, numRows: 5, topK: 1 },
   { hiddenSize: 128, expertIntermediateSize: 8, numRows: 70, topK: 3 },
 ];
 const NUM_SLOTS = 7;

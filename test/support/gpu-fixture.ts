@@ -1,8 +1,13 @@
 /** Buffers in and out of kernels under test. */
 
+import assert from "node:assert/strict";
+
+import type { WeightsDtype } from "../../core/expert-device.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM, upload } from "../../core/gpu/device.ts";
 import { type Binding, compileKernel, type Kernel } from "../../core/gpu/kernel.ts";
-import { COUNTS_BYTES, type StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
+
+import { f32ToF16 } from "../../core/tensor.ts";
 
 /** Deterministic values in [-scale, scale). */
 export function randomValues(length: number, seed: number, scale = 1): Float32Array {
@@ -33,7 +38,7 @@ export async function runKernel(
   bindings: readonly (Binding | ArrayBufferView)[],
 ): Promise<GPUBuffer[]> {
   const counts = allocate(gpu, "counts", COUNTS_BYTES, UNIFORM);
-  gpu.device.queue.writeBuffer(counts, 0, new Uint32Array([sizes.tokens, sizes.samples, 0, 0]));
+  gpu.device.queue.writeBuffer(counts, 0, countsData(sizes));
   const buffers = bindings.map((binding, i) =>
     ArrayBuffer.isView(binding) ? upload(gpu, `input ${i}`, binding) : binding,
   );
@@ -46,7 +51,30 @@ export async function runKernel(
   return buffers as GPUBuffer[];
 }
 
+/** Weights as the device gets them, and the values that those stand for. */
+export function weightsOf(values: Float32Array, dtype: WeightsDtype) {
+  if (dtype === "f32") return { device: values, exact: values };
+  const halves = f32ToF16(values);
+  return { device: halves, exact: Float32Array.from(halves) };
+}
+
+/** Every value within tolerance · max(1, |expected|). */
+export function assertClose(actual: Float32Array, expected: Float32Array, tolerance: number): void {
+  assert.equal(actual.length, expected.length);
+  for (let i = 0; i < expected.length; i++) {
+    const allowed = tolerance * Math.max(1, Math.abs(expected[i]));
+    if (!(Math.abs(actual[i] - expected[i]) <= allowed)) {
+      assert.fail(`[${i}]: ${actual[i]}, expected ${expected[i]} ± ${allowed}`);
+    }
+  }
+}
+
 /** A zeroed f32 buffer. */
 export function zeros(gpu: Gpu, length: number): GPUBuffer {
   return allocate(gpu, "output", length * 4, STORAGE);
+}
+
+/** The first values of a buffer. */
+export async function readF32(gpu: Gpu, buffer: GPUBuffer, length: number): Promise<Float32Array> {
+  return new Float32Array(await readBuffer(gpu, buffer, length * 4));
 }

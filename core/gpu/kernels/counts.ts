@@ -6,16 +6,25 @@ export interface StepSizes {
   readonly tokens: number;
   /** Rows whose logits are wanted. */
   readonly samples: number;
+  /** Experts per row. */
+  readonly topK: number;
+  /** Slots of the layer whose experts run. */
+  readonly numSlots: number;
 }
 
-/** WGSL of the uniform at binding 0: StepSizes as two u32 and padding. */
+/** WGSL of the uniform at binding 0: StepSizes as four u32. */
 export const COUNTS = /* wgsl */ `
-struct Counts { tokens: u32, samples: u32, pad0: u32, pad1: u32 }
+struct Counts { tokens: u32, samples: u32, top_k: u32, num_slots: u32 }
 @group(0) @binding(0) var<uniform> counts: Counts;
 const NONE = 0xffffffffu;`;
 
 /** Bytes of the uniform. */
 export const COUNTS_BYTES = 16;
+
+/** The uniform's contents. */
+export function countsData(sizes: StepSizes): Uint32Array<ArrayBuffer> {
+  return new Uint32Array([sizes.tokens, sizes.samples, sizes.topK, sizes.numSlots]);
+}
 
 export function ceilDiv(a: number, b: number): number {
   return Math.ceil(a / b);

@@ -24,7 +24,6 @@ const WORKGROUP = 32;
  */
 export function gateUp(options: GateUpOptions): Kernel<StepSizes> {
   const { hiddenSize, intermediateSize, weights, lookup } = options;
-  const topK = "topK" in lookup ? lookup.topK : 1;
   return {
     label: `gate-up ${hiddenSize}→${intermediateSize} ${weights} ${lookup.kind}×${lookup.rows}`,
     grid: (sizes) => [ceilDiv(intermediateSize / 2, WORKGROUP), numTiles(lookup, sizes), 1],
@@ -32,7 +31,6 @@ export function gateUp(options: GateUpOptions): Kernel<StepSizes> {
 ${COUNTS}
 const K8 = ${hiddenSize / 8}u;
 const I = ${intermediateSize}u;
-const TOP_K = ${topK}u;
 const ROWS = ${lookup.rows}u;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;
@@ -51,7 +49,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    row[r] = (select(pair, 0u, pair == NONE) / TOP_K) * K8 * 2u;
+    row[r] = row_of(select(pair, 0u, pair == NONE)) * K8 * 2u;
   }
   var acc: array<vec4<f32>, ROWS>; // gate, gate, up, up
   for (var i = 0u; i < K8; i++) {

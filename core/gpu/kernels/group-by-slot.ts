@@ -2,11 +2,8 @@ import type { Kernel } from "../kernel.ts";
 import { COUNTS, type StepSizes } from "./counts.ts";
 import { GROUP_ROWS, GROUP_STRIDE } from "./tile.ts";
 
-export interface GroupBySlotOptions {
-  readonly topK: number;
-  /** Slots of the layer; the largest of the model's layers, as workgroup memory holds two counters per slot. */
-  readonly numSlots: number;
-}
+/** Slots of a layer at most: workgroup memory holds two counters for each. */
+export const MAX_SLOTS = 1024;
 
 const WORKGROUP = 64;
 
@@ -16,34 +13,33 @@ const WORKGROUP = 64;
  * 0 counts; 1 routing u32 [numRows, topK, 2] (slot or NONE, weight bits); 2 tiles u32 [maxGroupedTiles, GROUP_STRIDE]
  * Which of a slot's tiles a pair comes to is not determined; nothing that reads the tiles depends on it.
  */
-export function groupBySlot(options: GroupBySlotOptions): Kernel<StepSizes> {
-  const { topK, numSlots } = options;
+export function groupBySlot(): Kernel<StepSizes> {
   return {
-    label: `group-by-slot top${topK} of ${numSlots}`,
+    label: "group-by-slot",
     grid: (sizes) => [sizes.tokens === 0 ? 0 : 1, 1, 1],
     wgsl: /* wgsl */ `
 ${COUNTS}
-const SLOTS = ${numSlots}u;
 const LANES = ${WORKGROUP}u;
 @group(0) @binding(1) var<storage, read> routing: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read_write> tiles: array<u32>;
-var<workgroup> held: array<atomic<u32>, SLOTS>;
-var<workgroup> start: array<u32, SLOTS>;
+var<workgroup> held: array<atomic<u32>, ${MAX_SLOTS}>;
+var<workgroup> start: array<u32, ${MAX_SLOTS}>;
 var<workgroup> total: u32;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(local_invocation_index) lane: u32) {
-  let pairs = counts.tokens * ${topK}u;
-  for (var s = lane; s < SLOTS; s += LANES) { atomicStore(&held[s], 0u); }
+  let pairs = counts.tokens * counts.top_k;
+  let num_slots = counts.num_slots;
+  for (var s = lane; s < num_slots; s += LANES) { atomicStore(&held[s], 0u); }
   workgroupBarrier();
   for (var p = lane; p < pairs; p += LANES) {
     let slot = routing[p].x;
-    if (slot < SLOTS) { atomicAdd(&held[slot], 1u); }
+    if (slot < num_slots) { atomicAdd(&held[slot], 1u); }
   }
   workgroupBarrier();
   if (lane == 0u) {
     var next = 0u;
-    for (var s = 0u; s < SLOTS; s++) {
+    for (var s = 0u; s < num_slots; s++) {
       start[s] = next;
       next += (atomicLoad(&held[s]) + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u;
     }
@@ -51,9 +47,9 @@ fn main(@builtin(local_invocation_index) lane: u32) {
   }
   workgroupBarrier();
   // Every tile that the matrix kernels will look at: named by its slot, all places empty.
-  let limit = (pairs + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u + min(SLOTS, pairs);
+  let limit = (pairs + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u + min(num_slots, pairs);
   for (var t = total + lane; t < limit; t += LANES) { tiles[t * ${GROUP_STRIDE}u] = NONE; }
-  for (var s = lane; s < SLOTS; s += LANES) {
+  for (var s = lane; s < num_slots; s += LANES) {
     let used = (atomicLoad(&held[s]) + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u;
     for (var t = start[s]; t < start[s] + used; t++) {
       tiles[t * ${GROUP_STRIDE}u] = s;
@@ -61,12 +57,12 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     }
   }
   workgroupBarrier();
-  for (var s = lane; s < SLOTS; s += LANES) { atomicStore(&held[s], 0u); }
+  for (var s = lane; s < num_slots; s += LANES) { atomicStore(&held[s], 0u); }
   storageBarrier();
   workgroupBarrier();
   for (var p = lane; p < pairs; p += LANES) {
     let slot = routing[p].x;
-    if (slot >= SLOTS) { continue; }
+    if (slot >= num_slots) { continue; }
     let at = atomicAdd(&held[slot], 1u);
     tiles[(start[slot] + at / ${GROUP_ROWS}u) * ${GROUP_STRIDE}u + 1u + at % ${GROUP_ROWS}u] = p;
   }

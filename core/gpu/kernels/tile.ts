@@ -13,13 +13,8 @@ import { ceilDiv, type StepSizes } from "./counts.ts";
  */
 export type Lookup =
   | { readonly kind: "tokens" | "samples"; readonly rows: 1 | 4 }
-  | { readonly kind: "direct"; readonly rows: 1; readonly topK: number }
-  | {
-      readonly kind: "grouped";
-      readonly rows: 4;
-      readonly topK: number;
-      readonly numSlots: number;
-    };
+  | { readonly kind: "direct"; readonly rows: 1 }
+  | { readonly kind: "grouped"; readonly rows: 4 };
 
 /** Rows of a tile that `group-by-slot` makes. */
 export const GROUP_ROWS = 4;
@@ -40,30 +35,34 @@ export function numTiles(lookup: Lookup, sizes: StepSizes): number {
     case "samples":
       return ceilDiv(sizes.samples, lookup.rows);
     case "direct":
-      return sizes.tokens * lookup.topK;
+      return sizes.tokens * sizes.topK;
     case "grouped":
-      return maxGroupedTiles(sizes.tokens, lookup.topK, lookup.numSlots);
+      return maxGroupedTiles(sizes.tokens, sizes.topK, sizes.numSlots);
   }
 }
 
-/** WGSL of `tile_slot(tile)` and `tile_pair(tile, r)`; both give NONE where there is nothing to do. */
+/** WGSL of `tile_slot(tile)` and `tile_pair(tile, r)`, which give NONE where there is nothing to do, and of `row_of(pair)`. */
 export const LOOKUP = {
   tokens: /* wgsl */ `
+fn row_of(pair: u32) -> u32 { return pair; }
 fn tile_slot(tile: u32) -> u32 { return 0u; }
 fn tile_pair(tile: u32, r: u32) -> u32 {
   return select(NONE, tile * ROWS + r, tile * ROWS + r < counts.tokens);
 }`,
   samples: /* wgsl */ `
+fn row_of(pair: u32) -> u32 { return pair; }
 fn tile_slot(tile: u32) -> u32 { return 0u; }
 fn tile_pair(tile: u32, r: u32) -> u32 {
   return select(NONE, tile * ROWS + r, tile * ROWS + r < counts.samples);
 }`,
   direct: /* wgsl */ `
 @group(0) @binding(4) var<storage, read> tiles: array<u32>; // routing [numRows, topK] of (slot, weight bits)
+fn row_of(pair: u32) -> u32 { return pair / counts.top_k; }
 fn tile_slot(tile: u32) -> u32 { return tiles[tile * 2u]; }
 fn tile_pair(tile: u32, r: u32) -> u32 { return tile; }`,
   grouped: /* wgsl */ `
 @group(0) @binding(4) var<storage, read> tiles: array<u32>; // [numTiles] of (slot, ${GROUP_ROWS} pairs)
+fn row_of(pair: u32) -> u32 { return pair / counts.top_k; }
 fn tile_slot(tile: u32) -> u32 { return tiles[tile * ${GROUP_STRIDE}u]; }
 fn tile_pair(tile: u32, r: u32) -> u32 { return tiles[tile * ${GROUP_STRIDE}u + 1u + r]; }`,
 } as const;

@@ -1,0 +1,191 @@
+/** The kernels that work on rows, against the plain loops. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import * as cpu from "../../core/cpu/operations.ts";
+import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
+import { add } from "../../core/gpu/kernels/add.ts";
+import { attention } from "../../core/gpu/kernels/attention.ts";
+import { gate } from "../../core/gpu/kernels/gate.ts";
+import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
+import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
+import { candidateStride, topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
+import { assertClose, randomValues, readBuffer, readF32, runKernel, zeros } from "./gpu-fixture.ts";
+
+const NONE = 0xffffffff;
+const UNROUTED = { topK: 1, numSlots: 1 };
+
+/** Declares the cases on an open device. */
+export function rowKernelCases(gpu: Gpu): void {
+  for (const [tokens, hiddenSize] of [
+    [1, 8],
+    [5, 72],
+    [3, 1032],
+  ] as const) {
+    test(`rms-norm of ${tokens} rows of ${hiddenSize}, all or sampled`, async () => {
+      const hidden = randomValues(tokens * hiddenSize, 20, 3);
+      const scale = randomValues(hiddenSize, 21);
+      const expected = cpu.rmsNorm(hidden, scale, 1e-6);
+      const out = zeros(gpu, tokens * hiddenSize);
+      await runKernel(
+        gpu,
+        rmsNorm({ hiddenSize, eps: 1e-6, rows: "tokens" }),
+        { tokens, samples: 0, ...UNROUTED },
+        [hidden, scale, out],
+      );
+      assertClose(await readF32(gpu, out, expected.length), expected, 1e-5);
+      const one = zeros(gpu, hiddenSize);
+      await runKernel(
+        gpu,
+        rmsNorm({ hiddenSize, eps: 1e-6, rows: "samples" }),
+        { tokens, samples: 1, ...UNROUTED },
+        [hidden, scale, one, Uint32Array.from([tokens - 1])],
+      );
+      assertClose(
+        await readF32(gpu, one, hiddenSize),
+        expected.subarray((tokens - 1) * hiddenSize),
+        1e-5,
+      );
+    });
+  }
+
+  test("rms-norm-round rounds rows to f16 and leaves a row beyond 65504 as it is", async () => {
+    const hiddenSize = 72;
+    const hidden = randomValues(3 * hiddenSize, 22);
+    for (let i = 40; i < 60; i++) hidden[i] *= 10 ** -((i - 30) / 2); // down to f16's subnormals and below
+    const scale = randomValues(hiddenSize, 23).map((v) => v * 1000);
+    hidden.fill(0, hiddenSize, 2 * hiddenSize);
+    hidden[hiddenSize + 5] = 1;
+    scale[5] = 60000;
+    const plain = cpu.rmsNorm(hidden, scale, 1e-6);
+    const out = zeros(gpu, plain.length);
+    const rounded = zeros(gpu, plain.length);
+    await runKernel(
+      gpu,
+      rmsNormRound({ hiddenSize, eps: 1e-6 }),
+      { tokens: 3, samples: 0, ...UNROUTED },
+      [hidden, scale, out, rounded],
+    );
+    const exact = await readF32(gpu, out, plain.length);
+    const actual = await readF32(gpu, rounded, plain.length);
+    assertClose(exact, plain, 1e-5);
+    assert.ok(Math.abs(plain[hiddenSize + 5]) > 65504, "the case has a row beyond f16");
+    for (let i = 0; i < plain.length; i++) {
+      const far = i >= hiddenSize && i < 2 * hiddenSize;
+      assert.equal(actual[i], far ? exact[i] : Math.f16round(exact[i]), `[${i}] of ${exact[i]}`);
+    }
+  });
+
+  for (const [numHeads, numKvHeads, headDim] of [
+    [4, 2, 16],
+    [6, 2, 32],
+    [5, 5, 20],
+    [8, 1, 128],
+  ] as const) {
+    test(`attention ${numHeads}/${numKvHeads}×${headDim}: prefill and decode rows of three sequences in one batch`, async () => {
+      const blocksPerSequence = 12;
+      const tables = [[3, 7, 1, 30, 29, 28, 27, 26, 25, 24, 23], [0], [9, 8]];
+      const rowOf = [0, 1, 1, 1, 2, 0];
+      const positions = Uint32Array.from([40, 0, 1, 2, 31, 165]);
+      const tokens = rowOf.length;
+      const kv = numKvHeads * headDim;
+      const values = randomValues(32 * 16 * 2 * kv, 30);
+      const q = randomValues(tokens * numHeads * headDim, 31, 2);
+      const flat = new Uint32Array(3 * blocksPerSequence);
+      tables.forEach((table, i) => flat.set(table, i * blocksPerSequence));
+      const slotOf = (token: number, position: number) =>
+        tables[rowOf[token]][Math.floor(position / 16)] * 16 + (position % 16);
+      const expected = cpu.attention(
+        q,
+        positions,
+        { values, slotOf },
+        { numHeads, numKvHeads, headDim },
+      );
+      const out = zeros(gpu, q.length);
+      await runKernel(
+        gpu,
+        attention({ numHeads, numKvHeads, headDim, blockSize: 16, blocksPerSequence }),
+        { tokens, samples: 0, ...UNROUTED },
+        [q, values, positions, Uint32Array.from(rowOf), flat, out],
+      );
+      assertClose(await readF32(gpu, out, q.length), expected, 1e-5);
+    });
+  }
+
+  for (const [tokens, numExperts, topK, norm] of [
+    [1, 4, 4, false],
+    [5, 12, 4, true],
+    [3, 160, 6, false],
+  ] as const) {
+    test(`gate routes ${tokens} tokens to the top ${topK} of ${numExperts}${norm ? ", renormalised" : ""}`, async () => {
+      const hiddenSize = 40;
+      const x = randomValues(tokens * hiddenSize, 40);
+      const weights = randomValues((numExperts + 1) * hiddenSize, 41);
+      if (numExperts === 12) weights.copyWithin(3 * hiddenSize, hiddenSize, 2 * hiddenSize); // experts 1 and 3 tie
+      const routing = allocate(gpu, "routing", tokens * topK * 8, STORAGE);
+      const shared = zeros(gpu, tokens);
+      await runKernel(
+        gpu,
+        gate({ hiddenSize, numExperts, topK, normTopkProb: norm }),
+        { tokens, samples: 0, ...UNROUTED },
+        [x, weights, routing, shared],
+      );
+      const logits = cpu.linear(x, weights.subarray(0, numExperts * hiddenSize), hiddenSize);
+      const expected = cpu.softmaxTopK(logits, numExperts, topK, norm);
+      const words = new Uint32Array(await readBuffer(gpu, routing, tokens * topK * 8));
+      const ids = words.filter((_, i) => i % 2 === 0);
+      const mix = new Float32Array(words.filter((_, i) => i % 2 === 1).buffer);
+      assert.deepEqual(ids, expected.ids);
+      assertClose(mix, expected.weights, 1e-5);
+      const sharedLogits = cpu.linear(x, weights.subarray(numExperts * hiddenSize), hiddenSize);
+      assertClose(await readF32(gpu, shared, tokens), sharedLogits.map(cpu.sigmoid), 1e-5);
+    });
+  }
+
+  test("add adds", async () => {
+    const sums = randomValues(3 * 72, 50);
+    const hidden = randomValues(3 * 72, 51);
+    const [, result] = await runKernel(gpu, add(72), { tokens: 3, samples: 0, ...UNROUTED }, [
+      sums,
+      hidden,
+    ]);
+    assert.deepEqual(
+      await readF32(gpu, result, hidden.length),
+      hidden.map((v, i) => Math.fround(v + sums[i])),
+    );
+  });
+
+  test("top-candidates gives the largest logits in order, ties by lower id, log-sum-exp and a wanted logit", async () => {
+    const vocabSize = 517;
+    const maxCandidates = 64;
+    const logits = randomValues(4 * vocabSize, 60, 8);
+    for (let i = 0; i < vocabSize; i += 3) logits[vocabSize + i] = 7.5; // ties across lanes
+    logits[vocabSize] = 9;
+    const wanted = Uint32Array.from([1, NONE, 64, 5, 20, 516, 3, NONE]);
+    const out = allocate(gpu, "candidates", 4 * candidateStride(maxCandidates) * 4, STORAGE);
+    await runKernel(
+      gpu,
+      topCandidates({ vocabSize, maxCandidates }),
+      { tokens: 0, samples: 4, ...UNROUTED },
+      [logits, wanted, out],
+    );
+    const words = new Uint32Array(
+      await readBuffer(gpu, out, 4 * candidateStride(maxCandidates) * 4),
+    );
+    const values = new Float32Array(words.buffer);
+    for (let row = 0; row < 4; row++) {
+      const of = logits.subarray(row * vocabSize, (row + 1) * vocabSize);
+      const at = row * candidateStride(maxCandidates);
+      const n = wanted[2 * row];
+      const expected = cpu.topIndices(of, n);
+      assert.deepEqual([...words.subarray(at, at + n)], expected);
+      assert.deepEqual(
+        [...values.subarray(at + 64, at + 64 + n)],
+        expected.map((id) => of[id]),
+      );
+      assert.ok(Math.abs(values[at + 128] - cpu.logSumExp(of)) < 1e-4);
+      if (wanted[2 * row + 1] !== NONE) assert.equal(values[at + 129], of[wanted[2 * row + 1]]);
+    }
+  });
+}
