@@ -1,0 +1,127 @@
+/** The router's /metrics page: vLLM's names where its dashboards and schedulers expect them, `moe_*` for what is ours. */
+
+import { createMetrics, type Metrics } from "../../core/platform/metrics.ts";
+import { meanImbalance } from "../../core/statistics/load.ts";
+import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
+import type { EngineObserver, StepReport } from "../engine/observer.ts";
+import { engineMetrics, type EngineMetricsOptions } from "./engine-metrics.ts";
+
+/** From a loopback hop to the default dispatch timeout and beyond, seconds. */
+const DISPATCH_BUCKETS = [
+  0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5,
+];
+
+/** How a dispatch ended. */
+export type DispatchOutcome = "ok" | "timeout" | "refused" | "lost" | "cancelled" | "error";
+
+/** One message to a shard and its answer. */
+export interface DispatchReport {
+  readonly rank: number;
+  readonly outcome: DispatchOutcome;
+  /** From the send to the answer, milliseconds. */
+  readonly durationMs: number;
+  readonly rows: number;
+  /** Payload bytes to the shard. */
+  readonly bytesSent: number;
+  /** Payload bytes from the shard. */
+  readonly bytesReceived: number;
+}
+
+export interface RouterMetricsOptions extends EngineMetricsOptions {
+  /** Logical experts of a layer. */
+  readonly numExperts: number;
+}
+
+/** The router's metrics and those who feed them. */
+export interface RouterMetrics {
+  readonly observer: EngineObserver;
+  onDispatch(report: DispatchReport): void;
+  /** Load of the statistics' last window; one without tokens leaves the gauges as they are. */
+  onWindow(window: LoadWindow): void;
+  onFlush(outcome: FlushOutcome): void;
+  /** Tokens that the statistics did not count. */
+  onDropped(tokens: number): void;
+  readonly contentType: string;
+  text(): Promise<string>;
+}
+
+/** Makes the router's metrics. */
+export function createRouterMetrics(options: RouterMetricsOptions): RouterMetrics {
+  const metrics = createMetrics();
+  const engine = engineMetrics(metrics, options);
+  const experts = expertMetrics(metrics, options.numExperts);
+  return {
+    observer: {
+      onStep: (report) => {
+        engine.onStep(report);
+        experts.onStep(report);
+      },
+      onToken: engine.onToken,
+      onPreemption: engine.onPreemption,
+      onRequest: engine.onRequest,
+    },
+    onDispatch: experts.onDispatch,
+    onWindow: experts.onWindow,
+    onFlush: experts.onFlush,
+    onDropped: experts.onDropped,
+    contentType: metrics.contentType,
+    text: () => metrics.text(),
+  };
+}
+
+function expertMetrics(metrics: Metrics, numExperts: number) {
+  const dispatchSeconds = metrics.histogram(
+    "moe_dispatch_seconds",
+    "From sending a layer's rows to a shard to its partial sums",
+    DISPATCH_BUCKETS,
+    ["rank"],
+  );
+  const bytes = metrics.counter(
+    "moe_dispatch_bytes_total",
+    "Payload bytes to (sent) and from (received) a shard",
+    ["rank", "direction"],
+  );
+  const rows = metrics.counter("moe_dispatch_rows_total", "Rows dispatched to a shard", ["rank"]);
+  const outcomes = metrics.counter("moe_dispatch_outcomes_total", "Dispatches by how they ended", [
+    "rank",
+    "outcome",
+  ]);
+  const imbalance = metrics.gauge(
+    "moe_load_imbalance",
+    "(max - mean) / mean of the tokens per expert, mean over the MoE layers, in the last window with tokens",
+    ["phase"],
+  );
+  const tokens = metrics.counter("moe_tokens_total", "Tokens that went through the model", [
+    "phase",
+  ]);
+  for (const phase of ["prefill", "decode"]) tokens.inc({ phase }, 0);
+  const flushes = metrics.counter("moe_statistics_flushes_total", "Flushes to Redis by outcome", [
+    "outcome",
+  ]);
+  const dropped = metrics.counter(
+    "moe_statistics_dropped_tokens_total",
+    "Tokens whose routing was not counted",
+  );
+
+  return {
+    onStep: ({ sequences }: StepReport) => {
+      for (const { phase, numTokens } of sequences) tokens.inc({ phase }, numTokens);
+    },
+    onDispatch: (report: DispatchReport) => {
+      const rank = String(report.rank);
+      outcomes.inc({ rank, outcome: report.outcome });
+      rows.inc({ rank }, report.rows);
+      bytes.inc({ rank, direction: "sent" }, report.bytesSent);
+      bytes.inc({ rank, direction: "received" }, report.bytesReceived);
+      if (report.outcome === "ok") dispatchSeconds.observe({ rank }, report.durationMs / 1000);
+    },
+    onWindow: (window: LoadWindow) => {
+      for (const phase of ["prefill", "decode"] as const) {
+        if (window[phase].every((count) => count === 0)) continue;
+        imbalance.set({ phase }, meanImbalance(window[phase], numExperts));
+      }
+    },
+    onFlush: (outcome: FlushOutcome) => flushes.inc({ outcome }),
+    onDropped: (count: number) => dropped.inc(count),
+  };
+}
