@@ -88,8 +88,9 @@ export interface EngineState {
 /** Turns token-id prompts into token ids. */
 export interface Engine {
   /**
-   * Queues a request and yields its events.
-   * Throws QueueFullError, PromptTooLongError or UnavailableError on the first `next()`; later UnavailableError, RequestTimeoutError; AbortError when its signal aborts.
+   * Queues a request and yields its events; the prompt event comes when the prompt is computed.
+   * Throws InvalidRequestError, QueueFullError or UnavailableError on the first `next()`; later UnavailableError,
+   * RequestTimeoutError; AbortError when its signal aborts. A reader that leaves before the finish ends the request.
    */
   submit(request: EngineRequest): AsyncIterable<EngineEvent>;
   state(): EngineState;

@@ -1,5 +1,6 @@
 /** Text out of a request's token ids, between the engine and the API's doors: decoding, stop strings, counts. */
 
+import { createIncrementalDecoder } from "../../core/model/incremental-decoder.ts";
 import type { Tokenizer } from "../../core/model/text.ts";
 import { InvalidRequestError } from "./errors.ts";
 import type { Engine, EngineRequest, FinishReason, PositionLogprobs } from "./request.ts";
@@ -16,7 +17,7 @@ export type TextEvent =
     }
   | {
       readonly type: "delta";
-      /** New text; never splits a character; empty while it could begin a stop string, and without a tokenizer. */
+      /** New text without special tokens; never splits a character; empty while it could begin a stop string, and without a tokenizer. */
       readonly text: string;
       /** New tokens; empty where only held-back text is released. */
       readonly tokenIds: readonly number[];
@@ -54,7 +55,7 @@ export async function* generateText(source: TextSource): AsyncGenerator<TextEven
   if (tokenizer === undefined && stop.length > 0) {
     throw new InvalidRequestError("stop strings need a tokenizer; this model has none", "stop");
   }
-  const decoder = tokenizer && createIncrementalDecoder(tokenizer);
+  const decoder = tokenizer && createIncrementalDecoder(tokenizer, { skipSpecialTokens: true });
   const stops = createStopMatcher(stop);
   let completionTokens = 0;
   let stopString: string | undefined;
@@ -63,7 +64,7 @@ export async function* generateText(source: TextSource): AsyncGenerator<TextEven
       yield event;
     } else if (event.type === "token") {
       completionTokens++;
-      const found = stops.push(decoder?.push(event.tokenId) ?? "", completionTokens > minTokens);
+      const found = stops.push(decoder?.push([event.tokenId]) ?? "", completionTokens > minTokens);
       yield delta(found.text, [event.tokenId], event.logprobs && [event.logprobs]);
       stopString = found.match;
       if (stopString !== undefined) break; // ends the sequence in the engine before the reader hears of it
@@ -92,26 +93,4 @@ export async function* generateText(source: TextSource): AsyncGenerator<TextEven
     completionTokens++;
     return { type: "finish", reason, ...stopReason, stopTokenId, completionTokens };
   }
-}
-
-/** Text of the tokens so far as they come, incomplete characters held back. */
-function createIncrementalDecoder(tokenizer: Tokenizer) {
-  let ids: number[] = [];
-  let released = "";
-  return {
-    push(id: number): string {
-      ids.push(id);
-      const text = tokenizer.decode(ids, { skipSpecialTokens: true });
-      if (text.endsWith("\ufffd")) return "";
-      const piece = text.slice(released.length);
-      released = text;
-      return piece;
-    },
-    flush(): string {
-      const piece = tokenizer.decode(ids, { skipSpecialTokens: true }).slice(released.length);
-      ids = [];
-      released = "";
-      return piece;
-    },
-  };
 }

@@ -118,8 +118,7 @@ export function toyContinuation(
 
 /** What a runner reads back of a row of logits. */
 export function sampleLogits(logits: Float32Array, wish: Omit<SampleRow, "token">): SampleLogits {
-  const ranked = [...logits.keys()].sort((a, b) => logits[b] - logits[a] || a - b);
-  const candidateIds = Uint32Array.from(ranked.slice(0, wish.numCandidates));
+  const candidateIds = Uint32Array.from(best(logits, wish.numCandidates));
   return {
     candidateIds,
     candidateLogits: Float32Array.from(candidateIds, (id) => logits[id]),
@@ -127,6 +126,18 @@ export function sampleLogits(logits: Float32Array, wish: Omit<SampleRow, "token"
     targetLogit: wish.targetTokenId === undefined ? Number.NaN : logits[wish.targetTokenId],
     ...(wish.fullLogits && { logits }),
   };
+}
+
+/** Ids of the `count` highest logits, ties by lower id. */
+function best(logits: Float32Array, count: number): number[] {
+  const ids: number[] = [];
+  for (const [id, logit] of logits.entries()) {
+    if (ids.length === count && logit <= logits[ids[count - 1]]) continue;
+    const place = ids.findLastIndex((other) => logits[other] >= logit) + 1;
+    ids.splice(place, 0, id);
+    if (ids.length > count) ids.pop();
+  }
+  return ids;
 }
 
 export function logSumExp(logits: Float32Array): number {
