@@ -5,7 +5,7 @@ import { basename, isAbsolute, join, relative, resolve } from "node:path";
 import { bytesPerElement, type DType, type HostTensor, numElements } from "../tensor.ts";
 import type { GenerationConfig, ModelConfig } from "./config.ts";
 import { expectedTensors } from "./families.ts";
-import { isJsonObject, readJsonFile } from "./json-file.ts";
+import { isJsonObject, readJsonFile, shownJson } from "./json-file.ts";
 import { parseModelConfig, readGenerationConfig, readRawConfig } from "./load-config.ts";
 import { hashModel, type HashedTensor } from "./model-hash.ts";
 import { SafetensorsFile } from "./safetensors.ts";
@@ -172,7 +172,7 @@ function parseWeightMap(dir: string, indexFile: string, value: unknown): Map<str
   }
   const weightMap = new Map<string, string>();
   for (const [name, file] of Object.entries(value)) {
-    const shown = `${indexFile}: weight_map[${JSON.stringify(name)}] is ${JSON.stringify(file)}`;
+    const shown = `${indexFile}: weight_map[${JSON.stringify(name)}] is ${shownJson(file)}`;
     if (typeof file !== "string" || basename(file) === "" || file.includes("\0")) {
       throw new CheckpointError(`${shown}, expected a file name`);
     }

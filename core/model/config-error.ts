@@ -2,6 +2,8 @@
 
 import type { z } from "zod";
 
+import { shownJson } from "./json-file.ts";
+
 /** One value of a configuration that the engine does not take. */
 export interface ConfigProblem {
   readonly name: string;
@@ -22,8 +24,7 @@ export class ModelConfigError extends Error {
 }
 
 function describeProblem({ name, value, expectation }: ConfigProblem): string {
-  const shown = value === undefined ? "missing" : JSON.stringify(value);
-  return `${name} is ${shown.length > 200 ? `${shown.slice(0, 200)}…` : shown}, expected ${expectation}`;
+  return `${name} is ${shownJson(value)}, expected ${expectation}`;
 }
 
 /** A zod error as problems by field name; the schema's messages are the expectations. */

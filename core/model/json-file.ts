@@ -20,6 +20,20 @@ export function isJsonObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+/** Characters of a value that an error message shows at most. */
+const MAX_SHOWN = 200;
+
+/** A value of parsed JSON as an error message shows it: shortened, "missing" where it is undefined. */
+export function shownJson(value: unknown): string {
+  if (value === undefined) return "missing";
+  try {
+    const text = JSON.stringify(value);
+    return text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}…` : text;
+  } catch {
+    return "a value nested too deeply to show";
+  }
+}
+
 /** Reads a JSON object of at most `maxBytes`, or undefined where there is no such file. Throws JsonFileError. */
 export async function readJsonFile(
   file: string,

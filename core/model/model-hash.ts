@@ -80,13 +80,14 @@ export function samplePieces(sizes: readonly number[]): Piece[] {
   return pieces;
 }
 
-/** The value with the keys of every object in sorted order. */
-function canonical(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(canonical);
+/** Levels of a config at most. */
+const MAX_DEPTH = 64;
+
+/** The value with every object as a list of its entries in the order of their keys. Throws RangeError where it is nested too deeply. */
+function canonical(value: unknown, depth = 0): unknown {
+  if (depth > MAX_DEPTH) throw new RangeError(`config.json is nested deeper than ${MAX_DEPTH}`);
+  if (Array.isArray(value)) return value.map((entry) => canonical(entry, depth + 1));
   if (!isJsonObject(value)) return value;
-  return Object.fromEntries(
-    Object.entries(value)
-      .sort(([a], [b]) => (a < b ? -1 : 1))
-      .map(([key, entry]) => [key, canonical(entry)]),
-  );
+  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
+  return { entries: entries.map(([key, entry]) => [key, canonical(entry, depth + 1)]) };
 }

@@ -2,7 +2,7 @@
 
 import { type FileHandle, open, stat } from "node:fs/promises";
 
-import { isJsonObject } from "./json-file.ts";
+import { isJsonObject, shownJson } from "./json-file.ts";
 import { repeatedKey } from "./json-keys.ts";
 
 /** Header bytes at most, as in the format's reference implementation. */
@@ -24,7 +24,7 @@ export class SafetensorsError extends Error {
   readonly file: string;
   readonly tensor: string | undefined;
   constructor(file: string, tensor: string | undefined, problem: string) {
-    super(`${file}: ${tensor === undefined ? "" : `tensor ${shown(tensor)}: `}${problem}`);
+    super(`${file}: ${tensor === undefined ? "" : `tensor ${shownJson(tensor)}: `}${problem}`);
     this.file = file;
     this.tensor = tensor;
   }
@@ -77,7 +77,7 @@ function parseHeaderJson(headerBytes: Uint8Array, file: string) {
   }
   const repeated = repeatedKey(text);
   if (repeated !== undefined) {
-    throw new SafetensorsError(file, undefined, `header has the key ${shown(repeated)} twice`);
+    throw new SafetensorsError(file, undefined, `header has the key ${shownJson(repeated)} twice`);
   }
   return header;
 }
@@ -97,7 +97,7 @@ function parseEntry(
   file: string,
 ): TensorEntry {
   const fail = (field: string, got: unknown, expectation: string) =>
-    new SafetensorsError(file, name, `${field} is ${shown(got)}, expected ${expectation}`);
+    new SafetensorsError(file, name, `${field} is ${shownJson(got)}, expected ${expectation}`);
   if (!isJsonObject(value)) throw fail("entry", value, "an object");
   const { dtype, shape, data_offsets: offsets } = value;
   if (typeof dtype !== "string") throw fail("dtype", dtype, "a string");
@@ -115,7 +115,7 @@ function parseEntry(
     // A product that is no safe integer is inexact, but far above any length; unless a zero follows.
     const elements = shape.includes(0) ? 0 : shape.reduce((product, size) => product * size, 1);
     if (elements * bits !== length * 8) {
-      const size = `${(elements * bits) / 8} bytes of ${dtype} ${shown(shape)}`;
+      const size = `${(elements * bits) / 8} bytes of ${dtype} ${shownJson(shape)}`;
       throw fail("data_offsets", offsets, `the ${size}, not ${length}`);
     }
   }
@@ -150,11 +150,6 @@ function checkCoverage(
     const problem = `tensors end at byte ${next}, expected the end of the file, ${fileBytes}`;
     throw new SafetensorsError(file, undefined, problem);
   }
-}
-
-function shown(value: unknown): string {
-  const text = value === undefined ? "missing" : JSON.stringify(value);
-  return text.length > 200 ? `${text.slice(0, 200)}…` : text;
 }
 
 /** An open safetensors file; reads are positional and may run at the same time. */
@@ -211,7 +206,7 @@ export class SafetensorsFile {
   async readBytes(name: string, offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
     const entry = this.tensors.get(name);
     if (!entry) throw new SafetensorsError(this.file, name, "no such tensor");
-    if (offset < 0 || length < 0 || entry.begin + offset + length > entry.end) {
+    if (!(offset >= 0 && length >= 0 && entry.begin + offset + length <= entry.end)) {
       const size = entry.end - entry.begin;
       throw new RangeError(`${name}: bytes ${offset}+${length} are not within its ${size} bytes`);
     }

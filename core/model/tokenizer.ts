@@ -12,6 +12,7 @@ import {
   templateSource,
   type TemplateTokens,
 } from "./chat-template.ts";
+import type { ModelConfig } from "./config.ts";
 import { isJsonObject, type JsonObject, readJsonFile, readTextFile } from "./json-file.ts";
 import type { Tokenizer } from "./text.ts";
 import { TwoGenerationCache } from "./two-generation-cache.ts";
@@ -46,22 +47,30 @@ export class TokenizerError extends Error {
 
 /**
  * Loads `tokenizer.json`, with `tokenizer_config.json` and `chat_template.jinja` where they are there.
- * Undefined where there is no tokenizer.json. Throws TokenizerError or JsonFileError naming the file.
+ * Undefined where there is no tokenizer.json. Throws TokenizerError or JsonFileError naming the file; given the model's
+ * config, also where the tokenizer has ids that the model has not.
  */
-export async function loadTokenizer(dir: string): Promise<Tokenizer | undefined> {
+export async function loadTokenizer(
+  dir: string,
+  config?: Pick<ModelConfig, "vocabSize">,
+): Promise<Tokenizer | undefined> {
   const tokenizerFile = join(dir, "tokenizer.json");
   const json = await readJsonFile(tokenizerFile, MAX_TOKENIZER_BYTES);
   if (!json) return undefined;
-  const config =
+  const options =
     (await readJsonFile(join(dir, "tokenizer_config.json"), MAX_TOKENIZER_BYTES)) ?? {};
   let tokenizer: Omit<Tokenizer, "renderChat" | "hasChatTemplate">;
   try {
-    tokenizer = createTokenizer(json, config);
+    tokenizer = createTokenizer(json, options);
     checkIds(tokenizer.encode("a b"));
   } catch (error) {
     throw new TokenizerError(tokenizerFile, messageOf(error));
   }
-  const chatTemplate = await loadChatTemplate(dir, config);
+  if (config && tokenizer.vocabSize > config.vocabSize) {
+    const problem = `token id ${tokenizer.vocabSize - 1}, expected ids below vocab_size ${config.vocabSize}`;
+    throw new TokenizerError(tokenizerFile, problem);
+  }
+  const chatTemplate = await loadChatTemplate(dir, options);
   return {
     ...tokenizer,
     hasChatTemplate: chatTemplate !== undefined,

@@ -113,7 +113,8 @@ export async function readExpert(
   expert: number,
 ): Promise<ExpertWeights> {
   const { config } = checkpoint;
-  if (config.layers[layer] !== "moe" || !(expert >= 0 && expert < config.numExperts)) {
+  const known = Number.isInteger(expert) && expert >= 0 && expert < config.numExperts;
+  if (config.layers[layer] !== "moe" || !known) {
     const limits = `${config.numLayers} layers of ${config.numExperts} experts`;
     throw new RangeError(`layer ${layer} expert ${expert}: not an expert; the model has ${limits}`);
   }

@@ -12,8 +12,8 @@ export interface TestTensor {
 }
 
 /** A safetensors file of a header, given as JSON text, and data. */
-export function safetensorsFile(header: string, data: Uint8Array): Buffer {
-  const headerBytes = Buffer.from(header);
+export function safetensorsFile(header: string | Uint8Array, data: Uint8Array): Buffer {
+  const headerBytes = typeof header === "string" ? Buffer.from(header) : header;
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(headerBytes.length));
   return Buffer.concat([length, headerBytes, data]);

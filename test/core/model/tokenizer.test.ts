@@ -112,6 +112,14 @@ test("100 kB of one repeated unit encode within two seconds of processor time, w
   }
 });
 
+test("a tokenizer with ids that the model has not is refused", async () => {
+  assert.ok(await loadTokenizer(demoDir, { vocabSize: 4096 }));
+  await assert.rejects(
+    loadTokenizer(demoDir, { vocabSize: 4095 }),
+    /tokenizer\.json: token id 4095, expected ids below vocab_size 4095/,
+  );
+});
+
 test("a directory without tokenizer.json has no tokenizer", async (t) => {
   assert.equal(await loadTokenizer(await temporaryDir(t)), undefined);
 });
