@@ -1,9 +1,10 @@
 /** Held-out perplexity of a served model beside its reference: `npm run bench -- perplexity`. */
 
-import { SingleBar } from "cli-progress";
 import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
+import { createLogger } from "../core/platform/log.ts";
+import { createProgressView } from "../core/platform/progress.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import {
   domainWindows,
@@ -11,6 +12,7 @@ import {
   scoreWindow,
   type ScoringTarget,
 } from "./held-out/scorer.ts";
+import { firstServedModel } from "./load/client.ts";
 import { perplexity, type WindowScore } from "./held-out/windows.ts";
 
 /** Windows that are scored at once. */
@@ -64,18 +66,16 @@ export async function measurePerplexity(
   maxWindows = Infinity,
 ): Promise<DomainPerplexity[]> {
   const reference = await readReference(modelDirectory);
-  const models = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
-  const target = { url, model: models.data[0].id };
+  const target = { url, model: await firstServedModel(url) };
+  const progress = createProgressView(createLogger("bench", "silent"));
   const results: DomainPerplexity[] = [];
   for (const [domain, expected] of Object.entries(reference.domains)) {
     const all = await domainWindows(modelDirectory, reference, domain);
     const windows = all.slice(0, maxWindows);
-    const bar = process.stderr.isTTY
-      ? new SingleBar({ format: `${domain} [{bar}] {value}/{total}`, stream: process.stderr })
-      : undefined;
-    bar?.start(windows.length, 0);
-    const scores = await scoreAll(target, windows, () => bar?.increment());
-    bar?.stop();
+    let done = 0;
+    const scores = await scoreAll(target, windows, () =>
+      progress.update(`${domain} windows`, ++done, windows.length),
+    );
     const referenceScores = scores.map(({ scoredTokens }, i) => ({
       nllSum: expected.window_nll[i] * scoredTokens,
       scoredTokens,
@@ -87,6 +87,7 @@ export async function measurePerplexity(
       reference: perplexity(referenceScores),
     });
   }
+  progress.close();
   return results;
 }
 

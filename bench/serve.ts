@@ -2,23 +2,12 @@
 
 import { writeFile } from "node:fs/promises";
 
-import { SingleBar } from "cli-progress";
-
 import { loadConfig } from "../core/platform/config.ts";
+import { createLogger } from "../core/platform/log.ts";
+import { createProgressView } from "../core/platform/progress.ts";
 import { generateLoad } from "./load/generate.ts";
-import { joinGoodput, loadAbout, loadSchema, type LoadOptions } from "./load/options.ts";
+import { joinGoodput, loadAbout, loadSchema } from "./load/options.ts";
 import { failureLines, resultJson, summaryTable } from "./load/result.ts";
-
-/** A progress bar on a terminal, nothing elsewhere: the table that follows says it all. */
-function progressBar(options: LoadOptions): SingleBar | undefined {
-  if (!process.stderr.isTTY) return undefined;
-  const bar = new SingleBar({
-    format: "requests [{bar}] {value}/{total} · failed {failed} · {duration_formatted}",
-    stream: process.stderr,
-  });
-  bar.start(options.numPrompts, 0, { failed: 0 });
-  return bar;
-}
 
 /**
  * Runs the load generator: prints a table, writes `--save-result`. Flags that it can not read end the process.
@@ -27,10 +16,12 @@ function progressBar(options: LoadOptions): SingleBar | undefined {
 export async function runBenchCommand(argv: string[]): Promise<number> {
   const options = loadConfig(loadSchema, loadAbout, joinGoodput(argv));
   const date = new Date().toISOString();
-  const bar = progressBar(options);
+  const progress = createProgressView(createLogger("bench", "silent"));
   try {
-    const figures = await generateLoad(options, (done, failed) => bar?.update(done, { failed }));
-    bar?.stop();
+    const figures = await generateLoad(options, (done) =>
+      progress.update("requests", done, options.numPrompts),
+    );
+    progress.close();
     console.log(summaryTable([[figures.model, figures.summary]]));
     for (const line of failureLines(figures.summary)) console.log(line);
     if (options.saveResult !== undefined) {
@@ -46,7 +37,7 @@ export async function runBenchCommand(argv: string[]): Promise<number> {
     }
     return figures.summary.failed > 0 ? 1 : 0;
   } catch (error) {
-    bar?.stop();
+    progress.close();
     console.error(`switchyard bench: ${(error as Error).message}`);
     return 1;
   }

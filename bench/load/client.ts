@@ -56,8 +56,7 @@ function requestBody(target: Target, prompt: Prompt): Record<string, unknown> {
   return { ...common, messages: [{ role: "user", content: prompt }] };
 }
 
-/** Headers of every request to the target. */
-export function requestHeaders(apiKey: string | undefined): Record<string, string> {
+function requestHeaders(apiKey: string | undefined): Record<string, string> {
   return {
     "content-type": "application/json",
     ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }),
@@ -140,4 +139,21 @@ export async function sendRequest(target: Target, prompt: Prompt): Promise<Reque
   } catch (error) {
     return { kind: "failed", reason: failureReason(error) };
   }
+}
+
+/** Deadline of a request that is not measured, milliseconds. */
+const SETUP_TIMEOUT_MS = 30_000;
+
+/** Name of the first model that a server serves. Throws where it can not be had. */
+export async function firstServedModel(baseUrl: string, apiKey?: string): Promise<string> {
+  const url = new URL("/v1/models", baseUrl);
+  const response = await fetch(url, {
+    headers: requestHeaders(apiKey),
+    signal: AbortSignal.timeout(SETUP_TIMEOUT_MS),
+  });
+  if (!response.ok)
+    throw new Error(`${url.href}: HTTP ${response.status} ${await response.text()}`);
+  const { data } = (await response.json()) as { data: { id: string }[] };
+  if (data.length === 0) throw new Error(`${baseUrl} serves no model`);
+  return data[0].id;
 }

@@ -5,35 +5,18 @@ import path from "node:path";
 
 import { loadTokenizer } from "../../core/model/tokenizer.ts";
 import { arrivalTimes } from "./arrivals.ts";
-import { requestHeaders, sendRequest, type Target } from "./client.ts";
+import { firstServedModel, sendRequest, type Target } from "./client.ts";
 import { randomPrompts, readTexts, textPrompts, type Prompt } from "./dataset.ts";
 import { serviceLevels, type LoadOptions } from "./options.ts";
 import { seededRandom, type Random } from "./random.ts";
 import { runLoad } from "./run.ts";
 import { summarize, type LoadSummary, type RequestRecord } from "./statistics.ts";
 
-/** Deadline of the request that prepares a run, milliseconds. */
-const SETUP_TIMEOUT_MS = 30_000;
-
 /** A run's figures with the records that they come from. */
 export interface LoadFigures {
   readonly model: string;
   readonly summary: LoadSummary;
   readonly records: readonly RequestRecord[];
-}
-
-async function servedModel(options: LoadOptions): Promise<string> {
-  if (options.servedModelName !== undefined) return options.servedModelName;
-  const url = new URL("/v1/models", options.url);
-  const response = await fetch(url, {
-    headers: requestHeaders(options.apiKey),
-    signal: AbortSignal.timeout(SETUP_TIMEOUT_MS),
-  });
-  if (!response.ok)
-    throw new Error(`${url.href}: HTTP ${response.status} ${await response.text()}`);
-  const { data } = (await response.json()) as { data: { id: string }[] };
-  if (data.length === 0) throw new Error(`${options.url} serves no model`);
-  return data[0].id;
 }
 
 async function vocabularySize(directory: string): Promise<number> {
@@ -66,10 +49,10 @@ async function makePrompts(options: LoadOptions, random: Random, count: number):
  */
 export async function generateLoad(
   options: LoadOptions,
-  onProgress?: (done: number, failed: number) => void,
+  onProgress?: (done: number) => void,
 ): Promise<LoadFigures> {
   const random = seededRandom(options.seed);
-  const model = await servedModel(options);
+  const model = options.servedModelName ?? (await firstServedModel(options.url, options.apiKey));
   const { numWarmups } = options;
   const prompts = await makePrompts(options, random, options.numPrompts + numWarmups);
   const target: Target = {
@@ -88,7 +71,6 @@ export async function generateLoad(
   const send = (prompt: Prompt) => sendRequest(target, prompt);
   for (const prompt of prompts.splice(0, numWarmups)) await send(prompt);
   let done = 0;
-  let failed = 0;
   const { records, durationSeconds } = await runLoad({
     prompts,
     arrivals: arrivalTimes(
@@ -98,10 +80,7 @@ export async function generateLoad(
     ),
     maxConcurrency: options.maxConcurrency ?? Infinity,
     send,
-    onRecord: (record) => {
-      if (record.kind === "failed") failed++;
-      onProgress?.(++done, failed);
-    },
+    onRecord: () => onProgress?.(++done),
   });
   const summary = summarize(records, durationSeconds, serviceLevels(options.goodput));
   return { model, summary, records };

@@ -15,7 +15,7 @@ export interface Load {
   /** Sends one request; resolves, whatever happens to it. */
   readonly send: (prompt: Prompt) => Promise<RequestRecord>;
   /** Called after each request. */
-  readonly onRecord?: (record: RequestRecord) => void;
+  readonly onRecord?: () => void;
 }
 
 /** Records in the order of the prompts, and the time from the first request sent to the last one ended. */
@@ -37,9 +37,8 @@ export async function runLoad(load: Load): Promise<LoadResult> {
       const index = next++;
       const wait = startedAt + load.arrivals[index] - performance.now();
       if (wait > 0) await sleep(wait);
-      const record = await load.send(load.prompts[index]);
-      records[index] = record;
-      load.onRecord?.(record);
+      records[index] = await load.send(load.prompts[index]);
+      load.onRecord?.();
     }
   }
   const senders = Math.min(load.maxConcurrency, load.prompts.length);

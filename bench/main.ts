@@ -1,0 +1,96 @@
+/** `npm run bench`: serve figures, the cost of a hop and held-out perplexity for 0, 1 and 2 shards; or one of them by name. */
+
+import { z } from "zod";
+
+import { loadConfig } from "../core/platform/config.ts";
+import { serviceOptions } from "../core/platform/service-options.ts";
+import { measureHop, runHopCommand } from "./hop-cost.ts";
+import { generateLoad } from "./load/generate.ts";
+import { loadSchema } from "./load/options.ts";
+import { failureLines, summaryTable } from "./load/result.ts";
+import type { LoadSummary } from "./load/statistics.ts";
+import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
+import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
+import { runBenchCommand } from "./serve.ts";
+
+const schema = z.object({
+  model: serviceOptions.model,
+  device: serviceOptions.device,
+  repeats: z.int().min(1).default(5).meta({
+    description: "Times that the clusters take turns when the hop is measured",
+    placeholder: "N",
+  }),
+  windows: z.int().min(1).optional().meta({
+    description: "Held-out windows of each domain",
+    placeholder: "N",
+    defaultText: "all",
+  }),
+});
+
+const about = {
+  command: "npm run bench --",
+  summary:
+    "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
+  notes:
+    "One part alone: serve --url URL (load on a running server), hop, perplexity --url URL; each has its own --help.",
+};
+
+/** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
+const LOADS = [
+  { name: "1 stream", maxConcurrency: 1, numPrompts: 6 },
+  { name: "8 streams", maxConcurrency: 8, numPrompts: 32 },
+  { name: "Poisson, 1 request/s", requestRate: 1, numPrompts: 32 },
+] as const;
+
+async function serveFigures(clusters: readonly MeasuredCluster[], model: string): Promise<string> {
+  const rows: (readonly [string, LoadSummary])[] = [];
+  const failures: string[] = [];
+  for (const { name, ...load } of LOADS)
+    for (const { shards, cluster } of clusters) {
+      const options = loadSchema.parse({
+        ...load,
+        url: cluster.url,
+        model,
+        dataset: "demo-texts",
+        inputLen: 128,
+        outputLen: 64,
+        ignoreEos: true,
+        goodput: ["ttft:1000", "tpot:100"],
+      });
+      const { summary } = await generateLoad(options);
+      rows.push([`${name}, ${shards} shards`, summary]);
+      failures.push(...failureLines(summary));
+    }
+  return [summaryTable(rows), ...failures].join("\n");
+}
+
+async function runAll(argv: string[]): Promise<number> {
+  const settings = loadConfig(schema, about, argv);
+  const { model, windows } = settings;
+  await withClusters(settings, async (clusters) => {
+    console.log(`## Serve: 128 tokens in, 64 out, goodput ttft 1000 ms, tpot 100 ms\n`);
+    console.log(`${await serveFigures(clusters, model)}\n`);
+    console.log(`## The cost of a hop\n`);
+    console.log(`${await measureHop(clusters, { ...settings, outputLen: 64 })}\n`);
+    for (const { shards, cluster } of clusters.filter(({ shards }) => shards !== 1)) {
+      console.log(`## Held-out perplexity, ${shards} shards\n`);
+      console.log(`${perplexityTable(await measurePerplexity(cluster.url, model, windows))}\n`);
+    }
+  });
+  return 0;
+}
+
+const [program, ...rest] = process.argv.slice(2);
+switch (program) {
+  case "serve":
+    process.exitCode = await runBenchCommand(rest);
+    break;
+  case "hop":
+    process.exitCode = await runHopCommand(rest);
+    break;
+  case "perplexity":
+    process.exitCode = await runPerplexityCommand(rest);
+    break;
+  default:
+    process.exitCode = await runAll(process.argv.slice(2));
+}
