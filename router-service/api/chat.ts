@@ -36,7 +36,7 @@ export function planChat(serving: Serving, body: unknown, id: string): Plan {
     promptField: "messages",
   });
   return {
-    choices: planChoices([prompt], fields.n ?? 1, () => ({ sampling, promptOnly: false })),
+    choices: planChoices([prompt], fields.n ?? 1, () => sampling),
     format: chatFormat(serving, {
       id,
       logprobs,

@@ -16,8 +16,6 @@ export interface Choice {
   readonly first: boolean;
   readonly prompt: Prompt;
   readonly sampling: SamplingParams;
-  /** No new token was asked for: the one that the engine makes at least is dropped. */
-  readonly promptOnly: boolean;
 }
 
 /** What a run of choices carries. */
@@ -49,16 +47,15 @@ export interface UsageCount {
 export function planChoices(
   prompts: readonly Prompt[],
   n: number,
-  samplingOf: (prompt: Prompt) => { sampling: SamplingParams; promptOnly: boolean },
+  samplingOf: (prompt: Prompt) => SamplingParams,
 ): Choice[] {
   return prompts.flatMap((prompt, promptIndex) => {
-    const { sampling, promptOnly } = samplingOf(prompt);
+    const sampling = samplingOf(prompt);
     return Array.from({ length: n }, (_, i) => ({
       index: promptIndex * n + i,
       first: i === 0,
       prompt,
       sampling: { ...sampling, seed: seedOf(sampling.seed, i) },
-      promptOnly,
     }));
   });
 }
@@ -85,8 +82,7 @@ export async function runChoices(
     };
     const source = { engine: serving.engine, tokenizer: serving.tokenizer, request };
     for await (const event of generateText(source)) {
-      const seen = choice.promptOnly ? withoutCompletion(event) : event;
-      if (seen !== undefined) await onEvent(choice, seen);
+      await onEvent(choice, event);
     }
   };
   const guarded = choices.map(async (choice) => {
@@ -152,10 +148,4 @@ export function countUsage(usage: UsageCount, choice: Choice, event: TextEvent):
     usage.cachedTokens += event.cachedTokens;
   }
   if (event.type === "finish") usage.completionTokens += event.completionTokens;
-}
-
-function withoutCompletion(event: TextEvent): TextEvent | undefined {
-  if (event.type === "prompt") return event;
-  if (event.type === "delta") return undefined;
-  return { type: "finish", reason: "length", completionTokens: 0 };
 }

@@ -29,26 +29,20 @@ export function planCompletions(serving: Serving, body: unknown, id: string): Pl
   });
   const echo = fields.echo ?? false;
   const echoLogprobs = echo ? fields.logprobs : undefined;
-  const samplingOf = (prompt: Prompt) => {
-    const promptOnly = fields.max_tokens === 0;
-    const maxTokens = fields.max_tokens;
-    const sampling = resolveSampling(fields, {
+  const value = fields.max_tokens;
+  const samplingOf = (prompt: Prompt) =>
+    resolveSampling(fields, {
       generation: serving.generation,
       vocabSize: serving.config.vocabSize,
       maxModelLen: serving.engine.maxModelLen,
       promptTokens: prompt.tokenIds.length,
-      maxTokens:
-        maxTokens === undefined
-          ? undefined
-          : { field: "max_tokens", value: Math.max(1, maxTokens) },
+      maxTokens: value === undefined ? undefined : { field: "max_tokens", value },
       defaultMaxTokens: DEFAULT_MAX_TOKENS,
       logprobs: fields.logprobs,
       promptLogprobs: maxOf(echoLogprobs, fields.prompt_logprobs),
       fieldPrefix: "",
       promptField: prompt.field,
     });
-    return { sampling, promptOnly };
-  };
   return {
     choices: planChoices(prompts, fields.n ?? 1, samplingOf),
     format: completionFormat(serving, {

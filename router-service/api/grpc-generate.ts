@@ -50,7 +50,7 @@ export function planGenerate(serving: Serving, request: GenerateRequest): Choice
     fieldPrefix: PREFIX,
     promptField: field,
   });
-  return planChoices([prompt], 1, () => ({ sampling, promptOnly: false }))[0];
+  return planChoices([prompt], 1, () => sampling)[0];
 }
 
 /** The chunk of an event; undefined where there is nothing to tell yet. */
