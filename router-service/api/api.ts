@@ -51,7 +51,7 @@ export function createApi(options: ApiOptions): Api {
   const serving: Serving = {
     engine,
     tokenizer,
-    longestTokenBytes: tokenizer === undefined ? 1 : longestToken(tokenizer, config.vocabSize),
+    longestTokenBytes: tokenizer === undefined ? 1 : longestToken(tokenizer),
     config,
     generation,
     servedModelName,

@@ -2,7 +2,7 @@
 
 import type { Tokenizer } from "../../core/model/text.ts";
 import type { PositionLogprobs, TokenLogprob } from "../engine/request.ts";
-import { isSpecial, tokenByteList, tokenCodePoints, tokenText } from "./token-text.ts";
+import { tokenByteList, tokenCodePoints, tokenText } from "./token-text.ts";
 
 /** Written instead of -Infinity, which JSON does not have. */
 const LOWEST = -9999;
@@ -80,7 +80,7 @@ export class CompletionLogprobWriter {
     const out = empty();
     for (const position of positions) {
       const id = position.token.tokenId;
-      const special = isSpecial(this.#tokenizer, id);
+      const special = this.#tokenizer?.isSpecial(id) ?? false;
       this.#push(out, id, position, special ? 0 : tokenCodePoints(this.#tokenizer, id));
     }
     return out;

@@ -1,5 +1,6 @@
 /** From what a client sent to the token ids that the engine gets. */
 
+import { ChatTemplateError } from "../../core/model/chat-template.ts";
 import type { Tokenizer } from "../../core/model/text.ts";
 import { InvalidRequestError } from "../engine/errors.ts";
 import { NoTokenizerError } from "./api-errors.ts";
@@ -77,15 +78,15 @@ export function renderChat(
   try {
     return tokenizer.renderChat(messages);
   } catch (error) {
-    if (!(error instanceof Error) || error.name !== "ChatTemplateError") throw error;
+    if (!(error instanceof ChatTemplateError)) throw error;
     throw new InvalidRequestError(`${field}: ${error.message}`, field, "chat_template_error");
   }
 }
 
-/** Bytes of the longest token among ids 0 … vocabSize-1. */
-export function longestToken(tokenizer: Tokenizer, vocabSize: number): number {
+/** Bytes of the vocabulary's longest token. */
+export function longestToken(tokenizer: Tokenizer): number {
   let longest = 1;
-  for (let id = 0; id < vocabSize; id++) {
+  for (let id = 0; id < tokenizer.vocabSize; id++) {
     longest = Math.max(longest, tokenizer.tokenBytes(id).length);
   }
   return longest;

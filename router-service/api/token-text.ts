@@ -26,12 +26,3 @@ export function tokenCodePoints(tokenizer: Tokenizer | undefined, id: number): n
   for (const byte of tokenizer.tokenBytes(id)) if ((byte & 0xc0) !== 0x80) count++;
   return count;
 }
-
-/** Whether the token is a special one, which generated text leaves out. */
-export function isSpecial(tokenizer: Tokenizer | undefined, id: number): boolean {
-  return (
-    tokenizer !== undefined &&
-    tokenizer.tokenBytes(id).length > 0 &&
-    tokenizer.decode([id], { skipSpecialTokens: true }) === ""
-  );
-}

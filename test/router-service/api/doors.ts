@@ -2,7 +2,7 @@
 
 import path from "node:path";
 
-import { loadGenerationConfig, loadModelConfig } from "../../../core/model/load-config.ts";
+import { readGenerationConfig, readModelConfig } from "../../../core/model/load-config.ts";
 import type { Tokenizer } from "../../../core/model/text.ts";
 import { loadTokenizer } from "../../../core/model/tokenizer.ts";
 import { createApi, type ApiOptions } from "../../../router-service/api/api.ts";
@@ -50,8 +50,8 @@ export interface Answer {
 
 /** Opens both doors on free ports; greedy unless a request says otherwise. */
 export async function openDoors(options: DoorOptions = {}): Promise<Doors> {
-  const config = await loadModelConfig(DEMO_MODEL);
-  const generation = await loadGenerationConfig(DEMO_MODEL, config);
+  const config = await readModelConfig(DEMO_MODEL);
+  const generation = await readGenerationConfig(DEMO_MODEL, config);
   const tokenizer = await loadTokenizer(DEMO_MODEL);
   if (tokenizer === undefined) throw new Error("the demo model has no tokenizer");
   const { engine, runner } = toyEngine(
