@@ -26,7 +26,7 @@ const message = z.object({
   ),
   // Tools are not supported, so neither is a conversation that used some.
   tool_calls: z.array(z.unknown()).max(0).nullish(),
-  function_call: z.undefined("expected nothing: function calls are not supported").or(z.null()),
+  function_call: z.null("expected nothing: function calls are not supported").optional(),
 });
 
 /** Messages of a conversation; text parts are joined by line breaks. */
