@@ -62,7 +62,8 @@ function problem(issue: z.core.$ZodIssue, value: unknown): string {
 
 /** A schema's own words where it has some, else the name of the type. */
 function expectation(issue: z.core.$ZodIssueInvalidType): string {
-  return issue.message.startsWith("expected ") ? issue.message : `expected ${issue.expected}`;
+  if (issue.message.startsWith("expected ")) return issue.message;
+  return `expected ${issue.expected === "int" ? "integer" : issue.expected}`;
 }
 
 function valueAt(input: unknown, path: readonly PropertyKey[]): unknown {

@@ -56,7 +56,7 @@ export async function openDoors(options: DoorOptions = {}): Promise<Doors> {
   if (tokenizer === undefined) throw new Error("the demo model has no tokenizer");
   const { engine, runner } = toyEngine(
     { numBlocks: 256, vocabSize: config.vocabSize, ...options.toy },
-    { maxModelLen: 512, ...options.engine },
+    { maxModelLen: 256, ...options.engine },
   );
   const logged: { facts: object; message: string }[] = [];
   const log = (facts: object, message: string) => void logged.push({ facts, message });
