@@ -1,0 +1,52 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+
+import { checkHellos, decideWeights, HandshakeError } from "../../core/handshake.ts";
+
+describe("a handshake", () => {
+  const hello = { protocolVersion: 1, modelHash: "aa", weights: "auto" };
+
+  it("passes where everything agrees, auto with any dtype", () => {
+    for (const weights of ["auto", "f16", "f32"]) {
+      checkHellos(hello, { ...hello, weights });
+      checkHellos({ ...hello, weights }, hello);
+      checkHellos({ ...hello, weights }, { ...hello, weights });
+    }
+  });
+
+  it("names each field that does not agree, and both values", () => {
+    const cases: [Partial<typeof hello>, Partial<typeof hello>, RegExp][] = [
+      [{ protocolVersion: 1 }, { protocolVersion: 2 }, /protocol_version.* 1,.* 2/],
+      [{ modelHash: "aa" }, { modelHash: "bb" }, /model_hash.* aa,.* bb/],
+      [{ weights: "f16" }, { weights: "f32" }, /weights.* f16,.* f32/],
+      [{ weights: "int4" }, { weights: "f32" }, /weights.* router .*"int4"/],
+      [{}, { weights: "" }, /weights.* shard .*""/],
+      [{}, { modelHash: "bb", protocolVersion: 3 }, /protocol_version.*; model_hash/],
+    ];
+    for (const [router, shard, text] of cases) {
+      assert.throws(
+        () => checkHellos({ ...hello, ...router }, { ...hello, ...shard }),
+        (error) => error instanceof HandshakeError && text.test(error.message),
+      );
+    }
+  });
+});
+
+describe("the cluster's dtype of weights", () => {
+  const auto = (shaderF16: boolean) => ({ weights: "auto" as const, shaderF16 });
+
+  it("is f16 where every adapter has shader-f16, else f32", () => {
+    assert.equal(decideWeights([auto(true), auto(true)]), "f16");
+    assert.equal(decideWeights([auto(true), auto(false)]), "f32");
+  });
+
+  it("is what any member asks for", () => {
+    assert.equal(decideWeights([auto(true), { weights: "f32", shaderF16: true }]), "f32");
+    assert.equal(decideWeights([auto(false), { weights: "f16", shaderF16: true }]), "f16");
+  });
+
+  it("is refused where members ask for different ones", () => {
+    const f16 = { weights: "f16" as const, shaderF16: true };
+    assert.throws(() => decideWeights([f16, { ...f16, weights: "f32" }]), /f16 and f32/);
+  });
+});

@@ -1,0 +1,168 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+
+import fc from "fast-check";
+
+import {
+  decodeDispatch,
+  decodePartialSum,
+  dispatchCrc,
+  DispatchRefusedError,
+  encodeDispatch,
+  encodePartialSum,
+  NO_EXPERT,
+  placementCrc,
+} from "../../core/wire.ts";
+import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import { Dispatch, DispatchErrorCode, WireDtype } from "../../proto/gen/switchyard/v1/expert.ts";
+import { testValues } from "../support/expert-reference.ts";
+
+const LIMITS = { hiddenSize: 8, topK: 2, maxRows: 16 };
+const HEADER = {
+  dispatchId: 7,
+  epoch: 1,
+  layer: 2,
+  timeoutMs: 2000,
+  hiddenSize: 8,
+  topK: 2,
+  traceparent: "",
+};
+
+const payload = (numRows: number) => ({
+  rows: Float32Array.from(new Float16Array(testValues(numRows * 8, 1))),
+  expertIds: Uint16Array.from({ length: numRows * 2 }, (_, i) => (i % 3 ? i : NO_EXPERT)),
+  topkWeights: testValues(numRows * 2, 2),
+});
+
+/** The message as the other end has it: its bytes are views at any offset. */
+const sent = (message: Dispatch) => Dispatch.decode(Dispatch.encode(message).finish());
+
+const refused = (code: DispatchErrorCode, text: RegExp) => (error: unknown) =>
+  error instanceof DispatchRefusedError && error.code === code && text.test(error.message);
+const INVALID = DispatchErrorCode.DISPATCH_ERROR_CODE_INVALID;
+const CHECKSUM = DispatchErrorCode.DISPATCH_ERROR_CODE_CHECKSUM;
+
+describe("a dispatch", () => {
+  for (const wire of ["f16", "f32"] as const) {
+    it(`brings rows, ids and weights over the wire in ${wire}`, () => {
+      const message = encodeDispatch(HEADER, payload(5), wire);
+      assert.equal(message.hiddenStates.length, 5 * 8 * (wire === "f16" ? 2 : 4));
+      assert.deepEqual(decodeDispatch(sent(message), LIMITS), payload(5));
+    });
+  }
+
+  it("goes in f32 where a value lies beyond the range of f16, its other rows unchanged", () => {
+    for (const beyond of [65504.01, -65505, Number.POSITIVE_INFINITY]) {
+      const rows = payload(3);
+      rows.rows[12] = beyond;
+      const message = encodeDispatch(HEADER, rows, "f16");
+      assert.equal(message.dtype, WireDtype.WIRE_DTYPE_F32);
+      assert.deepEqual(decodeDispatch(sent(message), LIMITS), rows);
+    }
+    const atLimit = payload(3);
+    atLimit.rows[12] = -65504;
+    assert.equal(encodeDispatch(HEADER, atLimit, "f16").dtype, WireDtype.WIRE_DTYPE_F16);
+  });
+
+  it("is refused by the name of the field whose size or dtype is not the model's", () => {
+    const message = encodeDispatch(HEADER, payload(4), "f32");
+    const changes: [Partial<Dispatch>, RegExp][] = [
+      [{ hiddenSize: 16 }, /hidden_size 16, expected 8/],
+      [{ topK: 4 }, /top_k 4, expected 2/],
+      [{ numRows: 0 }, /num_rows 0, expected 1 to 16/],
+      [{ numRows: 17 }, /num_rows 17, expected 1 to 16/],
+      [{ numRows: 3 }, /hidden_states 128, expected 96/],
+      [{ dtype: WireDtype.WIRE_DTYPE_UNSPECIFIED }, /dtype 0/],
+      [{ dtype: WireDtype.WIRE_DTYPE_F16 }, /hidden_states 128, expected 64/],
+      [{ hiddenStates: message.hiddenStates.subarray(1) }, /hidden_states 127, expected 128/],
+      [{ expertIds: new Uint8Array(15) }, /expert_ids 15, expected 16/],
+      [{ topkWeights: new Uint8Array(0) }, /topk_weights 0, expected 32/],
+    ];
+    for (const [change, text] of changes) {
+      const changed = { ...message, ...change };
+      changed.crc32 = dispatchCrc(changed);
+      assert.throws(() => decodeDispatch(sent(changed), LIMITS), refused(INVALID, text));
+    }
+  });
+
+  it("with any one field changed does not pass its checksum", () => {
+    const message = encodeDispatch(HEADER, payload(4), "f16");
+    const fields = ["dispatchId", "epoch", "layer", "timeoutMs", "numRows", "hiddenSize"] as const;
+    for (const field of [...fields, "topK", "crc32"] as const) {
+      const changed = { ...message, [field]: message[field] ^ 1 };
+      assert.throws(() => decodeDispatch(changed, LIMITS), refused(CHECKSUM, /crc32/), field);
+    }
+  });
+
+  it("with any one bit of its payload flipped does not pass its checksum", () => {
+    const fields = ["hiddenStates", "expertIds", "topkWeights"] as const;
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...fields),
+        fc.nat(),
+        fc.integer({ min: 1, max: 16 }),
+        fc.constantFrom("f16" as const, "f32" as const),
+        (field, where, numRows, wire) => {
+          const message = sent(encodeDispatch(HEADER, payload(numRows), wire));
+          const bit = where % (message[field].length * 8);
+          message[field][bit >> 3] ^= 1 << (bit & 7);
+          assert.throws(() => decodeDispatch(message, LIMITS), refused(CHECKSUM, /crc32/));
+        },
+      ),
+    );
+  });
+});
+
+describe("a partial sum", () => {
+  const sums = testValues(3 * 8, 4);
+  const message = encodePartialSum(9, 3, sums, { queueUs: 1, computeUs: 2 });
+
+  it("comes back as it was", () => {
+    assert.deepEqual(decodePartialSum(message, 3, 8), sums);
+  });
+
+  it("is refused where bits or sizes are not the dispatch's", () => {
+    const flipped = { ...message, sums: message.sums.slice() };
+    flipped.sums[5] ^= 4;
+    assert.throws(() => decodePartialSum(flipped, 3, 8), refused(CHECKSUM, /crc32/));
+    const other = { ...message, dispatchId: 8 };
+    assert.throws(() => decodePartialSum(other, 3, 8), refused(CHECKSUM, /crc32/));
+    assert.throws(() => decodePartialSum(message, 4, 8), refused(INVALID, /num_rows.*3.*4/));
+    const short = encodePartialSum(9, 3, sums.subarray(8), { queueUs: 1, computeUs: 2 });
+    assert.throws(() => decodePartialSum(short, 3, 8), refused(INVALID, /sums 64, expected 96/));
+  });
+});
+
+describe("a placement's checksum", () => {
+  it("changes with every field", () => {
+    const placement: Placement = {
+      epoch: 1,
+      weights: 2,
+      oldestLiveEpoch: 1,
+      crc32: 0,
+      layers: [
+        { layer: 0, experts: [{ expertId: 0, splitWeight: 1 }] },
+        { layer: 1, experts: [{ expertId: 1, splitWeight: 0.5 }] },
+      ],
+    };
+    const [first, second] = placement.layers;
+    const variants: Placement[] = [
+      placement,
+      { ...placement, epoch: 2 },
+      { ...placement, weights: 1 },
+      { ...placement, oldestLiveEpoch: 0 },
+      { ...placement, layers: [first] },
+      { ...placement, layers: [second, first] },
+      { ...placement, layers: [first, { ...second, layer: 2 }] },
+      { ...placement, layers: [first, { ...second, experts: [] }] },
+      { ...placement, layers: [first, { layer: 1, experts: [{ expertId: 1, splitWeight: 1 }] }] },
+    ];
+    assert.equal(new Set(variants.map(placementCrc)).size, variants.length);
+  });
+});
+
+it("checksums are the usual CRC-32", () => {
+  const times = { queueUs: 0, computeUs: 0 };
+  // Of twelve zero bytes: dispatch_id as u64 and num_rows as u32.
+  assert.equal(encodePartialSum(0, 0, new Float32Array(), times).crc32, 0x7bd5c66f);
+});

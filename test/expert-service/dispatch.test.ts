@@ -1,0 +1,258 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import fc from "fast-check";
+
+import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
+import { readExpert } from "../../core/model/weights.ts";
+import { f32FromBytes } from "../../core/tensor.ts";
+import { decodePartialSum } from "../../core/wire.ts";
+import {
+  DispatchErrorCode,
+  RouterMessage,
+  type Dispatch,
+} from "../../proto/gen/switchyard/v1/expert.ts";
+import { createGate } from "../support/gated-device.ts";
+import {
+  dispatchOf,
+  placedConnection,
+  type AnswerOf,
+  type ShardConnection,
+} from "../support/shard-connection.ts";
+import { startTestShard, type TestShard } from "../support/shards.ts";
+import { waitFor } from "../support/wait-for.ts";
+
+const HELD = [0, 2, 3, 5, 8];
+
+describe("a dispatch", () => {
+  let shard: TestShard;
+  let connection: ShardConnection;
+  let expected: Float32Array;
+  const good = dispatchOf([0, 2, 3, 5, 8, 65535, 65535, 0], { dispatchId: 77 });
+  before(async () => {
+    shard = await startTestShard();
+    connection = await placedConnection(shard.address, shard.checkpoint, HELD);
+    const device = createCpuExpertDevice(shard.checkpoint.config, "f32");
+    device.allocate(0, 12);
+    for (const id of HELD) device.load(0, id, await readExpert(shard.checkpoint, 0, id));
+    const slots = Uint32Array.of(0, 2, 3, 5, 8, 0xffffffff, 0xffffffff, 0);
+    const weights = f32FromBytes(good.topkWeights);
+    expected = await device.run(0, f32FromBytes(good.hiddenStates), slots, weights);
+  });
+  after(async () => {
+    connection.close();
+    await shard.close();
+  });
+
+  const assertGood = (answer: AnswerOf<"partialSum">) => {
+    assert.equal(answer.dispatchId, 77);
+    assert.deepEqual(decodePartialSum(answer, 2, 64), expected);
+  };
+
+  it("is answered with the sums over the experts that the shard holds", async () => {
+    connection.send({ $case: "dispatch", value: good });
+    assertGood(await connection.next("partialSum"));
+  });
+
+  const codes = DispatchErrorCode;
+  for (const [what, dispatch, code, text] of [
+    [
+      "another epoch",
+      dispatchOf([0, 2, 3, 5], { epoch: 2 }),
+      codes.DISPATCH_ERROR_CODE_WRONG_EPOCH,
+      /epoch 2.* epoch 1/,
+    ],
+    [
+      "an expert that is elsewhere",
+      dispatchOf([0, 2, 3, 4]),
+      codes.DISPATCH_ERROR_CODE_EXPERT_NOT_HELD,
+      /layer 0 expert 4/,
+    ],
+    [
+      "an expert that no model has",
+      dispatchOf([0, 2, 3, 60_000]),
+      codes.DISPATCH_ERROR_CODE_EXPERT_NOT_HELD,
+      /layer 0 expert 60000/,
+    ],
+    [
+      "a layer that is not there",
+      dispatchOf([0, 2, 3, 5], { layer: 9 }),
+      codes.DISPATCH_ERROR_CODE_EXPERT_NOT_HELD,
+      /layer 9/,
+    ],
+    [
+      "no time at all",
+      dispatchOf([0, 2, 3, 5], { timeoutMs: 0 }),
+      codes.DISPATCH_ERROR_CODE_DEADLINE,
+      /deadline passed/,
+    ],
+  ] as const) {
+    it(`with ${what} is answered with an error, and the next one with its sums`, async () => {
+      connection.send({ $case: "dispatch", value: dispatch });
+      const error = await connection.next("error");
+      assert.equal(error.code, code);
+      assert.match(error.message, text);
+      connection.send({ $case: "dispatch", value: good });
+      assertGood(await connection.next("partialSum"));
+    });
+  }
+
+  it("with flipped bits in any field is answered with CHECKSUM, and the next one with its sums", async () => {
+    const numbers = ["epoch", "layer", "timeoutMs", "numRows", "hiddenSize", "topK"] as const;
+    const bytes = ["hiddenStates", "expertIds", "topkWeights"] as const;
+    await fc.assert(
+      fc.asyncProperty(
+        fc.constantFrom(...numbers, "crc32" as const, "dtype" as const, ...bytes),
+        fc.uniqueArray(fc.nat(), { minLength: 1, maxLength: 3 }),
+        async (field, places) => {
+          const dispatch: Dispatch = { ...good };
+          for (const place of places) {
+            const value = dispatch[field];
+            if (typeof value === "number") {
+              Object.assign(dispatch, { [field]: (value ^ (1 << (place % 31))) >>> 0 });
+            } else {
+              const flipped = value.slice();
+              const bit = place % (flipped.length * 8);
+              flipped[bit >> 3] ^= 1 << (bit & 7);
+              Object.assign(dispatch, { [field]: flipped });
+            }
+          }
+          connection.send({ $case: "dispatch", value: dispatch });
+          connection.send({ $case: "dispatch", value: good });
+          // Two flips may cancel each other out: then the answer is the right one.
+          const same = messageBytes(dispatch).equals(messageBytes(good));
+          if (same) {
+            assertGood(await connection.next("partialSum"));
+          } else {
+            const { code, message } = await connection.next("error");
+            assert.equal(code, codes.DISPATCH_ERROR_CODE_CHECKSUM, message);
+          }
+          assertGood(await connection.next("partialSum"));
+        },
+      ),
+    );
+  });
+
+  it("whose bytes on the wire are damaged is never answered wrongly, and the next stream works", async () => {
+    const bytes = messageBytes(good);
+    let damaged = await placedConnection(shard.address, shard.checkpoint, HELD);
+    let endedStreams = 0;
+    await fc.assert(
+      fc.asyncProperty(
+        // Half of them in the first bytes, where the structure of the message is.
+        fc.oneof(fc.nat({ max: 60 * 8 }), fc.nat({ max: bytes.length * 8 - 1 })),
+        async (bit) => {
+          const flipped = Buffer.from(bytes);
+          flipped[bit >> 3] ^= 1 << (bit & 7);
+          damaged.sendBytes(flipped);
+          damaged.send({ $case: "dispatch", value: good });
+          for (let answers = 0; answers < 2; answers++) {
+            const answer = await damaged.nextOrEnd();
+            if (!("$case" in answer)) {
+              assert.notEqual(answer.code, 0);
+              endedStreams++;
+              damaged = await placedConnection(shard.address, shard.checkpoint, HELD);
+              return;
+            }
+            if (answer.$case === "partialSum") {
+              assertGood(answer.value);
+              // The good one's: the damaged one was taken as a cancel or the like.
+              if (answers === 0) return;
+            } else {
+              assert.equal(answer.$case, "error");
+            }
+          }
+        },
+      ),
+      { numRuns: 300 },
+    );
+    assert.ok(endedStreams > 0, "some flips break the framing");
+    damaged.close();
+  });
+});
+
+function messageBytes(dispatch: Dispatch): Buffer {
+  return Buffer.from(
+    RouterMessage.encode({ kind: { $case: "dispatch", value: dispatch } }).finish(),
+  );
+}
+
+describe("a shard's queue", () => {
+  const codes = DispatchErrorCode;
+
+  it("answers what does not fit with OVERLOADED, and what waits with its sums", async () => {
+    const gate = createGate();
+    const shard = await startTestShard({ maxQueue: 2, wrapDevice: gate.wrap });
+    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
+    const send = (dispatchId: number) =>
+      connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5], { dispatchId }) });
+    send(1);
+    await waitFor("the first run", () => gate.begun() === 1);
+    for (const dispatchId of [2, 3, 4]) send(dispatchId);
+    const refused = await connection.next("error");
+    assert.equal(refused.dispatchId, 4);
+    assert.equal(refused.code, codes.DISPATCH_ERROR_CODE_OVERLOADED);
+    assert.match(refused.message, /2 dispatches wait, the limit is 2/);
+    gate.open();
+    const sums: Uint8Array[] = [];
+    for (const dispatchId of [1, 2, 3]) {
+      const answer = await connection.next("partialSum");
+      assert.equal(answer.dispatchId, dispatchId);
+      sums.push(answer.sums);
+    }
+    assert.deepEqual(sums[1], sums[0]);
+    assert.deepEqual(sums[2], sums[0]);
+    assert.equal(gate.begun(), 2, "those that waited together ran together");
+    connection.close();
+    await shard.close();
+  });
+
+  it("drops what is late, cancelled or without a router, and computes the rest", async () => {
+    const gate = createGate();
+    const shard = await startTestShard({ wrapDevice: gate.wrap });
+    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
+    const other = await placedConnection(shard.address, shard.checkpoint, HELD);
+    const send = (to: ShardConnection, dispatchId: number, timeoutMs: number, layer = 0) =>
+      to.send({
+        $case: "dispatch",
+        value: dispatchOf([0, 2, 3, 5], { dispatchId, timeoutMs, layer }),
+      });
+    send(connection, 1, 5000);
+    await waitFor("the first run", () => gate.begun() === 1);
+    send(connection, 2, 1);
+    send(connection, 3, 5000, 1);
+    send(connection, 4, 5000, 2);
+    send(other, 5, 5000, 1);
+    connection.send({ $case: "cancel", value: { dispatchId: 3 } });
+    const cancelled = await connection.next("error");
+    assert.equal(cancelled.dispatchId, 3);
+    assert.equal(cancelled.code, codes.DISPATCH_ERROR_CODE_DEADLINE);
+    other.close();
+    await other.ended;
+    gate.open();
+    assert.equal((await connection.next("partialSum")).dispatchId, 1);
+    const late = await connection.next("error");
+    assert.equal(late.dispatchId, 2);
+    assert.equal(late.code, codes.DISPATCH_ERROR_CODE_DEADLINE);
+    assert.equal((await connection.next("partialSum")).dispatchId, 4);
+    connection.close();
+    await shard.close();
+  });
+
+  it("answers INTERNAL where the device fails, and goes on when it works again", async () => {
+    const gate = createGate();
+    gate.open();
+    const shard = await startTestShard({ wrapDevice: gate.wrap });
+    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
+    gate.failWith(new Error("no such luck"));
+    connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
+    const error = await connection.next("error");
+    assert.equal(error.code, codes.DISPATCH_ERROR_CODE_INTERNAL);
+    assert.match(error.message, /no such luck/);
+    gate.failWith(undefined);
+    connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
+    await connection.next("partialSum");
+    connection.close();
+    await shard.close();
+  });
+});

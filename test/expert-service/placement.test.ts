@@ -1,0 +1,278 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import { status } from "@grpc/grpc-js";
+
+import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
+import {
+  dispatchOf,
+  helloFor,
+  openShardConnection,
+  placedConnection,
+  placementOf,
+} from "../support/shard-connection.ts";
+import { startTestShard, type TestShard } from "../support/shards.ts";
+import { waitFor } from "../support/wait-for.ts";
+
+const EXPERT_BYTES = 3 * 64 * 40 * 4;
+/** Of one expert in the checkpoint, which is in BF16. */
+const FILE_EXPERT_BYTES = 3 * 64 * 40 * 2;
+
+/** A shard for one test. */
+async function withShard(
+  body: (shard: TestShard) => Promise<void>,
+  options: Parameters<typeof startTestShard>[0] = {},
+): Promise<void> {
+  const shard = await startTestShard(options);
+  try {
+    await body(shard);
+  } finally {
+    await shard.close();
+  }
+}
+
+describe("a shard's hello", () => {
+  let shard: TestShard;
+  before(async () => {
+    shard = await startTestShard({ rank: 3, weights: "f32", memoryLimit: 123_456_789 });
+  });
+  after(() => shard.close());
+
+  it("says who it is", async () => {
+    const connection = openShardConnection(shard.address);
+    connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+    assert.deepEqual(await connection.next("hello"), {
+      protocolVersion: 1,
+      modelHash: shard.checkpoint.modelHash,
+      weights: "f32",
+      rank: 3,
+      adapter: "cpu",
+      shaderF16: false,
+      memoryBytes: 123_456_789,
+    });
+    connection.close();
+  });
+
+  for (const [field, change] of [
+    ["protocol_version", { protocolVersion: 2 }],
+    ["model_hash", { modelHash: "00ff" }],
+    ["weights", { weights: "f16" }],
+    ["weights", { weights: "q4" }],
+  ] as const) {
+    const [value] = Object.values(change);
+    it(`refuses a router whose ${field} is ${value}, by name and both values`, async () => {
+      const connection = openShardConnection(shard.address);
+      connection.send({ $case: "hello", value: helloFor(shard.checkpoint, change) });
+      const { code, details } = await connection.ended;
+      assert.equal(code, status.FAILED_PRECONDITION);
+      assert.match(details, new RegExp(`${field}: the router has "?${value}`));
+    });
+  }
+
+  it("comes first: a placement or dispatch before it, or a second one, ends the stream", async () => {
+    const early = openShardConnection(shard.address);
+    early.send({ $case: "dispatch", value: dispatchOf([0, 1, 2, 3]) });
+    const { code, details } = await early.ended;
+    assert.equal(code, status.FAILED_PRECONDITION);
+    assert.match(details, /first message is dispatch, expected hello/);
+    const twice = openShardConnection(shard.address);
+    twice.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+    await twice.next("hello");
+    twice.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+    assert.match((await twice.ended).details, /second hello/);
+  });
+});
+
+describe("a placement", () => {
+  it("is all that the shard holds and reads", async () => {
+    await withShard(async (shard) => {
+      const before = shard.checkpoint.bytesRead();
+      const connection = openShardConnection(shard.address);
+      connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+      await connection.next("hello");
+      assert.equal(shard.checkpoint.bytesRead(), before, "nothing is read before a placement");
+      connection.send({ $case: "placement", value: placementOf(shard.checkpoint, [2, 5, 11]) });
+      const ack = await connection.next("placementAck");
+      assert.equal(ack.epoch, 1);
+      assert.equal(ack.numExperts, 9);
+      assert.equal(ack.residentBytes, 9 * EXPERT_BYTES);
+      assert.equal(ack.checkpointBytesRead, shard.checkpoint.bytesRead());
+      assert.equal(ack.checkpointBytesRead - before, 9 * FILE_EXPERT_BYTES);
+      connection.close();
+    });
+  });
+
+  it("sent again costs nothing, by the same router or another", async () => {
+    await withShard(async (shard) => {
+      const first = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const read = shard.checkpoint.bytesRead();
+      first.send({ $case: "placement", value: placementOf(shard.checkpoint, [2, 1]) });
+      assert.equal((await first.next("placementAck")).checkpointBytesRead, read);
+      const second = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      assert.equal(shard.checkpoint.bytesRead(), read);
+      first.close();
+      second.close();
+    });
+  });
+
+  it("that differs from another router's in the same epoch is refused, and the other goes on", async () => {
+    await withShard(async (shard) => {
+      const first = await placedConnection(shard.address, shard.checkpoint, [0, 1, 2, 3]);
+      const second = openShardConnection(shard.address);
+      second.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+      await second.next("hello");
+      second.send({ $case: "placement", value: placementOf(shard.checkpoint, [4, 5]) });
+      const { code, details } = await second.ended;
+      assert.equal(code, status.FAILED_PRECONDITION);
+      assert.match(details, /epoch 1 was given by another router/);
+      first.send({ $case: "dispatch", value: dispatchOf([0, 1, 2, 3]) });
+      await first.next("partialSum");
+      first.close();
+    });
+  });
+
+  it("may change within an epoch once no other router works by it", async () => {
+    await withShard(async (shard) => {
+      const first = await placedConnection(shard.address, shard.checkpoint, [0, 1]);
+      first.close();
+      await first.ended;
+      const connection = await waitFor("the first router to be forgotten", () =>
+        placedConnection(shard.address, shard.checkpoint, [4, 5, 6]),
+      );
+      connection.send({ $case: "dispatch", value: dispatchOf([4, 5, 6, 65535]) });
+      await connection.next("partialSum");
+      connection.send({ $case: "dispatch", value: dispatchOf([0, 5, 6, 65535]) });
+      assert.match((await connection.next("error")).message, /layer 0 expert 0/);
+      connection.close();
+    });
+  });
+
+  it("of a later epoch frees what it does not name and reads only what is new", async () => {
+    await withShard(async (shard) => {
+      const connection = await placedConnection(shard.address, shard.checkpoint, [0, 1]);
+      const read = shard.checkpoint.bytesRead();
+      const { layers } = placementOf(shard.checkpoint, [0, 1]);
+      const next = placementOf(shard.checkpoint, [], {
+        epoch: 2,
+        layers: [layers[0], { layer: 2, experts: [{ expertId: 7, splitWeight: 1 }] }],
+      });
+      connection.send({ $case: "placement", value: next });
+      const ack = await connection.next("placementAck");
+      assert.equal(ack.numExperts, 3);
+      assert.equal(ack.residentBytes, 3 * EXPERT_BYTES);
+      assert.equal(ack.checkpointBytesRead - read, FILE_EXPERT_BYTES);
+      for (const [dispatch, text] of [
+        [dispatchOf([0, 1, 0, 1], { epoch: 1 }), /epoch 1/],
+        [dispatchOf([0, 1, 0, 1], { epoch: 2, layer: 1 }), /layer 1: the shard holds no expert/],
+        [dispatchOf([0, 7, 7, 7], { epoch: 2, layer: 2 }), /layer 2 expert 0/],
+      ] as const) {
+        connection.send({ $case: "dispatch", value: dispatch });
+        assert.match((await connection.next("error")).message, text);
+      }
+      connection.send({
+        $case: "dispatch",
+        value: dispatchOf([7, 7, 7, 7], { epoch: 2, layer: 2 }),
+      });
+      await connection.next("partialSum");
+      connection.send({ $case: "placement", value: placementOf(shard.checkpoint, [0, 1]) });
+      assert.match((await connection.ended).details, /epoch 1, the shard is at epoch 2/);
+    });
+  });
+
+  const refusals: [string, Partial<Placement>, RegExp][] = [
+    ["of epoch 0", { epoch: 0 }, /epoch 0, expected 1 or more/],
+    ["without a dtype", { weights: 0 }, /weights 0, expected F16 or F32/],
+    [
+      "in another dtype than --weights",
+      { weights: 1 },
+      /weights f16, the shard's --weights is f32/,
+    ],
+    ["of a layer that is not there", { layers: [{ layer: 3, experts: [] }] }, /layer 3 is not/],
+    [
+      "that names a layer twice",
+      {
+        layers: [
+          { layer: 1, experts: [] },
+          { layer: 1, experts: [] },
+        ],
+      },
+      /layer 1 is twice/,
+    ],
+    [
+      "of an expert that is not there",
+      { layers: [{ layer: 1, experts: [{ expertId: 12, splitWeight: 1 }] }] },
+      /layer 1 expert 12, the model has 12/,
+    ],
+    [
+      "that names an expert twice",
+      {
+        layers: [
+          {
+            layer: 1,
+            experts: [
+              { expertId: 3, splitWeight: 1 },
+              { expertId: 3, splitWeight: 1 },
+            ],
+          },
+        ],
+      },
+      /layer 1 expert 3 is twice/,
+    ],
+  ];
+  it("that no shard can have is refused by name, and a good one works after it", async () => {
+    await withShard(
+      async (shard) => {
+        const send = async (placement: Placement) => {
+          const connection = openShardConnection(shard.address);
+          connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+          await connection.next("hello");
+          connection.send({ $case: "placement", value: placement });
+          return connection;
+        };
+        for (const [what, change, text] of refusals) {
+          const refused = await send(placementOf(shard.checkpoint, [0], change));
+          const { code, details } = await refused.ended;
+          assert.equal(code, status.FAILED_PRECONDITION, what);
+          assert.match(details, text, what);
+        }
+        const damaged = { ...placementOf(shard.checkpoint, [0]), epoch: 3 };
+        assert.match((await (await send(damaged)).ended).details, /crc32/);
+        const good = await placedConnection(shard.address, shard.checkpoint, [0]);
+        good.close();
+        assert.deepEqual(shard.loadFailures, []);
+      },
+      { weights: "f32" },
+    );
+  });
+
+  it("that the device can not hold is a failure of the shard, with bytes and limit", async () => {
+    await withShard(
+      async (shard) => {
+        const connection = openShardConnection(shard.address);
+        connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+        await connection.next("hello");
+        connection.send({ $case: "placement", value: placementOf(shard.checkpoint, [0, 1]) });
+        const { code, details } = await connection.ended;
+        assert.equal(code, status.RESOURCE_EXHAUSTED);
+        assert.match(details, new RegExp(`${2 * EXPERT_BYTES} bytes.*${EXPERT_BYTES} bytes`));
+        assert.equal(shard.loadFailures.length, 1);
+      },
+      { memoryLimit: 5 * EXPERT_BYTES },
+    );
+  });
+});
+
+describe("a dispatch before a placement", () => {
+  it("is answered with WRONG_EPOCH", async () => {
+    await withShard(async (shard) => {
+      const connection = openShardConnection(shard.address);
+      connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+      await connection.next("hello");
+      connection.send({ $case: "dispatch", value: dispatchOf([0, 1, 2, 3]) });
+      const { code } = await connection.next("error");
+      assert.equal(code, DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH);
+      connection.close();
+    });
+  });
+});
