@@ -3,6 +3,7 @@
 import { createMetrics, type Metrics } from "../../core/platform/metrics.ts";
 import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
+import type { DispatchReport } from "../cluster/remote-experts.ts";
 import type { EngineObserver, StepReport } from "../engine/observer.ts";
 import { engineMetrics, type EngineMetricsOptions } from "./engine-metrics.ts";
 
@@ -10,22 +11,6 @@ import { engineMetrics, type EngineMetricsOptions } from "./engine-metrics.ts";
 const DISPATCH_BUCKETS = [
   0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5,
 ];
-
-/** How a dispatch ended. */
-export type DispatchOutcome = "ok" | "timeout" | "refused" | "lost" | "cancelled" | "error";
-
-/** One message to a shard and its answer. */
-export interface DispatchReport {
-  readonly rank: number;
-  readonly outcome: DispatchOutcome;
-  /** From the send to the answer, milliseconds. */
-  readonly durationMs: number;
-  readonly rows: number;
-  /** Payload bytes to the shard. */
-  readonly bytesSent: number;
-  /** Payload bytes from the shard. */
-  readonly bytesReceived: number;
-}
 
 export interface RouterMetricsOptions extends EngineMetricsOptions {
   /** Logical experts of a layer. */
@@ -111,9 +96,9 @@ function expertMetrics(metrics: Metrics, numExperts: number) {
       const rank = String(report.rank);
       outcomes.inc({ rank, outcome: report.outcome });
       rows.inc({ rank }, report.rows);
-      bytes.inc({ rank, direction: "sent" }, report.bytesSent);
-      bytes.inc({ rank, direction: "received" }, report.bytesReceived);
-      if (report.outcome === "ok") dispatchSeconds.observe({ rank }, report.durationMs / 1000);
+      bytes.inc({ rank, direction: "sent" }, report.bytesOut);
+      bytes.inc({ rank, direction: "received" }, report.bytesIn);
+      if (report.outcome === "ok") dispatchSeconds.observe({ rank }, report.seconds);
     },
     onWindow: (window: LoadWindow) => {
       for (const phase of ["prefill", "decode"] as const) {

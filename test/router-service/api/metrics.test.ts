@@ -137,9 +137,9 @@ test("a request that never ran counts by its outcome only", async () => {
 
 test("dispatches, steps, load and flushes are moe_ metrics with bounded labels", async () => {
   const metrics = routerMetrics();
-  const dispatch = { rank: 1, durationMs: 4, rows: 7, bytesSent: 100, bytesReceived: 200 };
+  const dispatch = { rank: 1, seconds: 0.004, rows: 7, bytesOut: 100, bytesIn: 200 };
   metrics.onDispatch({ ...dispatch, outcome: "ok" });
-  metrics.onDispatch({ ...dispatch, outcome: "timeout", bytesReceived: 0 });
+  metrics.onDispatch({ ...dispatch, outcome: "timeout", bytesIn: 0 });
   const sequence = { requestId: "r1", task: "default" };
   metrics.observer.onStep?.({
     startedAt: 0,

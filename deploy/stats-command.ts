@@ -1,0 +1,115 @@
+/** `switchyard stats`: what the routing statistics in Redis say. */
+
+import { z } from "zod";
+
+import { loadConfig } from "../core/platform/config.ts";
+import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
+import { RETENTION_SECONDS } from "../core/statistics/encoding.ts";
+import { selectSeries, type SeriesFilter } from "../core/statistics/load.ts";
+import { listModels, readStatistics } from "../core/statistics/reader.ts";
+import { formatModels, formatReport, reportJson } from "../core/statistics/report.ts";
+
+/** Longest wait for Redis, milliseconds. */
+const CONNECT_DEADLINE_MS = 2_000;
+
+const schema = z.object({
+  redisUrl: z
+    .string()
+    .regex(/^rediss?:\/\/\S+$/)
+    .default("redis://127.0.0.1:6379")
+    .meta({
+      description: "Redis that the routers write to; `switchyard up` prints its URL",
+      placeholder: "URL",
+      expectation: "a URL like redis://127.0.0.1:6379",
+      // It may hold a password.
+      secret: true,
+    }),
+  modelHash: z
+    .string()
+    .regex(/^[0-9a-zA-Z_.-]+$/)
+    .optional()
+    .meta({
+      description:
+        "Model to show, or the first characters of its hash; needed where there are several",
+      placeholder: "HASH",
+      expectation: "the hash of a model, or its first characters",
+    }),
+  task: z
+    .string()
+    .regex(/^[a-z0-9_-]{1,32}$/)
+    .optional()
+    .meta({
+      description: "Only requests with this task label",
+      placeholder: "LABEL",
+      expectation: "1 to 32 of a-z, 0-9, _ and -",
+    }),
+  phase: z.enum(["prefill", "decode"]).optional().meta({ description: "Only this phase" }),
+  window: z.int().min(1).max(RETENTION_SECONDS).default(600).meta({
+    description: "How far back to look",
+    unit: "s",
+    placeholder: "SECONDS",
+  }),
+  json: z.boolean().default(false).meta({ description: "JSON instead of text" }),
+});
+
+type StatsConfig = Readonly<z.output<typeof schema>>;
+
+const about = {
+  command: "switchyard stats",
+  summary:
+    "Shows which experts were chosen: per task, phase and layer, over all routers of a model.",
+  notes:
+    "Counts are of the last --window seconds, up to ten more, and about a second old.\n" +
+    "Imbalance is (max - mean) / mean of the tokens per expert: 0 is even.",
+};
+
+/** Runs the command; answers its exit code: 0, or 1 where there is nothing to show, with the reason on stderr. */
+export async function runStatsCommand(argv: readonly string[]): Promise<number> {
+  const config = loadConfig(schema, about, argv);
+  const redis = connectRedis(config.redisUrl);
+  try {
+    await redis.ready(CONNECT_DEADLINE_MS);
+    process.stdout.write(await report(redis, config, Date.now() / 1000));
+    return 0;
+  } catch (error) {
+    process.stderr.write(
+      `switchyard stats: ${error instanceof Error ? error.message : String(error)}\n`,
+    );
+    return 1;
+  } finally {
+    redis.close();
+  }
+}
+
+async function report(redis: RedisConnection, config: StatsConfig, now: number): Promise<string> {
+  const wanted = config.modelHash ?? "";
+  const models = (await listModels(redis)).filter(({ modelHash }) => modelHash.startsWith(wanted));
+  if (models.length === 0) {
+    const what = wanted === "" ? "" : ` of a model ${wanted}`;
+    throw new Error(
+      `no statistics${what} in Redis at ${redis.address}: no router has flushed any within a day`,
+    );
+  }
+  if (models.length > 1) {
+    return config.json ? `${JSON.stringify({ models })}\n` : formatModels(models, now);
+  }
+
+  const [{ modelHash }] = models;
+  const all = await readStatistics(redis, modelHash, { windowSeconds: config.window, now });
+  const filter: SeriesFilter = { task: config.task, phase: config.phase };
+  const series = selectSeries(all.series, filter);
+  if (series.length === 0) {
+    const there = all.series.map(({ task, phase }) => `${task}/${phase}`).join(", ");
+    throw new Error(
+      `no tokens${config.task === undefined ? "" : ` of task ${config.task}`}${config.phase === undefined ? "" : ` in ${config.phase}`}` +
+        ` in the last ${config.window} s; there are ${there === "" ? "none at all" : there}`,
+    );
+  }
+  const subject = {
+    modelHash,
+    windowSeconds: config.window,
+    statistics: { ...all, series },
+    width: process.stdout.columns ?? 100,
+  };
+  return config.json ? `${JSON.stringify(reportJson(subject))}\n` : formatReport(subject);
+}

@@ -1,0 +1,122 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import type { CountedPhase } from "../../../core/statistics/counters.ts";
+import { formatModels, formatReport, reportJson } from "../../../core/statistics/report.ts";
+
+const LAYERS = [0, 2];
+
+function series(task: string, phase: CountedPhase, expertTokens: readonly number[]) {
+  const tokens = expertTokens.slice(0, 8).reduce((sum, one) => sum + one, 0) / 2;
+  const counts = Float64Array.from(expertTokens);
+  return { task, phase, tokens, expertTokens: counts, weightSums: counts.map((n) => n / 2) };
+}
+
+const STATISTICS = {
+  modelName: "tiny-moe",
+  layers: LAYERS,
+  numExperts: 8,
+  topK: 2,
+  series: [
+    series("code", "decode", [4, 0, 0, 0, 0, 0, 0, 4, 1, 1, 1, 1, 1, 1, 1, 1]),
+    series(
+      "math",
+      "prefill",
+      [1000, 900, 60, 40, 0, 0, 0, 0, 250, 250, 250, 250, 250, 250, 250, 250],
+    ),
+  ],
+  coactivation: Float64Array.from({ length: 64 }, (_, i) => ({ 3: 30, 10: 50, 63: 20 })[i] ?? 0),
+};
+
+const SUBJECT = {
+  modelHash: "0123456789abcdef0123",
+  windowSeconds: 600,
+  statistics: STATISTICS,
+  width: 100,
+};
+
+test("the report is a table of tasks, a bar chart per layer and the strongest pairs", () => {
+  assert.equal(
+    formatReport(SUBJECT),
+    `\
+tiny-moe 0123456789ab: 1,004 tokens in the last 10 min
+2 MoE layers of 8 experts, 2 per token
+
+task  phase    tokens  share  imbalance  most chosen (share of tokens)
+code  decode        4   0.4%       1.50  layer 0 expert 0 100.0%, layer 0 expert 7 100.0%, layer 2 expert 0 25.0%, layer 2 expert 1 25.0%
+math  prefill   1,000  99.6%       1.50  layer 0 expert 0 100.0%, layer 0 expert 1 90.0%, layer 2 expert 0 25.0%, layer 2 expert 1 25.0%
+
+layer  imbalance  top share  most chosen experts (share of tokens)
+    0       3.00     100.0%  0 100.0%, 1 89.6%, 2 6.0%, 3 4.0%
+    2       0.00      25.0%  0 25.0%, 1 25.0%, 2 25.0%, 3 25.0%
+
+load of experts 0 to 7 in each layer, █ its busiest, · never chosen
+    0  █▇▁▁···▁
+    2  ████████
+
+layers  experts that follow one another most, all tasks (share of pairs)
+   0→2  1→2 50.0%, 0→3 30.0%, 7→7 20.0%
+`,
+  );
+});
+
+test("experts that do not fit the terminal's width go on in the next line", () => {
+  const numExperts = 20;
+  const load = Float64Array.from({ length: 20 }, (_, i) => (i === 9 ? 16 : i));
+  const one = { task: "a", phase: "decode" as const, tokens: 103, expertTokens: load };
+  const statistics = {
+    modelName: "wide",
+    layers: [5],
+    numExperts,
+    topK: 2,
+    series: [{ ...one, weightSums: load }],
+    coactivation: new Float64Array(0),
+  };
+  const text = formatReport({ ...SUBJECT, statistics, width: 18 });
+  assert.ok(text.includes("\n    5  ·▁▂▂▂▃▃▄▄▇\n       ▅▅▅▆▆▇▇▇██\n"), text);
+  assert.match(text, /no co-activation counted in this window/);
+});
+
+test("JSON has every count by layer", () => {
+  const json = JSON.parse(JSON.stringify(reportJson(SUBJECT))) as {
+    readonly tokens: number;
+    readonly series: readonly {
+      readonly task: string;
+      readonly layers: readonly {
+        readonly layer: number;
+        readonly expertTokens: readonly number[];
+        readonly weightSums: readonly number[];
+      }[];
+    }[];
+    readonly coactivation: readonly {
+      readonly layer: number;
+      readonly nextLayer: number;
+      readonly counts: readonly (readonly number[])[];
+    }[];
+  };
+  assert.equal(json.tokens, 1004);
+  const [code, math] = json.series;
+  assert.deepEqual([code.task, math.task], ["code", "math"]);
+  assert.deepEqual(math.layers[0].expertTokens, [1000, 900, 60, 40, 0, 0, 0, 0]);
+  assert.deepEqual(code.layers[1].weightSums, Array(8).fill(0.5));
+  assert.deepEqual([math.layers[0].layer, math.layers[1].layer], [0, 2]);
+  const [pair] = json.coactivation;
+  assert.deepEqual([pair.layer, pair.nextLayer], [0, 2]);
+  assert.deepEqual([pair.counts[0][3], pair.counts[1][2], pair.counts[7][7]], [30, 50, 20]);
+});
+
+test("several models are listed with the flag that chooses one", () => {
+  const shape = { modelName: "tiny-moe", layers: LAYERS, numExperts: 8, topK: 2 };
+  const models = [
+    { modelHash: "aaaaaaaaaaaaaaaa", shape, lastFlushAt: 995 },
+    { modelHash: "bbbb", lastFlushAt: 400 },
+  ];
+  assert.equal(
+    formatModels(models, 1000),
+    `\
+Several models have statistics here; choose one:
+  --model-hash aaaaaaaaaaaa  tiny-moe, last seen 5 s ago
+  --model-hash bbbb  (expired), last seen 10 min ago
+`,
+  );
+});
