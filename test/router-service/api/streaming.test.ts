@@ -1,0 +1,166 @@
+import assert from "node:assert/strict";
+import { connect, type Socket } from "node:net";
+import { test } from "node:test";
+
+import { UnavailableError } from "../../../router-service/engine/errors.ts";
+import type { Engine, EngineEvent } from "../../../router-service/engine/request.ts";
+import { toyEngine } from "../../support/engine-requests.ts";
+import { waitFor } from "../../support/wait-for.ts";
+import { type DoorOptions, type Doors, openDoors } from "./doors.ts";
+
+async function withDoors(
+  options: DoorOptions,
+  body: (doors: Doors) => Promise<void>,
+): Promise<void> {
+  const doors = await openDoors(options);
+  try {
+    await body(doors);
+  } finally {
+    await doors.close();
+  }
+}
+
+/** Lets `count` steps of the runner pass, then holds them until `release`. */
+function gate(count: number): { beforeStep: () => Promise<void>; release: () => void } {
+  const held = Promise.withResolvers<void>();
+  let steps = 0;
+  return {
+    beforeStep: async () => {
+      if (steps++ >= count) await held.promise;
+    },
+    release: held.resolve,
+  };
+}
+
+/** Events of a stream's text without their `data: `. */
+function eventsOf(text: string): string[] {
+  return text
+    .trimEnd()
+    .split("\n\n")
+    .map((event) => event.replace(/^data: /, ""));
+}
+
+const streaming = { prompt: [1, 2, 3], max_tokens: 50, stream: true, return_token_ids: true };
+
+test("a failure in mid-stream is one error event, then the end without [DONE]", async () => {
+  const { beforeStep, release } = gate(3);
+  await withDoors({ toy: { beforeStep } }, async (doors) => {
+    const answer = doors.post("/v1/completions", { ...streaming, n: 3 });
+    await waitFor("steps", () => doors.runner.batches.length >= 4);
+    doors.engine.failRunning("shard 1 was lost");
+    const { status, body } = await answer;
+    release();
+    assert.equal(status, 200);
+    const events = eventsOf(body);
+    assert.ok(events.length > 3);
+    const errors = events.filter((event) => event.startsWith('{"error"'));
+    assert.equal(errors.length, 1);
+    assert.deepEqual(JSON.parse(events.at(-1) ?? ""), {
+      error: {
+        message: "shard 1 was lost",
+        type: "server_error",
+        param: null,
+        code: "unavailable",
+      },
+    });
+    await waitFor("an idle engine", () => doors.engine.state().running === 0);
+  });
+});
+
+test("when one choice of a request fails the others are aborted", async () => {
+  await withDoors({ engine: { maxQueue: 2, maxNumSeqs: 1 } }, async (doors) => {
+    const answer = await doors.post("/v1/completions", { ...streaming, n: 8, stream: false });
+    assert.equal(answer.status, 429);
+    await waitFor("an idle engine", () => {
+      const { running, waiting } = doors.engine.state();
+      return running + waiting === 0;
+    });
+    const streamed = await doors.post("/v1/completions", { ...streaming, n: 8 });
+    assert.equal(streamed.status, 429, "a stream that fails before its first event has its status");
+  });
+});
+
+/** Posts over a bare socket, so that the test decides when to read. */
+function postOverSocket(doors: Doors, body: object): Socket {
+  const { hostname, port } = new URL(doors.url);
+  const json = JSON.stringify(body);
+  const socket = connect(Number(port), hostname);
+  socket.write(
+    `POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n` +
+      `Content-Length: ${json.length}\r\n\r\n${json}`,
+  );
+  return socket;
+}
+
+for (const stream of [true, false]) {
+  const kind = stream ? "streamed" : "whole";
+  test(`a client that goes away while its ${kind} answer is made frees the engine`, async () => {
+    await withDoors({}, async (doors) => {
+      const socket = postOverSocket(doors, { ...streaming, max_tokens: 250, stream });
+      await waitFor("a running request", () => doors.engine.state().running === 1);
+      socket.destroy();
+      await waitFor("an idle engine", () => doors.engine.state().running === 0, 2000);
+      const { freeBlocks, totalBlocks } = doors.engine.state();
+      assert.equal(freeBlocks, totalBlocks);
+      assert.deepEqual(doors.logged, [], "nobody is to blame");
+    });
+  });
+}
+
+/** An engine that never comes to an end by itself; `left` counts the readers that have gone. */
+function endlessEngine(engine: Engine): { engine: Engine; left: () => number } {
+  let left = 0;
+  const top = Array.from({ length: 20 }, (_, tokenId) => ({ tokenId, logprob: -1 }));
+  async function* submit(): AsyncGenerator<EngineEvent> {
+    yield { type: "prompt", cachedTokens: 0 };
+    try {
+      for (;;) yield { type: "token", tokenId: 9, logprobs: { token: top[9], top } };
+    } finally {
+      left++;
+    }
+  }
+  const state = () => engine.state();
+  const endless = { maxModelLen: 256, state, close: () => engine.close(), submit };
+  return { engine: endless, left: () => left };
+}
+
+test("a client that never reads is dropped, and all its sequences are left", async () => {
+  const { engine: real } = toyEngine({ numBlocks: 1 });
+  const { engine, left } = endlessEngine(real);
+  await withDoors({ api: { engine, limits: { unreadMs: 100 } } }, async (doors) => {
+    const socket = postOverSocket(doors, { ...streaming, logprobs: 20, n: 16 });
+    socket.pause();
+    socket.on("error", () => undefined);
+    await waitFor("all readers to leave", () => left() === 16);
+    socket.destroy();
+  });
+  await real.close();
+});
+
+test("a stop lets open requests end, refuses new ones, and ends late ones with an error event", async () => {
+  const { beforeStep, release } = gate(3);
+  const doors = await openDoors({ toy: { beforeStep } });
+  const late = doors.post("/v1/completions", streaming);
+  await waitFor("steps", () => doors.runner.batches.length >= 4);
+  const closed = doors.close(200);
+  await assert.rejects(doors.post("/v1/completions", streaming).then(refusedOrThrow));
+  const { body } = await late;
+  release();
+  const last = eventsOf(body).at(-1) ?? "";
+  assert.equal(JSON.parse(last).error.message, "the service is stopping");
+  await closed;
+});
+
+test("a request that ends within the grace of a stop is answered whole", async () => {
+  const doors = await openDoors();
+  const answer = doors.post("/v1/completions", { ...streaming, stream: false });
+  await waitFor("a running request", () => doors.engine.state().running === 1);
+  const closed = doors.close(5000);
+  assert.equal((await answer).body.usage.completion_tokens, 50);
+  await closed;
+});
+
+/** A refused request counts as much as a refused connection. */
+function refusedOrThrow({ status, body }: { status: number; body: unknown }): void {
+  if (status === 503) throw new UnavailableError(JSON.stringify(body));
+}
