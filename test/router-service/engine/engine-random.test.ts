@@ -5,9 +5,15 @@ import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
-import type { EngineEvent, PositionLogprobs } from "../../../router-service/engine/request.ts";
-import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
-import { logSumExp, toyContinuation, toyLogitsOf } from "../../support/toy-runner.ts";
+import { uniformAt } from "../../../router-service/engine/random.ts";
+import type {
+  EngineEvent,
+  PositionLogprobs,
+  SamplingParams,
+} from "../../../router-service/engine/request.ts";
+import { sampleToken } from "../../../router-service/engine/sampler.ts";
+import { collect, engineRequest, greedy, toyEngine } from "../../support/engine-requests.ts";
+import { logSumExp, sampleLogits, toyContinuation, toyLogitsOf } from "../../support/toy-runner.ts";
 import { waitFor } from "../../support/wait-for.ts";
 
 /** One request of a random run: prompts of a family share their beginning. */
@@ -145,6 +151,7 @@ describe("an engine under random requests, aborts and failing steps", () => {
     const { engine: alone } = toyEngine({ numBlocks: 16 });
     const { tokenIds } = await collect(alone, engineRequest(prompt, sampling));
     await alone.close();
+    assert.deepEqual(tokenIds, sampledContinuation(prompt, greedy(sampling)));
     const { engine } = toyEngine({ numBlocks: 7 }, { maxNumBatchedTokens: 10 });
     const crowd = await Promise.all(
       [5, 40, 11, 23].flatMap((length, i) => [
@@ -164,6 +171,21 @@ describe("an engine under random requests, aborts and failing steps", () => {
     await engine.close();
   });
 });
+
+/** What the oracle's logits give with the seed's random numbers, one per token. */
+function sampledContinuation(prompt: readonly number[], params: SamplingParams): number[] {
+  const ids = [...prompt];
+  const generatedCounts = new Map<number, number>();
+  const state = { promptTokenIds: new Set(prompt), generatedCounts, endingTokenIds: [] };
+  for (let i = 0; i < params.maxTokens; i++) {
+    const row = sampleLogits(toyLogitsOf(ids), { numCandidates: 1, fullLogits: true });
+    const uniform = uniformAt(params.seed ?? 0, i);
+    const id = sampleToken(row, params, { ...state, numGenerated: i }, uniform);
+    generatedCounts.set(id, (generatedCounts.get(id) ?? 0) + 1);
+    ids.push(id);
+  }
+  return ids.slice(prompt.length);
+}
 
 /** Compares prompt log-probabilities with the oracle's. */
 function checkPrompt(

@@ -3,8 +3,9 @@ import { describe, it } from "node:test";
 
 import { InvalidRequestError, QueueFullError } from "../../../router-service/engine/errors.ts";
 import type { RequestTimeline, StepReport } from "../../../router-service/engine/observer.ts";
+import { tokenLogprobs } from "../../../router-service/engine/sampler.ts";
 import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
-import { toyContinuation } from "../../support/toy-runner.ts";
+import { sampleLogits, toyContinuation, toyLogitsOf } from "../../support/toy-runner.ts";
 import { waitFor } from "../../support/wait-for.ts";
 
 const prompt = (length: number, from = 0) =>
@@ -146,6 +147,35 @@ describe("the engine", () => {
     const stopId = { ignoreEos: true, stopTokenIds: [end] };
     const stopped = await collect(engine, engineRequest(prompt(9), stopId));
     assert.deepEqual([stopped.tokenIds, stopped.stopTokenId], [expected, end]);
+    await engine.close();
+  });
+
+  it("chooses no ending id before min_tokens", async () => {
+    const [first, ...rest] = toyContinuation(prompt(9), 8);
+    const { engine } = toyEngine({ numBlocks: 8 }, { eosTokenIds: [first, rest[0]] });
+    const ended = await collect(engine, engineRequest(prompt(9)));
+    assert.deepEqual([ended.tokenIds, ended.stopTokenId], [[], first]);
+    const later = await collect(engine, engineRequest(prompt(9), { minTokens: 5, maxTokens: 50 }));
+    assert.ok(later.tokenIds.length >= 5);
+    assert.ok(!later.tokenIds.includes(first) && !later.tokenIds.includes(rest[0]));
+    await engine.close();
+  });
+
+  it("reports each token's log-probability, and the prompt's where no token is to be generated", async () => {
+    const { engine } = toyEngine({ numBlocks: 8, maxSamples: 5 });
+    const { tokenIds, logprobs } = await collect(engine, engineRequest(prompt(9), { logprobs: 3 }));
+    for (const [i, position] of logprobs.entries()) {
+      const logits = toyLogitsOf([...prompt(9), ...tokenIds.slice(0, i)]);
+      const row = sampleLogits(logits, { numCandidates: 3, fullLogits: false });
+      assert.deepEqual(position, tokenLogprobs(row, tokenIds[i], 3));
+    }
+    const scoring = { maxTokens: 0, promptLogprobs: 1 };
+    const scored = await collect(engine, engineRequest(prompt(40), scoring));
+    assert.deepEqual([scored.tokenIds, scored.reason], [[], "length"]);
+    assert.deepEqual(
+      scored.promptLogprobs?.map((position) => position?.token.tokenId),
+      [undefined, ...prompt(40).slice(1)],
+    );
     await engine.close();
   });
 
