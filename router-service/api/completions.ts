@@ -1,5 +1,7 @@
 /** POST /v1/completions. */
 
+import { setImmediate } from "node:timers/promises";
+
 import type { AnswerFormat, Plan } from "./answer.ts";
 import { type Choice, type ChoiceResult, finishTokenIds, planChoices } from "./choices.ts";
 import {
@@ -18,15 +20,18 @@ import { checkModel, type Serving } from "./serving.ts";
 const DEFAULT_MAX_TOKENS = 16;
 
 /** Checks a completions body and plans its completions. Throws what names the field at fault. */
-export function planCompletions(serving: Serving, body: unknown, id: string): Plan {
+export async function planCompletions(serving: Serving, body: unknown, id: string): Promise<Plan> {
   const fields = parseBody(completionSchema, body, serving.log);
   checkModel(serving, fields.model);
   checkUsageOptions(fields);
   const inputs = readPrompts(fields.prompt);
-  const prompts = inputs.map((input, i) => {
-    const field = Array.isArray(fields.prompt) && inputs.length > 1 ? `prompt[${i}]` : "prompt";
-    return encodePrompt(serving, input, field, fields.add_special_tokens ?? true);
-  });
+  const prompts: Prompt[] = [];
+  for (const [i, input] of inputs.entries()) {
+    // Encoding takes its time: between two prompts others have their turn.
+    if (i > 0 && input.kind === "text") await setImmediate();
+    const field = inputs.length > 1 ? `prompt[${i}]` : "prompt";
+    prompts.push(encodePrompt(serving, input, field, fields.add_special_tokens ?? true));
+  }
   const echo = fields.echo ?? false;
   const echoLogprobs = echo ? fields.logprobs : undefined;
   const value = fields.max_tokens;

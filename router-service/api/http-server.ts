@@ -113,7 +113,7 @@ function addRoutes(server: FastifyInstance, { serving, metricsText }: HttpDoor):
   });
 }
 
-type Planner = (serving: Serving, body: unknown, id: string) => Plan;
+type Planner = (serving: Serving, body: unknown, id: string) => Plan | Promise<Plan>;
 
 interface Endpoint {
   readonly operation: Operation;
@@ -130,16 +130,17 @@ async function serveGeneration(
   const id = `${endpoint.prefix}-${randomUUID()}`;
   const span = new RequestSpan(endpoint.operation, serving.servedModelName, request.headers);
   const open = serving.openRequests.start();
-  const onClose = () => {
+  // Comes when the whole answer is handed to the system, or when the client is gone.
+  reply.raw.once("close", () => {
     if (!reply.raw.writableFinished) {
       open.abort.abort(new ClientGoneError("the client closed the connection"));
     }
-  };
-  reply.raw.once("close", onClose);
+    open.done();
+  });
   try {
     const header = request.headers["x-switchyard-task"];
     const task = taskLabel(Array.isArray(header) ? header.join(", ") : header, "X-Switchyard-Task");
-    const plan = endpoint.plan(serving, request.body, id);
+    const plan = await endpoint.plan(serving, request.body, id);
     checkAvailable(serving);
     const { choices, stream } = plan;
     span.request({ id, sampling: choices[0].sampling, choices: choices.length, stream, task });
@@ -153,9 +154,6 @@ async function serveGeneration(
   } catch (error) {
     span.fail(error);
     throw error;
-  } finally {
-    reply.raw.off("close", onClose);
-    open.done();
   }
 }
 

@@ -247,6 +247,13 @@ test("models are listed and retrieved", async () => {
   );
   assert.equal((await client.models.retrieve(MODEL)).id, MODEL);
   await assert.rejects(client.models.retrieve("other"), OpenAI.NotFoundError);
+  const slashed = await openDoors({ api: { servedModelName: "org/demo" } });
+  try {
+    const { models } = new OpenAI({ baseURL: `${slashed.url}/v1`, apiKey: "any", maxRetries: 0 });
+    assert.equal((await models.retrieve("org/demo")).id, "org/demo");
+  } finally {
+    await slashed.close();
+  }
 });
 
 test("a client that leaves a stream ends its sequence in the engine", async () => {

@@ -25,11 +25,6 @@ let doors: Doors;
 const submitted: EngineRequest[] = [];
 
 before(async () => {
-  const untraced = await openDoors();
-  await untraced.post("/v1/completions", { prompt: [1], max_tokens: 1 });
-  await untraced.close();
-  trace.setGlobalTracerProvider(provider);
-  propagation.setGlobalPropagator(new core.W3CTraceContextPropagator());
   doors = await openDoors();
   const { engine } = doors;
   const submit = engine.submit.bind(engine);
@@ -37,6 +32,11 @@ before(async () => {
     submitted.push(request);
     return submit(request);
   };
+  const headers = { traceparent: TRACEPARENT };
+  await doors.post("/v1/completions", { prompt: [1], max_tokens: 1 }, headers);
+  assert.equal(submitted[0].traceContext, undefined, "without an SDK nothing is carried");
+  trace.setGlobalTracerProvider(provider);
+  propagation.setGlobalPropagator(new core.W3CTraceContextPropagator());
 });
 beforeEach(() => {
   exporter.reset();

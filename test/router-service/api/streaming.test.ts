@@ -1,7 +1,12 @@
 import assert from "node:assert/strict";
+import http2 from "node:http2";
 import { connect, type Socket } from "node:net";
 import { test } from "node:test";
 
+import {
+  InferenceServiceService,
+  SamplingParams,
+} from "../../../proto/gen/switchyard/v1/inference.ts";
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
 import type { Engine, EngineEvent } from "../../../router-service/engine/request.ts";
 import { toyEngine } from "../../support/engine-requests.ts";
@@ -133,6 +138,35 @@ test("a client that never reads is dropped, and all its sequences are left", asy
     socket.on("error", () => undefined);
     await waitFor("all readers to leave", () => left() === 16);
     socket.destroy();
+  });
+  await real.close();
+});
+
+test("a gRPC client that never reads is dropped, and its sequence is left", async () => {
+  const { engine: real } = toyEngine({ numBlocks: 1 });
+  const { engine, left } = endlessEngine(real);
+  await withDoors({ api: { engine, limits: { unreadMs: 100 } } }, async (doors) => {
+    // grpc-js itself reads ahead without bound, so the client is one that speaks bare HTTP/2.
+    const session = http2.connect(`http://${doors.grpcAddress}`);
+    const stream = session.request({
+      ":method": "POST",
+      ":path": InferenceServiceService.generateStream.path,
+      "content-type": "application/grpc",
+      te: "trailers",
+    });
+    stream.on("error", () => undefined);
+    const message = InferenceServiceService.generateStream.requestSerialize({
+      prompt: { $case: "tokenIds", value: { ids: [1] } },
+      sampling: { ...SamplingParams.decode(new Uint8Array()), logprobs: 20 },
+      task: "",
+      requestId: "",
+    });
+    const frame = Buffer.alloc(5 + message.length);
+    frame.writeUInt32BE(message.length, 1);
+    message.copy(frame, 5);
+    stream.end(frame);
+    await waitFor("the reader to leave", () => left() === 1);
+    session.destroy();
   });
   await real.close();
 });
