@@ -113,9 +113,15 @@ export function allocate(gpu: Gpu, label: string, size: number, usage: number): 
   return buffer;
 }
 
+/** Writes data at a byte offset; by its bytes, as `webgpu` ends the process by SIGFPE over a Float16Array. */
+export function write(gpu: Gpu, buffer: GPUBuffer, offset: number, data: ArrayBufferView): void {
+  const { buffer: bytes, byteOffset, byteLength } = data;
+  gpu.device.queue.writeBuffer(buffer, offset, bytes, byteOffset, byteLength);
+}
+
 /** Allocates a buffer that holds the data. Throws as `allocate`. */
 export function upload(gpu: Gpu, label: string, data: ArrayBufferView): GPUBuffer {
   const buffer = allocate(gpu, label, data.byteLength, STORAGE);
-  gpu.device.queue.writeBuffer(buffer, 0, data.buffer, data.byteOffset, data.byteLength);
+  write(gpu, buffer, 0, data);
   return buffer;
 }

@@ -63,8 +63,8 @@ export function matrixKernelCases(gpu: Gpu): void {
     for (const rows of [1, 4] as const) {
       for (const [tokens, k, n] of [
         [1, 8, 4],
-        [7, 40, 33],
-        [5, 200, 130],
+        [7, 40, 36],
+        [5, 200, 132],
       ] as const) {
         const lookup: Lookup = { kind: "tokens", rows };
         const x = randomValues(tokens * k, 2);

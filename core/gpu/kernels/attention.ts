@@ -71,7 +71,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let k = (slot * 2u * KV_HEADS + kv_head) * D4;
     // Zeroed by hand: a variable declared in a loop keeps its value from one round to the next in some compilers.
     var score = array<f32, G>();
-    for (var d = 0u; d < D4; d++) {
+    for (var d = 0u; d < D4 + counts.zero; d++) {
       let kd = cache[k + d];
       for (var g = 0u; g < G; g++) { score[g] += dot(query[g * D4 + d], kd); }
     }
@@ -80,7 +80,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
     if (lane < G) {
       var highest = top[lane];
-      for (var j = 0u; j < LANES; j++) { highest = max(highest, p[lane * LANES + j]); }
+      for (var j = 0u; j < LANES + counts.zero; j++) { highest = max(highest, p[lane * LANES + j]); }
       fade[lane] = exp(top[lane] - highest);
       top[lane] = highest;
     }
@@ -91,7 +91,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
     if (lane < G) {
       var all = 0.0;
-      for (var j = 0u; j < LANES; j++) { all += p[lane * LANES + j]; }
+      for (var j = 0u; j < LANES + counts.zero; j++) { all += p[lane * LANES + j]; }
       sum[lane] = sum[lane] * fade[lane] + all;
     }
     for (var o = 0u; o < OUTPUTS; o++) {
@@ -100,7 +100,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let g = i / D4;
         let d = i % D4;
         var value = acc[o] * fade[g];
-        for (var j = 0u; j < LANES; j += 4u) {
+        for (var j = 0u; j < LANES + counts.zero; j += 4u) {
           let v0 = cache[((slots[j] * 2u + 1u) * KV_HEADS + kv_head) * D4 + d];
           let v1 = cache[((slots[j + 1u] * 2u + 1u) * KV_HEADS + kv_head) * D4 + d];
           let v2 = cache[((slots[j + 2u] * 2u + 1u) * KV_HEADS + kv_head) * D4 + d];

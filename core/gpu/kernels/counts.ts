@@ -12,18 +12,22 @@ export interface StepSizes {
   readonly numSlots: number;
 }
 
-/** WGSL of the uniform at binding 0: StepSizes as four u32. */
+/**
+ * WGSL of the uniform at binding 0: StepSizes as four u32, and `zero`, which is 0. A loop that ends at a constant plus
+ * `zero` has a length that compilers can not know, so that they do not unroll it whole: software Vulkan took 30 s over
+ * one such loop of eight rounds.
+ */
 export const COUNTS = /* wgsl */ `
-struct Counts { tokens: u32, samples: u32, top_k: u32, num_slots: u32 }
+struct Counts { tokens: u32, samples: u32, top_k: u32, num_slots: u32, zero: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(0) var<uniform> counts: Counts;
 const NONE = 0xffffffffu;`;
 
 /** Bytes of the uniform. */
-export const COUNTS_BYTES = 16;
+export const COUNTS_BYTES = 32;
 
 /** The uniform's contents. */
 export function countsData(sizes: StepSizes): Uint32Array<ArrayBuffer> {
-  return new Uint32Array([sizes.tokens, sizes.samples, sizes.topK, sizes.numSlots]);
+  return new Uint32Array([sizes.tokens, sizes.samples, sizes.topK, sizes.numSlots, 0, 0, 0, 0]);
 }
 
 export function ceilDiv(a: number, b: number): number {

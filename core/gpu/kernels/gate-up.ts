@@ -52,7 +52,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     row[r] = row_of(select(pair, 0u, pair == NONE)) * K8 * 2u;
   }
   var acc: array<vec4<f32>, ROWS>; // gate, gate, up, up
-  for (var i = 0u; i < K8; i++) {
+  for (var i = 0u; i < K8 + counts.zero; i++) {
     let w0 = weights8(gate + i);
     let w1 = weights8(gate + K8 + i);
     let w2 = weights8(up + i);

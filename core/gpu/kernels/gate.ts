@@ -50,7 +50,7 @@ fn chosen_sum() -> f32 {
 
 fn rank_of(e: u32) -> u32 {
   var rank = 0u;
-  for (var o = 0u; o < E; o++) {
+  for (var o = 0u; o < E + counts.zero; o++) {
     rank += select(0u, 1u, logits[o] > logits[e] || (logits[o] == logits[e] && o < e));
   }
   return rank;
@@ -62,14 +62,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   if (token >= counts.tokens) { return; }
   for (var e = lane; e <= E; e += LANES) {
     var sum = 0.0;
-    for (var i = 0u; i < H4; i++) { sum += dot(x[token * H4 + i], weights[e * H4 + i]); }
+    for (var i = 0u; i < H4 + counts.zero; i++) { sum += dot(x[token * H4 + i], weights[e * H4 + i]); }
     if (e < E) { logits[e] = sum; } else { shared_gate[token] = 1.0 / (1.0 + exp(-sum)); }
   }
   workgroupBarrier();
   var top = logits[0];
-  for (var e = 1u; e < E; e++) { top = max(top, logits[e]); }
+  for (var e = 0u; e < E + counts.zero; e++) { top = max(top, logits[e]); }
   var all = 0.0;
-  for (var e = 0u; e < E; e++) { all += exp(logits[e] - top); }
+  for (var e = 0u; e < E + counts.zero; e++) { all += exp(logits[e] - top); }
   for (var e = lane; e < E; e += LANES) {
     let rank = rank_of(e);
     if (rank < TOP_K) { chosen[rank] = exp(logits[e] - top) / all; }

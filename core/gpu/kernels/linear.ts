@@ -7,7 +7,7 @@ import { LOOKUP, type Lookup, numTiles } from "./tile.ts";
 export interface LinearOptions {
   /** Columns of the input; a multiple of 8. */
   readonly k: number;
-  /** Columns of the result. */
+  /** Columns of the result; a multiple of 4. */
   readonly n: number;
   readonly weights: WeightsDtype;
   readonly lookup: Lookup;
@@ -16,11 +16,11 @@ export interface LinearOptions {
 }
 
 const EPILOGUE = {
-  store: { binding: "", statement: "out[pair * N + col + c] = acc[r][c];" },
-  add: { binding: "", statement: "out[pair * N + col + c] += acc[r][c];" },
+  store: { binding: "", statement: "out[pair * N4 + id.x] = acc[r];" },
+  add: { binding: "", statement: "out[pair * N4 + id.x] += acc[r];" },
   addScaled: {
     binding: "@group(0) @binding(4) var<storage, read> scale: array<f32>; // [numTokens]",
-    statement: "out[pair * N + col + c] += scale[pair] * acc[r][c];",
+    statement: "out[pair * N4 + id.x] += scale[pair] * acc[r];",
   },
 } as const;
 
@@ -37,15 +37,16 @@ export function linear(options: LinearOptions): Kernel<StepSizes> {
   const { k, n, weights, lookup, epilogue } = options;
   return {
     label: `linear ${k}→${n} ${weights} ${lookup.kind}×${lookup.rows} ${epilogue}`,
-    grid: (sizes) => [ceilDiv(ceilDiv(n, 4), WORKGROUP), numTiles(lookup, sizes), 1],
+    grid: (sizes) => [ceilDiv(n / 4, WORKGROUP), numTiles(lookup, sizes), 1],
     wgsl: /* wgsl */ `
 ${COUNTS}
 const K8 = ${k / 8}u;
 const N = ${n}u;
+const N4 = ${n / 4}u;
 const ROWS = ${lookup.rows}u;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 ${EPILOGUE[epilogue].binding}
 ${LOOKUP[lookup.kind]}
 ${WEIGHTS_8[weights]}
@@ -56,19 +57,18 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   let tile = id.y;
   let slot = tile_slot(tile);
   if (col >= N || slot == NONE) { return; }
-  var at: array<u32, 4>;
-  for (var c = 0u; c < 4u; c++) { at[c] = (slot * N + min(col + c, N - 1u)) * K8; }
+  let at = (slot * N + col) * K8;
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
     row[r] = select(pair, 0u, pair == NONE) * K8 * 2u;
   }
   var acc: array<vec4<f32>, ROWS>;
-  for (var i = 0u; i < K8; i++) {
-    let w0 = weights8(at[0] + i);
-    let w1 = weights8(at[1] + i);
-    let w2 = weights8(at[2] + i);
-    let w3 = weights8(at[3] + i);
+  for (var i = 0u; i < K8 + counts.zero; i++) {
+    let w0 = weights8(at + i);
+    let w1 = weights8(at + K8 + i);
+    let w2 = weights8(at + 2u * K8 + i);
+    let w3 = weights8(at + 3u * K8 + i);
     for (var r = 0u; r < ROWS; r++) {
       let a = x[row[r] + i * 2u];
       let b = x[row[r] + i * 2u + 1u];
@@ -79,10 +79,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   }
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    if (pair == NONE) { continue; }
-    for (var c = 0u; c < 4u; c++) {
-      if (col + c < N) { ${EPILOGUE[epilogue].statement} }
-    }
+    if (pair != NONE) { ${EPILOGUE[epilogue].statement} }
   }
 }`,
   };

@@ -70,7 +70,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     row[r] = select(token, 0u, token == NONE) * K8 * 2u;
   }
   var acc: array<vec4<f32>, ROWS>;
-  for (var i = 0u; i < K8; i++) {
+  for (var i = 0u; i < K8 + counts.zero; i++) {
     let w0 = weights8(at + i);
     let w1 = weights8(at + K8 + i);
     let w2 = weights8(at + HALF * K8 + i);

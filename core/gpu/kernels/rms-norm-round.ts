@@ -50,7 +50,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   largest[lane] = max(max(magnitude.x, magnitude.y), max(magnitude.z, magnitude.w));
   workgroupBarrier();
   var all = 0.0;
-  for (var i = 0u; i < LANES; i++) { all = max(all, largest[i]); }
+  for (var i = 0u; i < LANES + counts.zero; i++) { all = max(all, largest[i]); }
   for (var i = lane; i < H4; i += LANES) {
     let v = hidden[row * H4 + i] * factor * scale[i];
     out[row * H4 + i] = v;

@@ -33,7 +33,7 @@ fn inverse_rms(lane: u32, row: u32) -> f32 {
   squares[lane] = sum;
   workgroupBarrier();
   var all = 0.0;
-  for (var i = 0u; i < LANES; i++) { all += squares[i]; }
+  for (var i = 0u; i < LANES + counts.zero; i++) { all += squares[i]; }
   return inverseSqrt(all / ${hiddenSize}.0 + ${eps.toExponential()});
 }`;
 }

@@ -71,14 +71,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   best_id[lane] = mine.y;
   workgroupBarrier();
   var top = LOWEST;
-  for (var l = 0u; l < LANES; l++) { top = max(top, best[l]); }
+  for (var l = 0u; l < LANES + counts.zero; l++) { top = max(top, best[l]); }
   var sum = 0.0;
   for (var i = lane; i < V; i += LANES) { sum += exp(logits[row * V + i] - top); }
   sums[lane] = sum;
   let rounds = workgroupUniformLoad(&number);
   if (lane == 0u) {
     var all = 0.0;
-    for (var l = 0u; l < LANES; l++) { all += sums[l]; }
+    for (var l = 0u; l < LANES + counts.zero; l++) { all += sums[l]; }
     out[row * STRIDE + 2u * ROOM] = bitcast<u32>(top + log(all));
     let target_id = wanted[row].y;
     if (target_id < V) {
@@ -88,7 +88,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   for (var n = 0u; n < rounds; n++) {
     var value = LOWEST;
     var id = NONE;
-    for (var l = 0u; l < LANES; l++) {
+    for (var l = 0u; l < LANES + counts.zero; l++) {
       if (best[l] > value || (best[l] == value && best_id[l] < id)) { value = best[l]; id = best_id[l]; }
     }
     workgroupBarrier();

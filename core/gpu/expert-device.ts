@@ -1,0 +1,201 @@
+/** An ExpertDevice on a GPU: what a shard computes with. */
+
+import {
+  type ExpertDevice,
+  type ExpertSizes,
+  type ExpertWeights,
+  NO_SLOT,
+  type WeightsDtype,
+} from "../expert-device.ts";
+import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "./device.ts";
+import { GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
+import { COUNTS_BYTES, countsData } from "./kernels/counts.ts";
+
+/** Rows of one run at most. */
+const MAX_ROWS = 4096;
+
+/** Rows · topK that the device works on at once, and the bytes that their results may take. */
+const MAX_PAIRS = 8192;
+const MAX_PAIR_BYTES = 64 * 2 ** 20;
+
+/** Layer number that no model has, for compiling ahead. */
+const WARM_UP_LAYER = -1;
+
+/** Creates an ExpertDevice whose kernels the driver has compiled. The device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError. */
+export async function createGpuExpertDevice(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  weights: WeightsDtype,
+): Promise<ExpertDevice> {
+  const maxPairs = Math.min(MAX_PAIRS, Math.floor(MAX_PAIR_BYTES / (4 * sizes.hiddenSize)));
+  const counts = allocate(gpu, "expert counts", COUNTS_BYTES, UNIFORM);
+  const rows = allocate(gpu, "expert rows", maxPairs * sizes.hiddenSize * 4, STORAGE);
+  const routing = allocate(gpu, "expert routing", maxPairs * 8, STORAGE);
+  const sums = allocate(gpu, "expert sums", maxPairs * sizes.hiddenSize * 4, STORAGE);
+  const staging = allocate(gpu, "expert read-back", maxPairs * sizes.hiddenSize * 4, READ_BACK);
+  const io = { counts, rows, routing: () => routing, sums, maxPairs };
+  const ffn = await GpuExpertFfn.create(gpu, sizes, weights, io);
+  const device = new GpuExpertDevice(gpu, sizes, ffn, {
+    counts,
+    rows,
+    routing,
+    sums,
+    staging,
+    maxPairs,
+  });
+  await device.warmUp();
+  return device;
+}
+
+interface RunBuffers {
+  readonly counts: GPUBuffer;
+  readonly rows: GPUBuffer;
+  readonly routing: GPUBuffer;
+  readonly sums: GPUBuffer;
+  readonly staging: GPUBuffer;
+  readonly maxPairs: number;
+}
+
+class GpuExpertDevice implements ExpertDevice {
+  readonly adapter: string;
+  readonly maxRows = MAX_ROWS;
+  readonly lost: Promise<string>;
+  readonly #gpu: Gpu;
+  readonly #sizes: ExpertSizes;
+  readonly #ffn: GpuExpertFfn;
+  readonly #buffers: RunBuffers;
+  readonly #routing: Uint32Array<ArrayBuffer>;
+  #tail: Promise<unknown> = Promise.resolve();
+  #closed = false;
+
+  constructor(gpu: Gpu, sizes: ExpertSizes, ffn: GpuExpertFfn, buffers: RunBuffers) {
+    this.adapter = gpu.adapter;
+    this.lost = gpu.lost;
+    this.#gpu = gpu;
+    this.#sizes = sizes;
+    this.#ffn = ffn;
+    this.#buffers = buffers;
+    this.#routing = new Uint32Array(buffers.maxPairs * 2);
+  }
+
+  /** Runs every kernel once on an empty expert: drivers compile at the first run, which a dispatch must not wait for. */
+  async warmUp(): Promise<void> {
+    this.#ffn.allocate(WARM_UP_LAYER, 1);
+    const sizes = { tokens: 1, samples: 0, topK: 1, numSlots: 1 };
+    this.#gpu.device.queue.writeBuffer(this.#buffers.counts, 0, countsData(sizes));
+    this.#gpu.device.queue.writeBuffer(this.#buffers.routing, 0, new Uint32Array(2));
+    const encoder = this.#gpu.device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    this.#ffn.encodeAll(pass, WARM_UP_LAYER, sizes);
+    pass.end();
+    this.#gpu.device.queue.submit([encoder.finish()]);
+    await this.#gpu.device.queue.onSubmittedWorkDone();
+    this.#ffn.free(WARM_UP_LAYER);
+  }
+
+  allocate(layer: number, numSlots: number): void {
+    this.#ffn.allocate(layer, numSlots);
+  }
+
+  load(layer: number, slot: number, weights: ExpertWeights): void {
+    this.#ffn.load(layer, slot, weights);
+  }
+
+  run(
+    layer: number,
+    rows: Float32Array,
+    slots: Uint32Array,
+    weights: Float32Array,
+  ): Promise<Float32Array> {
+    const result = this.#tail.then(() => this.#runNow(layer, rows, slots, weights));
+    this.#tail = result.catch(() => {});
+    return result;
+  }
+
+  residentBytes(): number {
+    return this.#ffn.residentBytes();
+  }
+
+  free(layer: number): void {
+    this.#ffn.free(layer);
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#ffn.close();
+    const { counts, rows, routing, sums, staging } = this.#buffers;
+    for (const buffer of [counts, rows, routing, sums, staging]) buffer.destroy();
+  }
+
+  async #runNow(
+    layer: number,
+    rows: Float32Array,
+    slots: Uint32Array,
+    weights: Float32Array,
+  ): Promise<Float32Array> {
+    const { hiddenSize } = this.#sizes;
+    const topK = this.#checkRun(layer, rows.length / hiddenSize, slots, weights);
+    const sums = new Float32Array(rows.length);
+    const rowsAtOnce = Math.floor(this.#buffers.maxPairs / topK);
+    for (let from = 0; from * hiddenSize < rows.length; from += rowsAtOnce) {
+      const to = from + rowsAtOnce;
+      const part = await this.#runPart(
+        layer,
+        topK,
+        rows.subarray(from * hiddenSize, to * hiddenSize),
+        slots.subarray(from * topK, to * topK),
+        weights.subarray(from * topK, to * topK),
+      );
+      sums.set(part, from * hiddenSize);
+    }
+    return sums;
+  }
+
+  async #runPart(
+    layer: number,
+    topK: number,
+    rows: Float32Array,
+    slots: Uint32Array,
+    weights: Float32Array,
+  ): Promise<Float32Array> {
+    const { device } = this.#gpu;
+    const buffers = this.#buffers;
+    const tokens = rows.length / this.#sizes.hiddenSize;
+    const sizes = { tokens, samples: 0, topK, numSlots: this.#ffn.numSlots(layer) };
+    interleaveRouting(slots, weights, this.#routing);
+    device.queue.writeBuffer(buffers.counts, 0, countsData(sizes));
+    device.queue.writeBuffer(buffers.rows, 0, rows.buffer, rows.byteOffset, rows.byteLength);
+    device.queue.writeBuffer(buffers.routing, 0, this.#routing, 0, slots.length * 2);
+    const encoder = device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    this.#ffn.encode(pass, layer, sizes);
+    pass.end();
+    encoder.copyBufferToBuffer(buffers.sums, 0, buffers.staging, 0, rows.byteLength);
+    device.queue.submit([encoder.finish()]);
+    await buffers.staging.mapAsync(1, 0, rows.byteLength);
+    const sums = new Float32Array(buffers.staging.getMappedRange(0, rows.byteLength).slice(0));
+    buffers.staging.unmap();
+    return sums;
+  }
+
+  /** Throws RangeError where a size does not fit or a slot holds no expert; gives topK. */
+  #checkRun(layer: number, numRows: number, slots: Uint32Array, weights: Float32Array): number {
+    if (this.#closed) throw new Error(`the expert device ${this.adapter} is closed`);
+    if (!Number.isInteger(numRows) || numRows < 1 || numRows > MAX_ROWS) {
+      throw new RangeError(`layer ${layer}: ${numRows} rows, expected 1 to ${MAX_ROWS}`);
+    }
+    const topK = slots.length / numRows;
+    const fits = Number.isInteger(topK) && topK >= 1 && topK <= this.#buffers.maxPairs;
+    if (!fits || weights.length !== slots.length) {
+      throw new RangeError(
+        `layer ${layer}: ${slots.length} slots and ${weights.length} weights for ${numRows} rows`,
+      );
+    }
+    for (const slot of slots) {
+      if (slot !== NO_SLOT && !this.#ffn.holds(layer, slot)) {
+        throw new RangeError(`layer ${layer} slot ${slot}: no expert is loaded`);
+      }
+    }
+    return topK;
+  }
+}
