@@ -87,10 +87,9 @@ async function provideRedis(launch: Launch): Promise<string | undefined> {
     );
     return undefined;
   }
-  const onLine = printLine;
-  const first = await startRedis(0, signal, onLine);
+  const first = await startRedis(0, signal);
   const { port = 0 } = first.ready;
-  const kept = keepRunning(first, (again) => startRedis(port, again, onLine), logger);
+  const kept = keepRunning(first, (again) => startRedis(port, again), logger);
   lifecycle.onStop("redis-server", () => kept.stop());
   return `redis://127.0.0.1:${port}`;
 }

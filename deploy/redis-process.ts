@@ -26,18 +26,18 @@ exit $code
 
 const CONNECT_MS = 1000;
 const RETRY_MS = 20;
+const MAX_LAST_WORDS = 20;
 
 /** Whether there is a redis-server to start. */
 export function hasRedisServer(): boolean {
   return spawnSync("redis-server", ["--version"], { timeout: 10_000 }).status === 0;
 }
 
-/** Starts redis-server on `port` of 127.0.0.1, 0 for a free one; ready when it answers PING. */
-export async function startRedis(
-  port: number,
-  signal: AbortSignal,
-  onLine: (line: string) => void,
-): Promise<ChildService> {
+/**
+ * Starts redis-server on `port` of 127.0.0.1, 0 for a free one; ready when it answers PING.
+ * Rejects with its last words where it ends before, or when the signal aborts.
+ */
+export async function startRedis(port: number, signal: AbortSignal): Promise<ChildService> {
   const chosen = port === 0 ? await freePort() : port;
   const child = spawn(
     "sh",
@@ -48,7 +48,11 @@ export async function startRedis(
     ].flat(),
     { stdio: ["pipe", "pipe", "pipe"], detached: true },
   );
-  readLines(child, onLine);
+  const lastWords: string[] = [];
+  readLines(child, (line) => {
+    lastWords.push(line);
+    if (lastWords.length > MAX_LAST_WORDS) lastWords.shift();
+  });
   const exited = exitOf(child);
   const over = new AbortController();
   void exited.then(() => over.abort());
@@ -57,7 +61,11 @@ export async function startRedis(
   );
   // Where the process ends or the wait is over, that is what is reported.
   ready.catch(() => undefined);
-  return whenReady("redis-server", child, exited, ready, signal);
+  try {
+    return await whenReady("redis-server", child, exited, ready, signal);
+  } catch (error) {
+    throw new Error([(error as Error).message, ...lastWords].join("\n"), { cause: error });
+  }
 }
 
 /** Settles when a Redis answers PING on the port. Rejects when the signal aborts. */

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { connect } from "node:net";
+import { connect, createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
@@ -95,17 +95,28 @@ test("the waits between starts grow to a bound", () => {
 });
 
 test("redis-server answers on a free port and is gone after stop", async () => {
-  const redis = await startRedis(0, AbortSignal.timeout(10_000), () => undefined);
+  const redis = await startRedis(0, AbortSignal.timeout(10_000));
   const { port = 0 } = redis.ready;
   assert.match(await ask(port), /\+PONG/);
   await redis.stop();
   await waitFor("a closed port", async () => (await ask(port)) === "");
 });
 
+test("a redis-server that can not start says why", async () => {
+  const taken = createServer().listen(0, "127.0.0.1");
+  await once(taken, "listening");
+  const { port: takenPort } = taken.address() as AddressInfo;
+  await assert.rejects(
+    startRedis(takenPort, AbortSignal.timeout(10_000)),
+    /redis-server ended before it was ready, exit code 1\n(.*\n)*.*Address already in use/,
+  );
+  taken.close();
+});
+
 test("redis-server ends when its launcher is killed outright", async () => {
   const script =
     'import { startRedis } from "./deploy/redis-process.ts";' +
-    "const redis = await startRedis(0, AbortSignal.timeout(10_000), () => undefined);" +
+    "const redis = await startRedis(0, AbortSignal.timeout(10_000));" +
     "console.log(redis.ready.port); setInterval(() => undefined, 1000);";
   const launcher = spawn(process.execPath, ["--input-type=module", "--eval", script], {
     cwd: join(import.meta.dirname, "../.."),
