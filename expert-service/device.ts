@@ -17,7 +17,7 @@ export interface ShardDevice {
   /** Settles with the reason when the device is lost; never otherwise. */
   readonly lost: Promise<string>;
   /** An ExpertDevice that keeps weights in this dtype; the caller closes it. */
-  create(weights: WeightsDtype): ExpertDevice;
+  create(weights: WeightsDtype): Promise<ExpertDevice>;
   close(): void;
 }
 
@@ -43,7 +43,7 @@ export function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardD
     canHoldF16: true,
     memoryBytes,
     lost: new Promise(() => {}),
-    create: (weights) => createCpuExpertDevice({ ...sizes, memoryBytes }, weights),
+    create: async (weights) => createCpuExpertDevice({ ...sizes, memoryBytes }, weights),
     close: () => {},
   };
 }

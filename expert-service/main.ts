@@ -5,6 +5,7 @@ import { loadConfig } from "../core/platform/config.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress, type Progress } from "../core/platform/progress.ts";
+import { startTelemetry } from "../core/platform/telemetry.ts";
 import { expertAbout, expertConfigSchema } from "./config.ts";
 import { openShardDevice } from "./device.ts";
 import { startShard } from "./shard.ts";
@@ -13,6 +14,9 @@ const config = loadConfig(expertConfigSchema, expertAbout);
 const logger = createLogger(`shard ${config.rank}`, config.logLevel);
 const lifecycle = startLifecycle(logger);
 exitWithParent(lifecycle);
+
+const telemetry = await startTelemetry("switchyard-shard", logger);
+lifecycle.onStop("telemetry", () => telemetry.shutdown());
 
 const checkpoint = await openCheckpoint(config.model);
 lifecycle.onStop("checkpoint", () => checkpoint.close());

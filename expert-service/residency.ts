@@ -132,7 +132,7 @@ export class Residency {
   async #load(placement: CheckedPlacement, before: Promise<void> | undefined): Promise<void> {
     await before?.catch(() => {});
     await this.#options.idle();
-    const device = this.#deviceFor(placement);
+    const device = await this.#deviceFor(placement);
     this.#freeOthers(device, placement);
     // All memory first: a placement that does not fit fails before a byte is read.
     const missing = [...placement.layers].filter(([layer]) => !this.#layers.has(layer));
@@ -151,11 +151,12 @@ export class Residency {
     if (this.#target?.placement === placement) this.#serving = placement;
   }
 
-  #deviceFor({ weights }: CheckedPlacement): ExpertDevice {
+  async #deviceFor({ weights }: CheckedPlacement): Promise<ExpertDevice> {
     if (this.#device?.weights !== weights) {
       this.#device?.expertDevice.close();
+      this.#device = undefined;
       this.#layers.clear();
-      this.#device = { expertDevice: this.#options.device.create(weights), weights };
+      this.#device = { expertDevice: await this.#options.device.create(weights), weights };
     }
     return this.#device.expertDevice;
   }

@@ -1,7 +1,8 @@
 /** The shard's part of a request's trace. */
 
-import { propagation, ROOT_CONTEXT, SpanKind, SpanStatusCode, trace } from "@opentelemetry/api";
+import { SpanKind, SpanStatusCode, trace } from "@opentelemetry/api";
 
+import { contextOf } from "../core/platform/trace-context.ts";
 import type { ShardTimes } from "../core/wire.ts";
 import type { Dispatch } from "../proto/gen/switchyard/v1/expert.ts";
 
@@ -13,9 +14,8 @@ export interface DispatchSpan {
 
 /** Starts the span of a dispatch as a child of the router's; undefined where the dispatch is not sampled. */
 export function startDispatchSpan(dispatch: Dispatch, rank: number): DispatchSpan | undefined {
-  if (dispatch.traceparent === "") return undefined;
-  const { traceparent } = dispatch;
-  const parent = propagation.extract(ROOT_CONTEXT, { traceparent });
+  const parent = contextOf(dispatch.traceparent);
+  if (parent === undefined) return undefined;
   const span = trace.getTracer("switchyard.expert-service").startSpan(
     "moe.experts",
     {

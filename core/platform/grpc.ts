@@ -1,6 +1,6 @@
 /** gRPC as every process here uses it: options of both ends, promise helpers, and which error is which status. */
 
-import type { ChannelOptions, Client, Server, ServerOptions } from "@grpc/grpc-js";
+import type { ChannelOptions, Server, ServerOptions } from "@grpc/grpc-js";
 import { ServerCredentials, status } from "@grpc/grpc-js";
 
 /** Largest message of any service, bytes; both ends set it. */
@@ -47,17 +47,6 @@ export function stopServer(server: Server, graceMs: number): Promise<void> {
     server.tryShutdown(() => {
       clearTimeout(timer);
       resolve();
-    });
-  });
-}
-
-/** Waits until a client's channel is connected. Rejects after `timeoutMs`, naming the address. */
-export function waitUntilConnected(client: Client, timeoutMs: number): Promise<void> {
-  return new Promise((resolve, reject) => {
-    client.waitForReady(Date.now() + timeoutMs, (error) => {
-      if (!error) return resolve();
-      const target = client.getChannel().getTarget();
-      reject(new Error(`no connection to ${target} within ${timeoutMs} ms`));
     });
   });
 }

@@ -9,16 +9,18 @@ import type { ShardClient } from "./shard-client.ts";
 import type { DispatchAnswer, DispatchHandle } from "./shard-stream.ts";
 import { startDispatchSpan, type DispatchSpan } from "./spans.ts";
 
-/** How a dispatch ended. */
+/** How a dispatch ended; cancelled: its step was aborted or another dispatch of the layer failed. */
 export type DispatchOutcome = "ok" | "timeout" | "lost" | "refused" | "cancelled";
 
 /** One dispatch, for metrics. */
 export interface DispatchReport {
   readonly rank: number;
   readonly rows: number;
-  /** Payload bytes. */
+  /** Payload bytes to the shard. */
   readonly bytesOut: number;
+  /** Payload bytes from the shard; 0 where it did not answer. */
   readonly bytesIn: number;
+  /** From the send to the answer. */
   readonly seconds: number;
   readonly outcome: DispatchOutcome;
 }

@@ -1,13 +1,8 @@
 /** The router's part of a dispatch's trace, and how the shard's part finds it. */
 
-import {
-  propagation,
-  SpanKind,
-  SpanStatusCode,
-  trace,
-  type Attributes,
-  type Context,
-} from "@opentelemetry/api";
+import { SpanKind, SpanStatusCode, trace, type Attributes, type Context } from "@opentelemetry/api";
+
+import { traceparentOf } from "../../core/platform/trace-context.ts";
 
 /** A dispatch's span; one of the functions ends it. */
 export interface DispatchSpan {
@@ -27,10 +22,8 @@ export function startDispatchSpan(
     .getTracer("switchyard.router-service")
     .startSpan("moe.dispatch", { kind: SpanKind.CLIENT, attributes }, parent);
   if (!span.isRecording()) return undefined;
-  const carrier: { traceparent?: string } = {};
-  propagation.inject(trace.setSpan(parent, span), carrier);
   return {
-    traceparent: carrier.traceparent ?? "",
+    traceparent: traceparentOf(trace.setSpan(parent, span)),
     end: (more) => {
       span.setAttributes(more);
       span.end();

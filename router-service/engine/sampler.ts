@@ -119,7 +119,7 @@ function changedLogits(
   params: SamplingParams,
   state: SamplingState,
 ): Float64Array {
-  const values = new Float64Array(logits ?? candidateLogits);
+  const values = Float64Array.from(logits ?? candidateLogits);
   for (const id of maskedIds(params, state)) {
     const index = logits === undefined ? candidateIds.indexOf(id) : id;
     if (index >= 0 && index < values.length) values[index] = -Infinity;
@@ -147,76 +147,56 @@ function indexOfBest(values: Float64Array): number {
   return best;
 }
 
-/** Tokens that may be drawn. The loops below run over whole vocabularies, for every token of every sequence. */
+/** Tokens that may be drawn, by index, and how likely each is relative to the most likely of all. */
 interface Drawable {
-  /** How likely each token is relative to the most likely of all, by index; 0 where it is cut off. */
+  readonly indices: readonly number[];
   readonly weights: Float64Array;
-  /** Those that may be drawn, best first, where a rank matters; absent: all, in order of index. */
-  readonly ranked?: readonly number[];
 }
 
-/** What min_p, top_k and top_p leave. */
+/** What min_p, top_k and top_p leave: by rank where a rank matters, else in order of index. */
 function truncated(values: Float64Array, best: number, params: SamplingParams): Drawable {
   const { temperature, topK, topP, minP } = params;
-  const weights = new Float64Array(values.length);
-  let total = 0;
-  for (let i = 0; i < values.length; i++) {
-    const weight = Math.exp((values[i] - best) / temperature);
-    if (weight < minP) continue;
-    weights[i] = weight;
-    total += weight;
-  }
-  if (topK === 0 && topP >= 1) return { weights };
-  const enough = (some: readonly number[]) =>
+  const weights = values.map((value) => Math.exp((value - best) / temperature));
+  const likely = [...weights.keys()].filter((i) => weights[i] >= minP);
+  if (topK === 0 && topP >= 1) return { indices: likely, weights };
+  const total = massOf(likely, weights);
+  const enough = (some: number[]) =>
     topK > 0 ? some.length >= topK : massOf(some, weights) >= topP * total;
-  let ranked = rankedHead(values, weights, enough);
+  let ranked = rankedHead(likely, values, best, temperature, enough);
   if (topK > 0) ranked = ranked.slice(0, topK);
-  if (topP >= 1) return { weights, ranked };
+  if (topP >= 1) return { indices: ranked, weights };
   const mass = topP * (topK > 0 ? massOf(ranked, weights) : total);
   let sum = 0;
   const last = ranked.findIndex((i) => (sum += weights[i]) >= mass);
-  return { weights, ranked: last < 0 ? ranked : ranked.slice(0, last + 1) };
+  return { indices: last < 0 ? ranked : ranked.slice(0, last + 1), weights };
 }
 
-/** Relative weights down to which tokens are ranked before lower ones are looked at. */
-const RANKED_WEIGHTS = [0.1, 0.01, 1e-3, 1e-4, 1e-6, 0];
-
-/** So many of the tokens with a weight that they are `enough`, best first: sorting a vocabulary is the slow way. */
+/** So many of the best indices that they are `enough`, best first: sorting a whole vocabulary is the slow way. */
 function rankedHead(
+  indices: readonly number[],
   values: Float64Array,
-  weights: Float64Array,
-  enough: (some: readonly number[]) => boolean,
+  best: number,
+  temperature: number,
+  enough: (some: number[]) => boolean,
 ): number[] {
-  let some: number[] = [];
-  for (const least of RANKED_WEIGHTS) {
-    some = [];
-    for (let i = 0; i < weights.length; i++) {
-      if (weights[i] > 0 && weights[i] >= least) some.push(i);
-    }
-    if (enough(some)) break;
+  for (const depth of [2, 4, 8, 16, 32]) {
+    const some = indices.filter((i) => values[i] >= best - depth * temperature);
+    if (enough(some)) return some.sort((a, b) => values[b] - values[a] || a - b);
   }
-  return some.sort((a, b) => values[b] - values[a] || a - b);
+  return indices.toSorted((a, b) => (values[a] === values[b] ? a - b : values[b] - values[a]));
 }
 
 function massOf(indices: readonly number[], weights: Float64Array): number {
-  let mass = 0;
-  for (const i of indices) mass += weights[i];
-  return mass;
+  return indices.reduce((sum, i) => sum + weights[i], 0);
 }
 
 /** The index at the fraction `uniform` of the mass. */
-function draw({ weights, ranked }: Drawable, uniform: number): number {
-  const length = ranked?.length ?? weights.length;
-  let total = 0;
-  for (let at = 0; at < length; at++) total += weights[ranked?.[at] ?? at];
-  let left = uniform * total;
-  let last = 0;
-  for (let at = 0; at < length; at++) {
-    const index = ranked?.[at] ?? at;
-    if (weights[index] === 0) continue;
-    last = index;
-    left -= weights[index];
-    if (left < 0) break;
+function draw({ indices, weights }: Drawable, uniform: number): number {
+  let left = uniform * massOf(indices, weights);
+  for (const i of indices) {
+    left -= weights[i];
+    if (left < 0) return i;
   }
-  return last; // also where rounding left a rest
+  // Rounding left a rest: the last that could be drawn.
+  return indices.findLast((i) => weights[i] > 0) ?? indices[0];
 }

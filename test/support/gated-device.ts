@@ -40,7 +40,10 @@ export function createGate(): Gate {
   });
   return {
     begun: () => begun,
-    wrap: (device) => ({ ...device, create: (weights) => gated(device.create(weights)) }),
+    wrap: (device) => ({
+      ...device,
+      create: async (weights) => gated(await device.create(weights)),
+    }),
     open: () => gate.resolve(),
     shut: () => {
       gate = Promise.withResolvers<void>();

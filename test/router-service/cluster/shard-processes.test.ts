@@ -1,0 +1,133 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import { Client, credentials } from "@grpc/grpc-js";
+
+import type { Cluster } from "../../../router-service/cluster/cluster.ts";
+import { DispatchTimeoutError, ShardLostError } from "../../../router-service/cluster/errors.ts";
+import { DEMO_MODEL, TINY_MODEL } from "../../support/cluster.ts";
+import { testValues } from "../../support/expert-reference.ts";
+import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
+import { startService, type Exit, type ServiceProcess } from "../../support/service-process.ts";
+import { connectTestCluster } from "../../support/shards.ts";
+import { waitFor } from "../../support/wait-for.ts";
+
+const startShard = (rank: number, port = 0, flags: readonly string[] = []) =>
+  startService({
+    name: `shard ${rank}`,
+    script: "expert-service/main.ts",
+    argv: ["--device=cpu", `--model=${TINY_MODEL}`, `--rank=${rank}`, `--port=${port}`, ...flags],
+  });
+const addressOf = (shard: ServiceProcess) => `127.0.0.1:${shard.ready.port}`;
+
+describe("two shard processes", () => {
+  let shards: ServiceProcess[];
+  let cluster: Cluster;
+  let expected: unknown;
+  /** Ranks of the dispatches that were answered. */
+  const answered: number[] = [];
+  const routing = testRouting(5, 4, (token, k) => (token + k * 3) % 12);
+  const run = () => {
+    const step = hostStep(testValues(5 * 64, 1), routing, new AbortController().signal);
+    return Promise.resolve(cluster.runExperts(1, step.hiddenStates, step.routing));
+  };
+  before(async () => {
+    shards = await Promise.all([startShard(0), startShard(1)]);
+    cluster = await connectTestCluster(shards.map(addressOf), {
+      onDispatch: ({ rank, outcome }) => {
+        if (outcome === "ok") answered.push(rank);
+      },
+    });
+    await cluster.ready();
+    expected = await run();
+  });
+  after(async () => {
+    await cluster?.close();
+    await Promise.all((shards ?? []).map((shard) => shard.stop()));
+  });
+
+  it("killed outright with dispatches pending: all reject at once, and it all works after a restart", async () => {
+    answered.length = 0;
+    // Stopped first, so that the dispatches are pending for certain.
+    shards[1].kill("SIGSTOP");
+    const pending = [run(), run(), run()];
+    const errors = pending.map((one) => one.then(() => undefined).catch((error: unknown) => error));
+    await waitFor("the other shard's answers", () => answered.length === 3);
+    const killedAt = performance.now();
+    shards[1].kill("SIGKILL");
+    for (const error of await Promise.all(errors)) assert.ok(error instanceof ShardLostError);
+    const waitedMs = performance.now() - killedAt;
+    assert.ok(waitedMs < 1000, `rejected after ${waitedMs} ms`);
+    assert.match(cluster.unavailableReason() ?? "", new RegExp(addressOf(shards[1])));
+    await assert.rejects(run(), ShardLostError);
+
+    shards[1] = await startShard(1, shards[1].ready.port);
+    await cluster.ready();
+    assert.deepEqual(await run(), expected);
+  });
+
+  it("frozen: a dispatch ends after its timeout, then it counts as lost until it wakes", async () => {
+    shards[0].kill("SIGSTOP");
+    await assert.rejects(run(), DispatchTimeoutError);
+    await waitFor("the loss", () => cluster.unavailableReason() !== undefined);
+    const refusedAt = performance.now();
+    await assert.rejects(run(), ShardLostError);
+    assert.ok(performance.now() - refusedAt < 200, "refused without a wait");
+    shards[0].kill("SIGCONT");
+    await cluster.ready();
+    assert.deepEqual(await run(), expected);
+  });
+
+  it("asked to stop ends with exit code 0 at once, its routers told", async () => {
+    const startedAt = performance.now();
+    assert.deepEqual(await shards[0].stop(), { code: 0, signal: null });
+    assert.ok(performance.now() - startedAt < 3000);
+    await waitFor("the loss", () =>
+      /the shard is stopping|ECONNREFUSED/.test(cluster.unavailableReason() ?? ""),
+    );
+    shards[0] = await startShard(0, shards[0].ready.port);
+    await cluster.ready();
+    assert.deepEqual(await run(), expected);
+  });
+
+  it("answers a health probe", async () => {
+    const client = new Client(addressOf(shards[0]), credentials.createInsecure());
+    const answer = await new Promise<Buffer | undefined>((resolve, reject) => {
+      client.makeUnaryRequest(
+        "/grpc.health.v1.Health/Check",
+        () => Buffer.alloc(0),
+        (bytes) => bytes,
+        {},
+        (error, value) => (error ? reject(error) : resolve(value)),
+      );
+    });
+    client.close();
+    // HealthCheckResponse {status: SERVING}
+    assert.deepEqual([...(answer ?? [])], [8, 1]);
+  });
+});
+
+describe("a shard process that can not serve", () => {
+  it("ends with an error where its checkpoint is missing", async () => {
+    await assert.rejects(startShard(0, 0, ["--model=test/goldens"]), /config\.json/);
+  });
+
+  it("ends with a non-zero code and numbers where its memory does not hold the placement", async (t) => {
+    // Room enough in f16 as the router counts; but the CPU keeps f16 values in four bytes.
+    const shard = await startShard(0, 0, ["--memory-limit=600000"]);
+    const cluster = await connectTestCluster([addressOf(shard)], { weights: "f16" });
+    t.after(() => cluster.close());
+    let exit: Exit | undefined;
+    void shard.exited.then((how) => (exit = how));
+    assert.deepEqual(await waitFor("the exit", () => exit), { code: 1, signal: null });
+    assert.match(shard.output(), /layer 1 with 12 experts needs 368640 bytes of device memory/);
+  });
+
+  it("of another checkpoint is refused by the model's hash", async (t) => {
+    const shard = await startShard(0, 0, [`--model=${DEMO_MODEL}`]);
+    t.after(() => shard.stop());
+    const cluster = await connectTestCluster([addressOf(shard)]);
+    t.after(() => cluster.close());
+    await waitFor("the refusal", () => /model_hash/.test(cluster.unavailableReason() ?? ""));
+  });
+});
