@@ -97,6 +97,16 @@ describe("a dispatch", () => {
     });
   }
 
+  it("and its answer may be far larger than gRPC's usual four MiB", async () => {
+    const numRows = 20_000;
+    connection.send({
+      $case: "dispatch",
+      value: dispatchOf(Array.from({ length: numRows * 4 }, () => 65535)),
+    });
+    const answer = await connection.next("partialSum");
+    assert.equal(answer.sums.length, numRows * 64 * 4);
+  });
+
   it("with flipped bits in any field is answered with CHECKSUM, and the next one with its sums", async () => {
     const numbers = ["epoch", "layer", "timeoutMs", "numRows", "hiddenSize", "topK"] as const;
     const bytes = ["hiddenStates", "expertIds", "topkWeights"] as const;
