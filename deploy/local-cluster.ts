@@ -126,14 +126,10 @@ function serviceSpec({ view }: Launch, name: string, script: string) {
   return {
     name,
     script: join(ROOT, script),
-    onLine: printLine,
+    onLine: (line: string) => view.print(process.stderr.isTTY ? formatLogLine(line, true) : line),
     onProgress: ({ label, done, total }: { label: string; done: number; total: number }) =>
       view.update(label, done, total),
   };
-}
-
-function printLine(line: string): void {
-  process.stderr.write(`${process.stderr.isTTY ? formatLogLine(line, true) : line}\n`);
 }
 
 async function becomesHealthy(url: string, signal: AbortSignal): Promise<void> {

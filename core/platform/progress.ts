@@ -21,6 +21,8 @@ export interface Progress {
 /** Where the state of any number of loads is shown. */
 export interface ProgressView {
   update(label: string, done: number, total: number): void;
+  /** Puts a line on stderr, above the bars where there are any. */
+  print(line: string): void;
   close(): void;
 }
 
@@ -64,7 +66,10 @@ export function createLines(logger: Logger): ProgressView {
         lines.set(label, line);
       }
       line(done, total);
+      // It may be loaded again later.
+      if (done >= total) lines.delete(label);
     },
+    print: (line) => void process.stderr.write(`${line}\n`),
     close: () => lines.clear(),
   };
 }
@@ -92,8 +97,17 @@ function createBars(): ProgressView {
       }
       bar.setTotal(total);
       bar.update(done);
+      // It may be loaded again later, with a new bar.
+      if (done >= total) bars.delete(label);
     },
-    close: () => multi.stop(),
+    print: (line) => {
+      if (multi.isActive) multi.log(`${line}\n`);
+      else process.stderr.write(`${line}\n`);
+    },
+    close: () => {
+      bars.clear();
+      multi.stop();
+    },
   };
 }
 
