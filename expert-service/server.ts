@@ -3,6 +3,7 @@
 import type { handleBidiStreamingCall, Server, ServerDuplexStream } from "@grpc/grpc-js";
 import { status } from "@grpc/grpc-js";
 
+import { expertServiceDefinition } from "../core/expert-stream.ts";
 import { checkHellos, type WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { grpcStatusOf } from "../core/platform/grpc.ts";
@@ -22,7 +23,7 @@ import type {
   ShardHello,
   ShardMessage,
 } from "../proto/gen/switchyard/v1/expert.ts";
-import { DispatchErrorCode, ExpertServiceService } from "../proto/gen/switchyard/v1/expert.ts";
+import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
 import type { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
 import type { Residency } from "./residency.ts";
@@ -56,7 +57,7 @@ export function addExpertService(server: Server, options: ExpertServiceOptions):
     const session = new RouterSession(call, options, sessions);
     sessions.add(session);
   };
-  server.addService(ExpertServiceService, { connect });
+  server.addService(expertServiceDefinition, { connect });
   return () => {
     for (const session of sessions) session.end(status.UNAVAILABLE, "the shard is stopping");
   };

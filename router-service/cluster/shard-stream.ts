@@ -1,8 +1,9 @@
 /** One stream to one shard, from hello to its end. It is never used again after it ended. */
 
 import type { ClientDuplexStream } from "@grpc/grpc-js";
-import { credentials } from "@grpc/grpc-js";
+import { credentials, makeGenericClientConstructor } from "@grpc/grpc-js";
 
+import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { channelOptions } from "../../core/platform/grpc.ts";
 import type { DispatchHeader, DispatchRows, ShardTimes, WireSetting } from "../../core/wire.ts";
 import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../core/wire.ts";
@@ -14,8 +15,11 @@ import type {
   ShardHello,
   ShardMessage,
 } from "../../proto/gen/switchyard/v1/expert.ts";
-import { ExpertServiceClient } from "../../proto/gen/switchyard/v1/expert.ts";
 import { DispatchFailedError, DispatchTimeoutError, ShardLostError } from "./errors.ts";
+
+const ExpertClient = makeGenericClientConstructor(expertServiceDefinition, "ExpertService");
+
+type Call = ClientDuplexStream<RouterMessage, ShardMessage>;
 
 /** Dispatches without an answer at most; an engine has a few. */
 const MAX_PENDING = 1024;
@@ -57,8 +61,8 @@ export class ShardStream {
   /** Resolves with the reason when the stream has ended; every pending dispatch is rejected by then. */
   readonly ended: Promise<string>;
   readonly #shard: string;
-  readonly #client: ExpertServiceClient;
-  readonly #call: ClientDuplexStream<RouterMessage, ShardMessage>;
+  readonly #client: InstanceType<typeof ExpertClient>;
+  readonly #call: Call;
   readonly #pending = new Map<number, Pending>();
   readonly #resolveEnded: (reason: string) => void;
   #hello: Waiting<ShardHello> | undefined;
@@ -73,8 +77,8 @@ export class ShardStream {
     const { promise, resolve } = Promise.withResolvers<string>();
     this.ended = promise;
     this.#resolveEnded = resolve;
-    this.#client = new ExpertServiceClient(address, credentials.createInsecure(), channelOptions);
-    this.#call = this.#client.connect();
+    this.#client = new ExpertClient(address, credentials.createInsecure(), channelOptions);
+    this.#call = (this.#client.connect as () => Call).call(this.#client);
     this.#call.on("data", (message: ShardMessage) => this.#receive(message));
     this.#call.on("error", (error: Error & { details?: string }) =>
       this.end(error.details || error.message),

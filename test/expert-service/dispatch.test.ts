@@ -15,7 +15,10 @@ import {
 import { createGate } from "../support/gated-device.ts";
 import {
   dispatchOf,
+  helloFor,
+  openShardConnection,
   placedConnection,
+  placementOf,
   type AnswerOf,
   type ShardConnection,
 } from "../support/shard-connection.ts";
@@ -178,6 +181,45 @@ describe("a dispatch", () => {
     );
     assert.ok(endedStreams > 0, "some flips break the framing");
     damaged.close();
+  });
+});
+
+describe("a placement whose bytes on the wire are damaged", () => {
+  it("is never taken for another, and what the shard holds stays", async (t) => {
+    const shard = await startTestShard();
+    t.after(() => shard.close());
+    const holder = await placedConnection(shard.address, shard.checkpoint, HELD);
+    holder.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
+    const { sums } = await holder.next("partialSum");
+    const placement = placementOf(shard.checkpoint, HELD);
+    const bytes = RouterMessage.encode({ kind: { $case: "placement", value: placement } }).finish();
+    let refused = 0;
+    await fc.assert(
+      fc.asyncProperty(fc.nat({ max: bytes.length * 8 - 1 }), async (bit) => {
+        const flipped = Buffer.from(bytes);
+        flipped[bit >> 3] ^= 1 << (bit & 7);
+        const connection = openShardConnection(shard.address);
+        connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+        await connection.next("hello");
+        connection.sendBytes(flipped);
+        // Damage that leaves half a message shows only when no more comes.
+        connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+        const answer = await connection.nextOrEnd();
+        if ("$case" in answer && answer.$case === "placementAck") {
+          // A length may be damaged without consequence.
+          const { kind } = RouterMessage.decode(flipped);
+          assert.deepEqual(kind?.value, placement);
+        } else {
+          refused++;
+        }
+        connection.close();
+        holder.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
+        assert.deepEqual((await holder.next("partialSum")).sums, sums);
+      }),
+      { numRuns: 200 },
+    );
+    assert.ok(refused > 100, `${refused} refused`);
+    holder.close();
   });
 });
 
