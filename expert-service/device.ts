@@ -3,6 +3,9 @@
 import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
 import type { ExpertConfig } from "./config.ts";
 import type { ExpertDevice, ExpertSizes, WeightsDtype } from "../core/expert-device.ts";
+import { openDevice } from "../core/gpu/open-device.ts";
+import type { Gpu } from "../core/gpu/device.ts";
+import type { Logger } from "../core/platform/log.ts";
 
 /** A device before it is known in which dtype the cluster keeps weights. */
 export interface ShardDevice {
@@ -24,14 +27,35 @@ export interface ShardDevice {
 /** The settings that choose a shard's device. */
 export type ShardDeviceConfig = Pick<ExpertConfig, "device" | "adapter" | "memoryLimit">;
 
-/** Opens the device that the settings ask for. Rejects where there is none. */
+/**
+ * Opens the device that the settings ask for; `auto` falls back to the CPU where there is no GPU, saying so.
+ * Rejects with NoAdapterError.
+ */
 export async function openShardDevice(
   config: ShardDeviceConfig,
   sizes: ExpertSizes,
+  logger: Logger,
 ): Promise<ShardDevice> {
-  if (config.device === "webgpu")
-    throw new Error("--device webgpu: the shard has no GPU device yet");
-  return cpuShardDevice(sizes, config.memoryLimit);
+  const gpu = await openDevice(config.device, config.adapter, logger);
+  return gpu === undefined
+    ? cpuShardDevice(sizes, config.memoryLimit)
+    : gpuShardDevice(gpu, sizes, config.memoryLimit);
+}
+
+/** WebGPU does not tell an adapter's memory: without a limit of the user's, what it takes in one buffer counts. */
+function gpuShardDevice(gpu: Gpu, sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
+  return {
+    adapter: gpu.adapter,
+    shaderF16: gpu.shaderF16,
+    canHoldF16: true,
+    memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
+    lost: gpu.lost,
+    create: async (weights) => {
+      const { createGpuExpertDevice } = await import("../core/gpu/expert-device.ts");
+      return createGpuExpertDevice(gpu, sizes, weights);
+    },
+    close: () => gpu.close(),
+  };
 }
 
 /** The CPU, with host memory as device memory; it holds f16-rounded weights only where asked to, as that gains nothing. */

@@ -21,7 +21,7 @@ lifecycle.onStop("telemetry", () => telemetry.shutdown());
 const checkpoint = await openCheckpoint(config.model);
 lifecycle.onStop("checkpoint", () => checkpoint.close());
 
-const device = await openShardDevice(config, checkpoint.config);
+const device = await openShardDevice(config, checkpoint.config, logger);
 lifecycle.onStop("device", () => device.close());
 void device.lost.then((reason) => lifecycle.stop(`the device is lost: ${reason}`, 1));
 

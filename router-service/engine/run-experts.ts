@@ -26,8 +26,8 @@ export interface HiddenStates {
 /** Routing of one layer that stays where the engine computes until someone reads it. */
 export interface StepRouting {
   readonly topK: number;
-  /** [numTokens, topK] u32 and f32, where the engine computes on a GPU. */
-  readonly gpu?: { readonly ids: GpuTensor; readonly weights: GpuTensor };
+  /** Where the engine computes on a GPU: routing u32 [numTokens, topK, 2] (expert id, weight bits), and the step's open pass. */
+  readonly gpu?: { readonly tensor: GpuTensor; readonly pass: GPUComputePassEncoder };
   readonly host?: Routing;
   /**
    * Brings hidden states and routing to the host in one read-back, starting at once: what the engine encodes after

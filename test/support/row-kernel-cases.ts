@@ -166,7 +166,7 @@ export function rowKernelCases(gpu: Gpu): void {
     const out = allocate(gpu, "candidates", 4 * candidateStride(maxCandidates) * 4, STORAGE);
     await runKernel(
       gpu,
-      topCandidates({ vocabSize, maxCandidates }),
+      topCandidates({ vocabSize, rowStride: vocabSize, maxCandidates }),
       { tokens: 0, samples: 4, ...UNROUTED },
       [logits, wanted, out],
     );

@@ -3,6 +3,8 @@ import { COUNTS, type StepSizes } from "./counts.ts";
 
 export interface TopCandidatesOptions {
   readonly vocabSize: number;
+  /** Columns of a row of logits, at least vocabSize. */
+  readonly rowStride: number;
   /** Candidates that a row has room for. */
   readonly maxCandidates: number;
 }
@@ -17,13 +19,13 @@ export function candidateStride(maxCandidates: number): number {
 /**
  * The most likely tokens of each row of logits, by logit descending, ties by lower id; log-sum-exp; one wanted logit.
  *
- * 0 counts; 1 logits f32 [numSamples, vocabSize]; 2 wanted u32 [numSamples, 2] (number of candidates, target id or NONE);
+ * 0 counts; 1 logits f32 [numSamples, rowStride]; 2 wanted u32 [numSamples, 2] (number of candidates, target id or NONE);
  * 3 out u32 [numSamples, candidateStride]
  * A workgroup looks at one row. Each lane keeps the best token of its share that has not been taken; the owner of the
  * best of all takes it and looks for its next.
  */
 export function topCandidates(options: TopCandidatesOptions): Kernel<StepSizes> {
-  const { vocabSize, maxCandidates } = options;
+  const { vocabSize, rowStride, maxCandidates } = options;
   return {
     label: "top-candidates",
     grid: (sizes) => [sizes.samples, 1, 1],
@@ -31,6 +33,7 @@ export function topCandidates(options: TopCandidatesOptions): Kernel<StepSizes> 
 ${COUNTS}
 const LANES = ${LANES}u;
 const V = ${vocabSize}u;
+const ROW = ${rowStride}u;
 const ROOM = ${maxCandidates}u;
 const STRIDE = ${candidateStride(maxCandidates)}u;
 const LOWEST = -3.4e38;
@@ -47,7 +50,7 @@ fn next_after(row: u32, lane: u32, value: f32, id: u32) -> vec2<u32> {
   var found = LOWEST;
   var found_id = NONE;
   for (var i = lane; i < V; i += LANES) {
-    let logit = logits[row * V + i];
+    let logit = logits[row * ROW + i];
     let after = logit < value || (logit == value && i > id);
     if (after && logit > found) { found = logit; found_id = i; }
   }
@@ -63,7 +66,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   {
     var found = LOWEST;
     for (var i = lane; i < V; i += LANES) {
-      let logit = logits[row * V + i];
+      let logit = logits[row * ROW + i];
       if (logit > found) { found = logit; mine = vec2<u32>(bitcast<u32>(logit), i); }
     }
   }
@@ -73,7 +76,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   var top = LOWEST;
   for (var l = 0u; l < LANES + counts.zero; l++) { top = max(top, best[l]); }
   var sum = 0.0;
-  for (var i = lane; i < V; i += LANES) { sum += exp(logits[row * V + i] - top); }
+  for (var i = lane; i < V; i += LANES) { sum += exp(logits[row * ROW + i] - top); }
   sums[lane] = sum;
   let rounds = workgroupUniformLoad(&number);
   if (lane == 0u) {
@@ -82,7 +85,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     out[row * STRIDE + 2u * ROOM] = bitcast<u32>(top + log(all));
     let target_id = wanted[row].y;
     if (target_id < V) {
-      out[row * STRIDE + 2u * ROOM + 1u] = bitcast<u32>(logits[row * V + target_id]);
+      out[row * STRIDE + 2u * ROOM + 1u] = bitcast<u32>(logits[row * ROW + target_id]);
     }
   }
   for (var n = 0u; n < rounds; n++) {

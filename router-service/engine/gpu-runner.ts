@@ -1,0 +1,111 @@
+/** Runs the model's layers on the router's GPU: one submission and one read-back per step, more only where experts are remote. */
+
+import type { Gpu } from "../../core/gpu/device.ts";
+import type { ExpertBuffers } from "../../core/gpu/expert-ffn.ts";
+import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { moeLayers } from "../../core/model/config.ts";
+import { type GpuModel, type GpuModelOptions, loadGpuModel } from "./gpu-model.ts";
+import { GpuStep } from "./gpu-step.ts";
+import type { ModelRunner, StepBatch, StepContext, StepResult } from "./model-runner.ts";
+import type { RunExperts } from "./run-experts.ts";
+import { allocateStepBuffers, type StepBuffers, writeInputs } from "./step-buffers.ts";
+import { encodeResults, readResults } from "./step-results.ts";
+
+export interface GpuRunnerOptions extends GpuModelOptions {
+  /** Makes the experts; local ones work on these buffers. */
+  readonly experts: (buffers: ExpertBuffers) => RunExperts | Promise<RunExperts>;
+}
+
+/** Loads a model onto a GPU; the device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, WeightOverflowError. */
+export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Promise<ModelRunner> {
+  const { checkpoint, limits } = options;
+  const buffers = allocateStepBuffers(gpu, checkpoint.config, limits);
+  const model = await loadGpuModel(gpu, buffers, options);
+  const runExperts = await options.experts({
+    counts: buffers.counts,
+    rows: options.wire === "f16" ? buffers.rounded : buffers.normed,
+    routing: buffers.routingOf,
+    sums: buffers.sums,
+    maxPairs: limits.maxTokens * checkpoint.config.numExpertsPerToken,
+  });
+  return new GpuRunner(gpu, options, buffers, model, runExperts);
+}
+
+class GpuRunner implements ModelRunner {
+  readonly adapter: string;
+  readonly maxTokens: number;
+  readonly maxSequences: number;
+  readonly maxSamples: number;
+  readonly numBlocks: number;
+  readonly lost: Promise<string>;
+  readonly #gpu: Gpu;
+  readonly #options: GpuRunnerOptions;
+  readonly #buffers: StepBuffers;
+  readonly #model: GpuModel;
+  readonly #runExperts: RunExperts;
+  readonly #moeLayers: readonly number[];
+
+  constructor(
+    gpu: Gpu,
+    options: GpuRunnerOptions,
+    buffers: StepBuffers,
+    model: GpuModel,
+    runExperts: RunExperts,
+  ) {
+    this.adapter = gpu.adapter;
+    this.lost = gpu.lost;
+    this.maxTokens = options.limits.maxTokens;
+    this.maxSequences = options.limits.maxSequences;
+    this.maxSamples = options.limits.maxSamples;
+    this.numBlocks = options.limits.numBlocks;
+    this.#gpu = gpu;
+    this.#options = options;
+    this.#buffers = buffers;
+    this.#model = model;
+    this.#runExperts = runExperts;
+    this.#moeLayers = moeLayers(options.checkpoint.config);
+  }
+
+  async forward(batch: StepBatch, context: StepContext): Promise<StepResult> {
+    const { config } = this.#options.checkpoint;
+    const sizes: StepSizes = {
+      tokens: batch.tokenIds.length,
+      samples: batch.samples.length,
+      topK: config.numExpertsPerToken,
+      numSlots: config.numExperts,
+    };
+    writeInputs(this.#gpu, this.#buffers, this.#options.limits, sizes, batch);
+    const step = new GpuStep(
+      this.#gpu,
+      this.#buffers,
+      this.#options.wire,
+      config.hiddenSize,
+      sizes,
+    );
+    this.#model.embed(step.pass, sizes);
+    for (const [layer, stages] of this.#model.layers.entries()) {
+      stages.attention(step.pass, sizes);
+      if (config.layers[layer] === "dense") {
+        stages.ffn(step.pass, sizes);
+        continue;
+      }
+      const pending = this.#runExperts(layer, step.hiddenStates(), step.routing(layer, context));
+      stages.ffn(step.pass, sizes);
+      // Remote experts: the shared expert computes while their rows are on the wire.
+      if (pending instanceof Promise) step.submit();
+      step.putSums(pending instanceof Promise ? await pending : pending);
+      stages.addSums(step.pass, sizes);
+    }
+    this.#model.sample(step.pass, sizes);
+    const layout = encodeResults(step, this.#buffers, config, this.#moeLayers, batch);
+    step.submit();
+    return readResults(this.#buffers, layout, config, this.#moeLayers, batch);
+  }
+
+  close(): void {
+    const { caches, ...rest } = this.#buffers;
+    for (const buffer of [...caches, ...Object.values(rest)]) {
+      if (typeof buffer === "object" && "destroy" in buffer) buffer.destroy();
+    }
+  }
+}
