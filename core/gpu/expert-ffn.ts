@@ -15,7 +15,7 @@ import { gateUp } from "./kernels/gate-up.ts";
 import { groupBySlot, MAX_SLOTS } from "./kernels/group-by-slot.ts";
 import { linear } from "./kernels/linear.ts";
 import { GROUP_STRIDE, type Lookup, maxGroupedTiles } from "./kernels/tile.ts";
-import { convertWeights, weightBytes } from "./weights.ts";
+import { convertWeights, weightBytes } from "../weights.ts";
 
 /** Buffers that the experts read and write; their owner makes them. */
 export interface ExpertBuffers {

@@ -26,10 +26,8 @@ import { topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { uploadVectors, uploadWeights } from "../../core/gpu/weights.ts";
 import type { HostTensor } from "../../core/tensor.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES } from "./model-runner.ts";
-import { logitStride, type RunnerLimits, type StepBuffers } from "./step-buffers.ts";
-
-/** Dtype of the rows that experts get. */
-export type WireDtype = "f16" | "f32";
+import type { RunnerLimits, WireDtype } from "./runner-limits.ts";
+import { logitStride, type StepBuffers } from "./step-buffers.ts";
 
 /** What a model is made of on a GPU. */
 export interface GpuModelOptions {

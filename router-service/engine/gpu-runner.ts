@@ -6,14 +6,22 @@ import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { type GpuModel, type GpuModelOptions, loadGpuModel } from "./gpu-model.ts";
 import { GpuStep } from "./gpu-step.ts";
-import type { ModelRunner, StepBatch, StepContext, StepResult } from "./model-runner.ts";
+import {
+  BLOCK_SIZE,
+  type ModelRunner,
+  type StepBatch,
+  type StepContext,
+  type StepResult,
+} from "./model-runner.ts";
 import type { RunExperts } from "./run-experts.ts";
 import { allocateStepBuffers, type StepBuffers, writeInputs } from "./step-buffers.ts";
 import { encodeResults, readResults } from "./step-results.ts";
 
 export interface GpuRunnerOptions extends GpuModelOptions {
-  /** Makes the experts; local ones work on these buffers. */
-  readonly experts: (buffers: ExpertBuffers) => RunExperts | Promise<RunExperts>;
+  /** Local experts work on the runner's buffers and are made over them. */
+  readonly experts:
+    | { readonly kind: "local"; readonly create: (buffers: ExpertBuffers) => Promise<RunExperts> }
+    | { readonly kind: "remote"; readonly runExperts: RunExperts };
 }
 
 /** Loads a model onto a GPU; the device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, WeightOverflowError. */
@@ -21,14 +29,19 @@ export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Prom
   const { checkpoint, limits } = options;
   const buffers = allocateStepBuffers(gpu, checkpoint.config, limits);
   const model = await loadGpuModel(gpu, buffers, options);
-  const runExperts = await options.experts({
-    counts: buffers.counts,
-    rows: options.wire === "f16" ? buffers.rounded : buffers.normed,
-    routing: buffers.routingOf,
-    sums: buffers.sums,
-    maxPairs: limits.maxTokens * checkpoint.config.numExpertsPerToken,
-  });
-  return new GpuRunner(gpu, options, buffers, model, runExperts);
+  const runExperts =
+    options.experts.kind === "remote"
+      ? options.experts.runExperts
+      : await options.experts.create({
+          counts: buffers.counts,
+          rows: options.wire === "f16" ? buffers.rounded : buffers.normed,
+          routing: buffers.routingOf,
+          sums: buffers.sums,
+          maxPairs: limits.maxTokens * checkpoint.config.numExpertsPerToken,
+        });
+  const runner = new GpuRunner(gpu, options, buffers, model, runExperts);
+  await runner.warmUp();
+  return runner;
 }
 
 class GpuRunner implements ModelRunner {
@@ -66,7 +79,49 @@ class GpuRunner implements ModelRunner {
     this.#moeLayers = moeLayers(options.checkpoint.config);
   }
 
-  async forward(batch: StepBatch, context: StepContext): Promise<StepResult> {
+  /** Runs steps of all shapes over the still empty cache: drivers compile at the first run, which a request must not wait for. */
+  async warmUp(): Promise<void> {
+    const { limits, experts, checkpoint } = this.#options;
+    const { numExperts, numExpertsPerToken, hiddenSize } = checkpoint.config;
+    const grouped = Math.ceil((2 * numExperts) / numExpertsPerToken);
+    for (const wanted of [1, grouped]) {
+      const tokens = Math.min(
+        wanted,
+        limits.maxTokens,
+        limits.maxModelLen,
+        limits.numBlocks * BLOCK_SIZE,
+      );
+      const indices = Uint32Array.from({ length: tokens }, (_, i) => i);
+      const blocks = Array.from({ length: Math.ceil(tokens / BLOCK_SIZE) }, (_, i) => i);
+      const samples = Array.from(
+        indices.subarray(0, Math.min(tokens, 2, limits.maxSamples)),
+        (token) => ({
+          token,
+          numCandidates: 1,
+          fullLogits: false,
+        }),
+      );
+      const batch: StepBatch = {
+        tokenIds: new Uint32Array(tokens),
+        positions: indices,
+        sequenceRows: new Uint32Array(tokens),
+        blockTables: [blocks],
+        samples,
+      };
+      const noExperts: RunExperts = () => ({
+        kind: "host",
+        values: new Float32Array(tokens * hiddenSize),
+      });
+      const runExperts = experts.kind === "local" ? this.#runExperts : noExperts;
+      await this.#run(batch, { signal: new AbortController().signal }, runExperts);
+    }
+  }
+
+  forward(batch: StepBatch, context: StepContext): Promise<StepResult> {
+    return this.#run(batch, context, this.#runExperts);
+  }
+
+  async #run(batch: StepBatch, context: StepContext, runExperts: RunExperts): Promise<StepResult> {
     const { config } = this.#options.checkpoint;
     const sizes: StepSizes = {
       tokens: batch.tokenIds.length,
@@ -89,7 +144,7 @@ class GpuRunner implements ModelRunner {
         stages.ffn(step.pass, sizes);
         continue;
       }
-      const pending = this.#runExperts(layer, step.hiddenStates(), step.routing(layer, context));
+      const pending = runExperts(layer, step.hiddenStates(), step.routing(layer, context));
       stages.ffn(step.pass, sizes);
       // Remote experts: the shared expert computes while their rows are on the wire.
       if (pending instanceof Promise) step.submit();

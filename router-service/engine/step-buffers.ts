@@ -7,15 +7,7 @@ import type { Binding } from "../../core/gpu/kernel.ts";
 import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { candidateStride } from "../../core/gpu/kernels/top-candidates.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES, type StepBatch } from "./model-runner.ts";
-
-/** Bounds of a step and of the KV cache. */
-export interface RunnerLimits {
-  readonly maxTokens: number;
-  readonly maxSequences: number;
-  readonly maxSamples: number;
-  readonly maxModelLen: number;
-  readonly numBlocks: number;
-}
+import type { RunnerLimits } from "./runner-limits.ts";
 
 /** Offsets of storage bindings must be multiples of this on every adapter. */
 const ALIGNMENT = 256;

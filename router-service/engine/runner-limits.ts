@@ -1,0 +1,56 @@
+/** What a model runner is given room for. */
+
+import type { ModelConfig } from "../../core/model/config.ts";
+import { BLOCK_SIZE } from "./model-runner.ts";
+
+/** Dtype of the rows that experts get. */
+export type WireDtype = "f16" | "f32";
+
+/** Bounds of a step and of the KV cache. */
+export interface RunnerLimits {
+  readonly maxTokens: number;
+  readonly maxSequences: number;
+  readonly maxSamples: number;
+  readonly maxModelLen: number;
+  readonly numBlocks: number;
+}
+
+/** Sampled rows of a step at most, beside one per sequence: what prompt log-probabilities of one chunk may take. */
+const PROMPT_SAMPLES = 64;
+
+/** Memory that the KV cache takes where the user does not say, bytes. */
+const DEFAULT_CACHE_BYTES = 128 * 2 ** 20;
+
+/** The user's say in the limits. */
+export interface LimitSettings {
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  readonly maxModelLen?: number;
+  readonly kvBlocks?: number;
+}
+
+/** A setting asks for more than the model has. */
+export class LimitError extends Error {
+  override readonly name = "LimitError";
+}
+
+/** Limits from settings and model; without kvBlocks there is room for every sequence at full length, within DEFAULT_CACHE_BYTES. */
+export function runnerLimits(settings: LimitSettings, config: ModelConfig): RunnerLimits {
+  const { maxNumSeqs, maxNumBatchedTokens } = settings;
+  const maxModelLen = settings.maxModelLen ?? config.maxPositions;
+  if (maxModelLen > config.maxPositions) {
+    throw new LimitError(
+      `--max-model-len ${maxModelLen}: the model was made for ${config.maxPositions} positions`,
+    );
+  }
+  const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
+  const blockBytes = config.numLayers * BLOCK_SIZE * 2 * config.numKvHeads * config.headDim * 4;
+  const affordable = Math.max(blocksPerSequence, Math.floor(DEFAULT_CACHE_BYTES / blockBytes));
+  return {
+    maxTokens: Math.max(maxNumBatchedTokens, maxNumSeqs),
+    maxSequences: maxNumSeqs,
+    maxSamples: Math.max(maxNumSeqs, Math.min(maxNumBatchedTokens, PROMPT_SAMPLES)),
+    maxModelLen,
+    numBlocks: settings.kvBlocks ?? Math.min(maxNumSeqs * blocksPerSequence, affordable),
+  };
+}

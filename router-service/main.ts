@@ -1,0 +1,136 @@
+/** The router as a process: builds and wires everything. */
+
+import { basename, resolve } from "node:path";
+
+import { openDevice } from "../core/gpu/open-device.ts";
+import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { moeLayers } from "../core/model/config.ts";
+import { loadTokenizer } from "../core/model/tokenizer.ts";
+import { loadConfig } from "../core/platform/config.ts";
+import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
+import { createLogger } from "../core/platform/log.ts";
+import { startTelemetry } from "../core/platform/telemetry.ts";
+import { createStatistics } from "../core/statistics/store.ts";
+import { createApi } from "./api/api.ts";
+import { createRouterMetrics } from "./api/metrics.ts";
+import { createRequestTracing } from "./api/request-tracing.ts";
+import { createCluster } from "./cluster/cluster.ts";
+import { routerAbout, routerConfigSchema } from "./config.ts";
+import { createEngine } from "./engine/engine.ts";
+import { mergeObservers } from "./engine/merge-observers.ts";
+import { runnerLimits } from "./engine/runner-limits.ts";
+import { createRunner } from "./runner.ts";
+
+const settings = loadConfig(routerConfigSchema, routerAbout);
+const logger = createLogger("router", settings.logLevel);
+const lifecycle = startLifecycle(logger);
+exitWithParent(lifecycle);
+
+const telemetry = await startTelemetry("switchyard-router", logger);
+lifecycle.onStop("telemetry", () => telemetry.shutdown());
+
+const checkpoint = await openCheckpoint(settings.model);
+lifecycle.onStop("checkpoint", () => checkpoint.close());
+const { config, generation, modelHash, unexpectedTensors } = checkpoint;
+if (unexpectedTensors.length > 0) {
+  const [first] = unexpectedTensors;
+  logger.warn(
+    { count: unexpectedTensors.length, first },
+    "the checkpoint has tensors that the model does not use",
+  );
+}
+const tokenizer = await loadTokenizer(settings.model, config);
+const modelName = settings.servedModelName ?? basename(resolve(settings.model));
+const limits = runnerLimits(settings, config);
+
+const gpu = await openDevice(settings.device, settings.adapter, logger);
+if (gpu !== undefined) {
+  lifecycle.onStop("device", () => gpu.close());
+  void gpu.lost.then((reason) => lifecycle.stop(reason, 1));
+}
+
+const metrics = createRouterMetrics({
+  modelName,
+  maxModelLen: limits.maxModelLen,
+  numExperts: config.numExperts,
+  state: () => engine.state(),
+});
+const statistics = createStatistics({
+  redisUrl: settings.redisUrl,
+  modelHash,
+  modelName,
+  layers: moeLayers(config),
+  numExperts: config.numExperts,
+  topK: config.numExpertsPerToken,
+  log: logger,
+  onWindow: (window) => metrics.onWindow(window),
+  onFlush: (outcome) => metrics.onFlush(outcome),
+  onDropped: (tokens) => metrics.onDropped(tokens),
+});
+lifecycle.onStop("statistics", () => statistics.close());
+
+const cluster =
+  settings.shards.length === 0
+    ? undefined
+    : createCluster({
+        shards: settings.shards,
+        routerId: `router ${process.pid}`,
+        modelHash,
+        config,
+        weights: settings.weights,
+        shaderF16: gpu?.shaderF16 ?? false,
+        wire: settings.wire,
+        dispatchTimeoutMs: settings.dispatchTimeout * 1000,
+        logger,
+        onDispatch: (report) => metrics.onDispatch(report),
+      });
+if (cluster !== undefined) lifecycle.onStop("cluster", () => cluster.close());
+
+const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
+lifecycle.onStop("runner", () => runner.close());
+
+const engine = createEngine({
+  runner,
+  vocabSize: config.vocabSize,
+  eosTokenIds: generation.eosTokenIds,
+  maxModelLen: limits.maxModelLen,
+  maxNumSeqs: settings.maxNumSeqs,
+  maxNumBatchedTokens: settings.maxNumBatchedTokens,
+  maxQueue: settings.maxQueue,
+  requestTimeoutMs: settings.requestTimeout * 1000,
+  observer: mergeObservers(logger, statistics.observer, metrics.observer, createRequestTracing()),
+  available: () => cluster?.unavailableReason(),
+});
+lifecycle.onStop("engine", () => engine.close());
+void engine.lost.then((reason) => lifecycle.stop(reason, 1));
+cluster?.onLost((reason) => engine.failRunning(reason));
+
+const api = createApi({
+  engine,
+  tokenizer,
+  config,
+  generation,
+  servedModelName: modelName,
+  apiKey: settings.apiKey,
+  unavailableReason: () => cluster?.unavailableReason(),
+  metricsText: () => metrics.text(),
+  numShards: () => settings.shards.length,
+  log: logger,
+});
+lifecycle.onStop("api", () => api.close());
+const httpPort = await api.listenHttp(settings.host, settings.httpPort);
+const grpcPort = await api.listenGrpc(settings.host, settings.grpcPort);
+
+await cluster?.ready();
+logger.info(
+  {
+    model: modelName,
+    modelHash,
+    httpPort,
+    grpcPort,
+    adapter: runner.adapter,
+    kvBlocks: runner.numBlocks,
+  },
+  "ready",
+);
+announceReady({ httpPort, grpcPort });

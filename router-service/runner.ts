@@ -1,0 +1,80 @@
+/** Chooses what the engine computes on: GPU or CPU, with its own experts or those of the shards. */
+
+import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
+import type { WeightsDtype } from "../core/expert-device.ts";
+import type { Gpu } from "../core/gpu/device.ts";
+import { decideWeights } from "../core/handshake.ts";
+import type { Checkpoint } from "../core/model/checkpoint.ts";
+import type { Logger } from "../core/platform/log.ts";
+import { startProgress } from "../core/platform/progress.ts";
+import type { Cluster } from "./cluster/cluster.ts";
+import type { RouterConfig } from "./config.ts";
+import type { ModelRunner } from "./engine/model-runner.ts";
+import type { RunnerLimits } from "./engine/runner-limits.ts";
+
+export interface RunnerOptions {
+  readonly checkpoint: Checkpoint;
+  readonly settings: Pick<RouterConfig, "weights" | "wire">;
+  readonly limits: RunnerLimits;
+  /** Absent: the CPU. */
+  readonly gpu: Gpu | undefined;
+  /** Absent: the router holds all experts itself. */
+  readonly cluster: Cluster | undefined;
+  readonly logger: Logger;
+}
+
+/** Loads the model in the cluster's dtype, once that is known. Rejects as loading and the cluster do. */
+export async function createRunner(options: RunnerOptions): Promise<ModelRunner> {
+  const { checkpoint, settings, limits, gpu, cluster, logger } = options;
+  const shaderF16 = gpu?.shaderF16 ?? false;
+  const weights: WeightsDtype =
+    cluster === undefined
+      ? decideWeights([{ weights: settings.weights, shaderF16 }])
+      : await cluster.weights();
+  logger.info({ weights, wire: settings.wire }, "loading weights");
+  const onLayer = progressOf("router layers", logger);
+  const common = { checkpoint, weights, wire: settings.wire, limits, onProgress: onLayer };
+
+  if (gpu === undefined) {
+    const { createCpuRunner } = await import("./engine/cpu-runner.ts");
+    const { createLocalDeviceExperts } = await import("./engine/local-experts.ts");
+    const runExperts =
+      cluster?.runExperts ??
+      (await createLocalDeviceExperts(
+        createCpuExpertDevice(checkpoint.config, weights),
+        checkpoint,
+        progressOf("router experts", logger),
+      ));
+    return createCpuRunner({ ...common, runExperts });
+  }
+
+  const { createGpuRunner } = await import("./engine/gpu-runner.ts");
+  const { createLocalGpuExperts } = await import("./engine/local-gpu-experts.ts");
+  return createGpuRunner(gpu, {
+    ...common,
+    experts:
+      cluster === undefined
+        ? {
+            kind: "local",
+            create: (buffers) =>
+              createLocalGpuExperts(
+                gpu,
+                checkpoint,
+                weights,
+                buffers,
+                progressOf("router experts", logger),
+              ),
+          }
+        : { kind: "remote", runExperts: cluster.runExperts },
+  });
+}
+
+/** Shows a load whose total is known at its first step. */
+function progressOf(label: string, logger: Logger): (done: number, total: number) => void {
+  let progress: ReturnType<typeof startProgress> | undefined;
+  return (done, total) => {
+    progress ??= startProgress(label, total, logger);
+    progress.update(done);
+    if (done === total) progress.finish();
+  };
+}
