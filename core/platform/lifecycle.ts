@@ -1,5 +1,7 @@
 /** A process's life: ready, stopped by a signal or an error, ended with its parent. */
 
+import { readFileSync } from "node:fs";
+
 import { foreignEnvironment } from "./config.ts";
 import type { Logger } from "./log.ts";
 
@@ -105,7 +107,7 @@ async function closeAll(
 
 /**
  * Stops this process when the one that started it is gone, even killed outright: seen by the end of the IPC channel,
- * or, under an npm script, by a change of parent.
+ * or, under npm, by a change of the processes above.
  */
 export function exitWithParent(lifecycle: Lifecycle): void {
   const gone = (): void => lifecycle.stop("the parent process is gone", 0);
@@ -115,11 +117,30 @@ export function exitWithParent(lifecycle: Lifecycle): void {
     // It had a channel and lost it before this call.
     gone();
   } else if (foreignEnvironment("npm_lifecycle_event") !== undefined) {
-    const parent = process.ppid;
+    const before = npmAncestry();
     const timer = setInterval(() => {
-      if (process.ppid !== parent) gone();
+      if (npmAncestry() !== before) gone();
     }, 500);
     timer.unref();
+  }
+}
+
+/**
+ * The processes up to npm, as text that changes when one of them goes: npm is the parent, or the parent's parent where
+ * the shell that it starts stays in between.
+ */
+function npmAncestry(): string {
+  const parent = process.ppid;
+  try {
+    // "pid (command) state ppid …"
+    const [, command, grandparent] =
+      /^\d+ \((.*)\) \S (\d+)/.exec(readFileSync(`/proc/${parent}/stat`, "utf8")) ?? [];
+    return /^(sh|dash|bash|ash|zsh|busybox)$/.test(command)
+      ? `${parent} ${grandparent}`
+      : `${parent}`;
+  } catch {
+    // No /proc: not Linux.
+    return `${parent}`;
   }
 }
 

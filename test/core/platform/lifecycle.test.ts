@@ -107,9 +107,9 @@ test("a service tells its launcher when it is ready", async (t) => {
   assert.deepEqual(message, { ready: true, port: 1234 });
 });
 
-for (const mode of ["ipc", "npm"]) {
+for (const mode of ["ipc", "npm", "npm shell"]) {
   test(`a child ends in order when its parent is killed outright (${mode})`, async (t) => {
-    const parent = start(t, ["parent", mode]);
+    const parent = start(t, ["parent", ...mode.split(" ")]);
     const [, pid] = await parent.said(/ready (\d+)/);
     t.after(() => {
       if (isAlive(Number(pid))) process.kill(Number(pid), "SIGKILL");
