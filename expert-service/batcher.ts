@@ -29,6 +29,9 @@ export interface BatcherOptions {
   readonly maxQueue: number;
   /** Milliseconds, monotonic. */
   readonly now: () => number;
+  /** The device has not answered a run within `runDeadlineMs`; nothing behind it can run either. */
+  readonly onStuck: (error: Error) => void;
+  readonly runDeadlineMs: number;
   /** What computes an epoch's layer. Throws DispatchRefusedError where the shard does not have it. */
   readonly hold: (epoch: number, layer: number) => HeldLayer;
 }
@@ -139,6 +142,11 @@ export class Batcher {
       if (input !== undefined) ready.push({ dispatch, input });
     }
     if (ready.length === 0) return;
+    const { runDeadlineMs, onStuck } = this.#options;
+    const timer = setTimeout(
+      () => onStuck(new Error(`the device did not end a run within ${runDeadlineMs} ms`)),
+      runDeadlineMs,
+    );
     try {
       const inputs = ready.map(({ input }) => input);
       const sums = await runFfn(head.layer, hiddenSize, inputs, held);
@@ -149,6 +157,8 @@ export class Batcher {
       }
     } catch (error) {
       for (const { dispatch } of ready) refuse(dispatch, error);
+    } finally {
+      clearTimeout(timer);
     }
   }
 }

@@ -33,7 +33,7 @@ const shard = await startShard(`${config.host}:${config.port}`, {
   checkpoint,
   device,
   logger,
-  onLoadFailure: (error) => lifecycle.stop(`the placement can not be held: ${error.message}`, 1),
+  onFailure: (error) => lifecycle.stop(error.message, 1),
   onProgress: (loaded, total) => {
     progress ??= startProgress(`shard ${config.rank} experts`, total, logger);
     progress.update(loaded);

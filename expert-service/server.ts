@@ -44,8 +44,8 @@ export interface ExpertServiceOptions {
   readonly logger: Logger;
   /** Milliseconds, monotonic; the batcher's clock. */
   readonly now: () => number;
-  /** A placement could not be loaded; the shard can not go on where the device failed. */
-  readonly onLoadFailure: (error: Error) => void;
+  /** A placement could not be loaded: the shard can not go on. */
+  readonly onFailure: (error: Error) => void;
 }
 
 type Call = ServerDuplexStream<RouterMessage, ShardMessage>;
@@ -176,7 +176,7 @@ class RouterSession {
         "placement refused",
       );
       this.end(code, details);
-      if (code !== status.FAILED_PRECONDITION) this.#options.onLoadFailure(error as Error);
+      if (code !== status.FAILED_PRECONDITION) this.#options.onFailure(error as Error);
     }
   }
 

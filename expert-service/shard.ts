@@ -21,8 +21,10 @@ export interface ShardOptions {
   readonly checkpoint: Checkpoint;
   readonly device: ShardDevice;
   readonly logger: Logger;
-  /** A placement could not be loaded; the shard can not go on where the device failed. */
-  readonly onLoadFailure: (error: Error) => void;
+  /** A placement could not be loaded, or the device hangs: the shard can not go on. */
+  readonly onFailure: (error: Error) => void;
+  /** Longest run of the device. */
+  readonly runDeadlineMs?: number;
   /** Called after each expert that was loaded. */
   readonly onProgress?: (loaded: number, total: number) => void;
 }
@@ -37,6 +39,9 @@ export interface Shard {
 /** Streams are ended before the server stops, so that little remains to wait for, milliseconds. */
 const STOP_GRACE_MS = 500;
 
+/** No router waits nearly as long for a dispatch, milliseconds. */
+const RUN_DEADLINE_MS = 60_000;
+
 /** Starts a shard without experts that listens on `address`. Rejects where the address is taken. */
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
   const { rank, weights, checkpoint, device, logger } = options;
@@ -45,6 +50,8 @@ export async function startShard(address: string, options: ShardOptions): Promis
     hiddenSize: checkpoint.config.hiddenSize,
     maxQueue: options.maxQueue,
     now,
+    onStuck: options.onFailure,
+    runDeadlineMs: options.runDeadlineMs ?? RUN_DEADLINE_MS,
     hold: (epoch, layer) => residency.hold(epoch, layer),
   });
   const residency = new Residency({
@@ -69,7 +76,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
     batcher,
     logger,
     now,
-    onLoadFailure: options.onLoadFailure,
+    onFailure: options.onFailure,
   });
   const health = new HealthImplementation({
     "": "SERVING",

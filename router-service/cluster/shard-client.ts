@@ -12,7 +12,7 @@ const HELLO_TIMEOUT_MS = 5_000;
 const PLACEMENT_TIMEOUT_MS = 30 * 60_000;
 /** Pause before the first new attempt, and the longest. */
 const FIRST_PAUSE_MS = 50;
-const LONGEST_PAUSE_MS = 2_000;
+const LONGEST_PAUSE_MS = 1_000;
 
 /** Pause before attempt number `attempt` (from 0), with up to half of it by chance. */
 export function reconnectPauseMs(attempt: number, random: number): number {

@@ -12,7 +12,6 @@ import {
   RouterMessage,
   type Dispatch,
 } from "../../proto/gen/switchyard/v1/expert.ts";
-import { createGate } from "../support/gated-device.ts";
 import {
   dispatchOf,
   helloFor,
@@ -23,7 +22,6 @@ import {
   type ShardConnection,
 } from "../support/shard-connection.ts";
 import { startTestShard, type TestShard } from "../support/shards.ts";
-import { waitFor } from "../support/wait-for.ts";
 
 const HELD = [0, 2, 3, 5, 8];
 
@@ -228,83 +226,3 @@ function messageBytes(dispatch: Dispatch): Buffer {
     RouterMessage.encode({ kind: { $case: "dispatch", value: dispatch } }).finish(),
   );
 }
-
-describe("a shard's queue", () => {
-  const codes = DispatchErrorCode;
-
-  it("answers what does not fit with OVERLOADED, and what waits with its sums", async () => {
-    const gate = createGate();
-    const shard = await startTestShard({ maxQueue: 2, wrapDevice: gate.wrap });
-    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
-    const send = (dispatchId: number) =>
-      connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5], { dispatchId }) });
-    send(1);
-    await waitFor("the first run", () => gate.begun() === 1);
-    for (const dispatchId of [2, 3, 4]) send(dispatchId);
-    const refused = await connection.next("error");
-    assert.equal(refused.dispatchId, 4);
-    assert.equal(refused.code, codes.DISPATCH_ERROR_CODE_OVERLOADED);
-    assert.match(refused.message, /2 dispatches wait, the limit is 2/);
-    gate.open();
-    const sums: Uint8Array[] = [];
-    for (const dispatchId of [1, 2, 3]) {
-      const answer = await connection.next("partialSum");
-      assert.equal(answer.dispatchId, dispatchId);
-      sums.push(answer.sums);
-    }
-    assert.deepEqual(sums[1], sums[0]);
-    assert.deepEqual(sums[2], sums[0]);
-    assert.equal(gate.begun(), 2, "those that waited together ran together");
-    connection.close();
-    await shard.close();
-  });
-
-  it("drops what is late, cancelled or without a router, and computes the rest", async () => {
-    const gate = createGate();
-    const shard = await startTestShard({ wrapDevice: gate.wrap });
-    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
-    const other = await placedConnection(shard.address, shard.checkpoint, HELD);
-    const send = (to: ShardConnection, dispatchId: number, timeoutMs: number, layer = 0) =>
-      to.send({
-        $case: "dispatch",
-        value: dispatchOf([0, 2, 3, 5], { dispatchId, timeoutMs, layer }),
-      });
-    send(connection, 1, 5000);
-    await waitFor("the first run", () => gate.begun() === 1);
-    send(connection, 2, 1);
-    send(connection, 3, 5000, 1);
-    send(connection, 4, 5000, 2);
-    send(other, 5, 5000, 1);
-    connection.send({ $case: "cancel", value: { dispatchId: 3 } });
-    const cancelled = await connection.next("error");
-    assert.equal(cancelled.dispatchId, 3);
-    assert.equal(cancelled.code, codes.DISPATCH_ERROR_CODE_DEADLINE);
-    other.close();
-    await other.ended;
-    gate.open();
-    assert.equal((await connection.next("partialSum")).dispatchId, 1);
-    const late = await connection.next("error");
-    assert.equal(late.dispatchId, 2);
-    assert.equal(late.code, codes.DISPATCH_ERROR_CODE_DEADLINE);
-    assert.equal((await connection.next("partialSum")).dispatchId, 4);
-    connection.close();
-    await shard.close();
-  });
-
-  it("answers INTERNAL where the device fails, and goes on when it works again", async () => {
-    const gate = createGate();
-    gate.open();
-    const shard = await startTestShard({ wrapDevice: gate.wrap });
-    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
-    gate.failWith(new Error("no such luck"));
-    connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
-    const error = await connection.next("error");
-    assert.equal(error.code, codes.DISPATCH_ERROR_CODE_INTERNAL);
-    assert.match(error.message, /no such luck/);
-    gate.failWith(undefined);
-    connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
-    await connection.next("partialSum");
-    connection.close();
-    await shard.close();
-  });
-});

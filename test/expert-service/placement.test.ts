@@ -240,7 +240,7 @@ describe("a placement", () => {
         assert.match((await (await send(damaged)).ended).details, /crc32/);
         const good = await placedConnection(shard.address, shard.checkpoint, [0]);
         good.close();
-        assert.deepEqual(shard.loadFailures, []);
+        assert.deepEqual(shard.failures, []);
       },
       { weights: "f32" },
     );
@@ -256,7 +256,7 @@ describe("a placement", () => {
         const { code, details } = await connection.ended;
         assert.equal(code, status.RESOURCE_EXHAUSTED);
         assert.match(details, new RegExp(`${2 * EXPERT_BYTES} bytes.*at most ${EXPERT_BYTES} `));
-        assert.equal(shard.loadFailures.length, 1);
+        assert.equal(shard.failures.length, 1);
       },
       { memoryLimit: 5 * EXPERT_BYTES },
     );

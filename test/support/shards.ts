@@ -23,6 +23,7 @@ export interface TestShardOptions {
   readonly weights?: WeightsSetting;
   readonly maxQueue?: number;
   readonly memoryLimit?: number;
+  readonly runDeadlineMs?: number;
   /** Changes the device; default: as it is. */
   readonly wrapDevice?: (device: ShardDevice) => ShardDevice;
 }
@@ -32,15 +33,15 @@ export interface TestShard {
   readonly address: string;
   readonly shard: Shard;
   readonly checkpoint: Checkpoint;
-  /** Errors of placements that could not be loaded. */
-  readonly loadFailures: readonly Error[];
+  /** Errors that a process would end with. */
+  readonly failures: readonly Error[];
   close(): Promise<void>;
 }
 
 /** Starts a shard of the tiny model on the CPU. */
 export async function startTestShard(options: TestShardOptions = {}): Promise<TestShard> {
   const checkpoint = await openCheckpoint(TINY_MODEL);
-  const loadFailures: Error[] = [];
+  const failures: Error[] = [];
   const device = cpuShardDevice(checkpoint.config, options.memoryLimit);
   const shard = await startShard(`127.0.0.1:${options.port ?? 0}`, {
     rank: options.rank ?? 0,
@@ -49,13 +50,14 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
     checkpoint,
     device: options.wrapDevice?.(device) ?? device,
     logger: silentLogger,
-    onLoadFailure: (error) => loadFailures.push(error),
+    runDeadlineMs: options.runDeadlineMs,
+    onFailure: (error) => failures.push(error),
   });
   return {
     address: `127.0.0.1:${shard.port}`,
     shard,
     checkpoint,
-    loadFailures,
+    failures,
     close: async () => {
       await shard.close();
       await checkpoint.close();

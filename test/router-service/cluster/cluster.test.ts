@@ -82,12 +82,12 @@ describe("a cluster that does not fit", () => {
 });
 
 describe("the pause before connecting again", () => {
-  it("doubles up to two seconds, at least half of it certain", () => {
+  it("doubles up to one second, at least half of it certain", () => {
     assert.deepEqual(
-      [0, 1, 2, 5, 6, 100].map((attempt) => reconnectPauseMs(attempt, 1)),
-      [50, 100, 200, 1600, 2000, 2000],
+      [0, 1, 2, 4, 5, 100].map((attempt) => reconnectPauseMs(attempt, 1)),
+      [50, 100, 200, 800, 1000, 1000],
     );
-    assert.equal(reconnectPauseMs(6, 0), 1000);
+    assert.equal(reconnectPauseMs(6, 0), 500);
   });
 });
 
