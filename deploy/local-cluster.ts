@@ -1,5 +1,6 @@
 /** `switchyard up`: a cluster of processes on this machine, started, watched and stopped together. */
 
+import { existsSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -20,6 +21,9 @@ const STOP_DEADLINE_MS = 30_000;
 
 const HEALTH_RETRY_MS = 50;
 const HEALTH_REQUEST_MS = 2000;
+
+/** Of the kind that the demo model has seen. */
+const QUESTION = "Tom has 3 boxes with 12 pencils in each box. How many pencils does he have?";
 
 /** What the parts of the start share. */
 interface Launch {
@@ -154,11 +158,12 @@ export function greeting(
   url: string,
   redisUrl: string | undefined,
 ): string {
-  const body = JSON.stringify({
-    model: config.servedModelName ?? basename(resolve(config.model)),
-    messages: [{ role: "user", content: "What is a lighthouse?" }],
-    max_tokens: 64,
-  });
+  const model = config.servedModelName ?? basename(resolve(config.model));
+  const [route, request] = existsSync(join(config.model, "tokenizer.json"))
+    ? ["chat/completions", { messages: [{ role: "user", content: QUESTION }] }]
+    : // Without a tokenizer the model takes and gives token ids.
+      ["completions", { prompt: [1, 2, 3], return_token_ids: true }];
+  const body = JSON.stringify({ model, ...request, max_tokens: 64 });
   const key =
     config.apiKey === undefined ? "" : " -H 'authorization: Bearer '\"$SWITCHYARD_API_KEY\"";
   const stats =
@@ -169,7 +174,7 @@ export function greeting(
     `ready ${url}`,
     "",
     "Try:",
-    `  curl ${url}/v1/chat/completions -H 'content-type: application/json'${key} -d ${quoted(body)}`,
+    `  curl ${url}/v1/${route} -H 'content-type: application/json'${key} -d ${quoted(body)}`,
     `  ${stats}`,
     "",
   ].join("\n");

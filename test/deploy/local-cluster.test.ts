@@ -10,8 +10,8 @@ import { waitFor } from "../support/wait-for.ts";
 const ROOT = join(import.meta.dirname, "../..");
 const START_DEADLINE_MS = 60_000;
 
-/** `switchyard up` with the tiny model on the CPU, once it serves. */
-async function up(flags: readonly string[]) {
+/** `switchyard up` with the tiny model on the CPU. */
+function launch(flags: readonly string[]) {
   const argv = [
     ["deploy/switchyard.ts", "up", "--model", "test/goldens/qwen2_moe", "--device", "cpu"],
     ["--http-port", "0", "--grpc-port", "0", ...flags],
@@ -31,11 +31,23 @@ async function up(flags: readonly string[]) {
     waitFor(what, probe, START_DEADLINE_MS).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${text.stderr}`);
     });
+  return {
+    text,
+    kill: (signal: NodeJS.Signals) => child.kill(signal),
+    exit: () => whileUp("the end of the launcher", () => ended.exit),
+    whileUp,
+  };
+}
+
+/** The launcher once the cluster serves. */
+async function up(flags: readonly string[]) {
+  const launcher = launch(flags);
+  const { text, whileUp } = launcher;
   const ready = await whileUp("ready", () => /^ready (\S+)$/m.exec(text.stdout) ?? undefined);
   const url = ready[1];
   return {
+    ...launcher,
     url,
-    text,
     /** Process ids that log lines of this service name, newest last. */
     pids: (service: string): number[] => [
       ...new Set(
@@ -45,9 +57,6 @@ async function up(flags: readonly string[]) {
       ),
     ],
     redisPort: Number(/redis:\/\/127\.0\.0\.1:(\d+)/.exec(text.stdout)?.[1] ?? 0),
-    kill: (signal: NodeJS.Signals) => child.kill(signal),
-    exit: () => whileUp("the end of the launcher", () => ended.exit),
-    whileUp,
     /** Greedy tokens after a prompt of token ids. */
     async complete(): Promise<unknown> {
       const response = await fetch(`${url}/v1/completions`, {
@@ -134,10 +143,29 @@ test("a cluster that can not start names the part that failed, and ends with 1",
   const result = spawnSync(
     process.execPath,
     ["deploy/switchyard.ts", "up", "--model", "/nowhere", "--shards", "1", "--http-port", "0"],
-    { cwd: ROOT, encoding: "utf8", timeout: START_DEADLINE_MS },
+    {
+      cwd: ROOT,
+      encoding: "utf8",
+      timeout: START_DEADLINE_MS,
+      // Neither is there a redis-server, which it does not fail for.
+      env: childEnvironment({ NODE_TEST_CONTEXT: undefined, PATH: "/nowhere" }),
+    },
   );
   assert.equal(result.status, 1, result.stderr);
   assert.match(result.stderr, /\/nowhere/);
+  assert.match(result.stderr, /redis-server is not installed/);
   assert.match(result.stderr, /shard 0 ended before it was ready, exit code 1/);
   assert.doesNotMatch(result.stdout, /ready/);
+});
+
+test("a signal while it starts stops what has started, with exit code 0", async () => {
+  const launcher = launch(["--shards", "1"]);
+  const [, pid] = await launcher.whileUp(
+    "the shard",
+    () => /"service":"shard 0","pid":(\d+)/.exec(launcher.text.stderr) ?? undefined,
+  );
+  launcher.kill("SIGTERM");
+  assert.deepEqual(await launcher.exit(), { code: 0, signal: null }, launcher.text.stderr);
+  await waitFor("the shard's end", () => !isAlive(Number(pid)));
+  assert.doesNotMatch(launcher.text.stdout, /ready/);
 });

@@ -70,13 +70,19 @@ test(
 );
 
 test("the greeting begins with ready and a URL, and shows no password", () => {
-  const config = { model: "models/demo-moe", servedModelName: undefined, apiKey: undefined };
+  const config = {
+    model: join(ROOT, "models/demo-moe"),
+    servedModelName: undefined,
+    apiKey: undefined,
+  };
   const url = "http://127.0.0.1:8000";
   const text = greeting(config, url, "redis://:secret@10.0.0.1:6379/0");
   assert.match(text, /^ready http:\/\/127\.0\.0\.1:8000\n/);
   assert.match(text, /curl http:\/\/127\.0\.0\.1:8000\/v1\/chat\/completions .*"model":"demo-moe"/);
   assert.match(text, /npx switchyard stats --redis-url redis:\/\/:PASSWORD@10\.0\.0\.1:6379\/0/);
   assert.doesNotMatch(text, /secret/);
+  const tiny = { ...config, model: join(ROOT, "test/goldens/qwen2_moe") };
+  assert.match(greeting(tiny, url, undefined), /\/v1\/completions .*"prompt":\[1,2,3\]/);
   const guarded = greeting({ ...config, apiKey: "secret" }, url, undefined);
   assert.match(guarded, /authorization: Bearer/);
   assert.doesNotMatch(guarded, /secret|switchyard stats/);
