@@ -3,7 +3,7 @@
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
 import { createLogger } from "../../core/platform/log.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
-import { cpuShardDevice, type ShardDevice } from "../../expert-service/device.ts";
+import { openShardDevice, type ShardDevice } from "../../expert-service/device.ts";
 import { startShard, type Shard } from "../../expert-service/shard.ts";
 import {
   createCluster,
@@ -23,6 +23,8 @@ export interface TestShardOptions {
   readonly weights?: WeightsSetting;
   readonly maxQueue?: number;
   readonly memoryLimit?: number;
+  /** Default: cpu. */
+  readonly device?: "webgpu" | "cpu";
   readonly runDeadlineMs?: number;
   /** Changes the device; default: as it is. */
   readonly wrapDevice?: (device: ShardDevice) => ShardDevice;
@@ -38,11 +40,15 @@ export interface TestShard {
   close(): Promise<void>;
 }
 
-/** Starts a shard of the tiny model on the CPU. */
+/** Starts a shard of the tiny model. */
 export async function startTestShard(options: TestShardOptions = {}): Promise<TestShard> {
   const checkpoint = await openCheckpoint(TINY_MODEL);
   const failures: Error[] = [];
-  const device = cpuShardDevice(checkpoint.config, options.memoryLimit);
+  const device = await openShardDevice(
+    { device: options.device ?? "cpu", memoryLimit: options.memoryLimit },
+    checkpoint.config,
+    silentLogger,
+  );
   const shard = await startShard(`127.0.0.1:${options.port ?? 0}`, {
     rank: options.rank ?? 0,
     weights: options.weights ?? "auto",
@@ -60,6 +66,7 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
     failures,
     close: async () => {
       await shard.close();
+      device.close();
       await checkpoint.close();
     },
   };
