@@ -15,7 +15,7 @@ import {
   type StepResult,
 } from "./model-runner.ts";
 import type { Routing, RunExperts } from "./run-experts.ts";
-import type { RunnerLimits, WireDtype } from "./runner-limits.ts";
+import { checkBatch, type RunnerLimits, type WireDtype } from "./runner-limits.ts";
 
 export interface CpuRunnerOptions {
   readonly checkpoint: Checkpoint;
@@ -68,6 +68,7 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
   const rope = cpu.ropeTable(limits.maxModelLen, config.headDim, config.ropeTheta);
 
   const forward = async (batch: StepBatch, context: StepContext): Promise<StepResult> => {
+    checkBatch(batch, limits);
     const routing = new Map<number, Routing>();
     const hidden = cpu.embed(embedding, batch.tokenIds, config.hiddenSize);
     for (const [index, layer] of layers.entries()) {

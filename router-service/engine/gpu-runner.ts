@@ -14,6 +14,7 @@ import {
   type StepResult,
 } from "./model-runner.ts";
 import type { RunExperts } from "./run-experts.ts";
+import { checkBatch } from "./runner-limits.ts";
 import { allocateStepBuffers, type StepBuffers, writeInputs } from "./step-buffers.ts";
 import { encodeResults, readResults } from "./step-results.ts";
 
@@ -129,7 +130,8 @@ class GpuRunner implements ModelRunner {
       topK: config.numExpertsPerToken,
       numSlots: config.numExperts,
     };
-    writeInputs(this.#gpu, this.#buffers, this.#options.limits, sizes, batch);
+    checkBatch(batch, this.#options.limits);
+    writeInputs(this.#gpu, this.#buffers, sizes, batch);
     const step = new GpuStep(
       this.#gpu,
       this.#buffers,

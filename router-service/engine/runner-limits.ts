@@ -1,7 +1,7 @@
 /** What a model runner is given room for. */
 
 import type { ModelConfig } from "../../core/model/config.ts";
-import { BLOCK_SIZE } from "./model-runner.ts";
+import { BLOCK_SIZE, type StepBatch } from "./model-runner.ts";
 
 /** Dtype of the rows that experts get. */
 export type WireDtype = "f16" | "f32";
@@ -53,4 +53,16 @@ export function runnerLimits(settings: LimitSettings, config: ModelConfig): Runn
     maxModelLen,
     numBlocks: settings.kvBlocks ?? Math.min(maxNumSeqs * blocksPerSequence, affordable),
   };
+}
+
+/** Throws RangeError where a step passes a bound, naming it. */
+export function checkBatch(batch: StepBatch, limits: RunnerLimits): void {
+  const within = (what: string, value: number, limit: number) => {
+    if (value > limit) throw new RangeError(`a step with ${value} ${what}, at most ${limit}`);
+  };
+  within("tokens", batch.tokenIds.length, limits.maxTokens);
+  within("sequences", batch.blockTables.length, limits.maxSequences);
+  within("sampled rows", batch.samples.length, limits.maxSamples);
+  const longest = Math.ceil(limits.maxModelLen / BLOCK_SIZE);
+  for (const table of batch.blockTables) within("blocks of one sequence", table.length, longest);
 }

@@ -95,20 +95,13 @@ type Section =
   | "wanted"
   | "blockTables";
 
-/** Writes a batch into the step's inputs and its sizes into the counts. Throws RangeError where a bound is passed. */
+/** Writes a batch into the step's inputs and its sizes into the counts. */
 export function writeInputs(
   gpu: Gpu,
   buffers: StepBuffers,
-  limits: RunnerLimits,
   sizes: StepSizes,
   batch: StepBatch,
 ): void {
-  const within = (what: string, value: number, limit: number) => {
-    if (value > limit) throw new RangeError(`a step with ${value} ${what}, at most ${limit}`);
-  };
-  within("tokens", batch.tokenIds.length, limits.maxTokens);
-  within("sequences", batch.blockTables.length, limits.maxSequences);
-  within("sampled rows", batch.samples.length, limits.maxSamples);
   const { host, sections, blocksPerSequence } = buffers;
   const put = (name: Section, values: ArrayLike<number>, at = 0) =>
     host.set(values, sections.of[name].offset / 4 + at);
@@ -127,7 +120,6 @@ export function writeInputs(
     put("wanted", [sample.numCandidates, sample.targetTokenId ?? NO_TARGET], 2 * i);
   });
   batch.blockTables.forEach((table, row) => {
-    within("blocks of one sequence", table.length, blocksPerSequence);
     put("blockTables", table, row * blocksPerSequence);
   });
   const used = sections.of.blockTables.offset / 4 + batch.blockTables.length * blocksPerSequence;

@@ -43,6 +43,32 @@ export async function readTinyGoldens(): Promise<TinyGolden[]> {
   }
 }
 
+/** The tiny model's routing of a prompt, by layer: ids and weights [numTokens, topK], most likely first. */
+export async function readTinyRouting(
+  prompt: number,
+): Promise<{ readonly ids: readonly number[]; readonly weights: Float32Array }[]> {
+  const file = await SafetensorsFile.open(path.join(ROOT, TINY_MODEL, "golden.safetensors"));
+  const readWhole = async (name: string) => {
+    const { shape } = file.tensors.get(name) ?? { shape: [] };
+    return file.readBytes(name, 0, shape.reduce((a, b) => a * b, 1) * 4);
+  };
+  try {
+    const layers = [];
+    for (let layer = 0; file.tensors.has(`route_idx.${prompt}.${layer}`); layer++) {
+      const ids = new Int32Array(
+        f32FromBytes(await readWhole(`route_idx.${prompt}.${layer}`)).slice().buffer,
+      );
+      layers.push({
+        ids: [...ids],
+        weights: f32FromBytes(await readWhole(`route_w.${prompt}.${layer}`)),
+      });
+    }
+    return layers;
+  } finally {
+    await file.close();
+  }
+}
+
 /** A prompt of the demo model; chat and text prompts are given by their ids. */
 export interface DemoGolden {
   readonly name: string;

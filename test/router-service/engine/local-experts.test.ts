@@ -1,0 +1,75 @@
+import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
+import { allocate, openGpu, STORAGE, UNIFORM, write } from "../../../core/gpu/device.ts";
+import { interleaveRouting } from "../../../core/gpu/expert-ffn.ts";
+import { COUNTS_BYTES, countsData } from "../../../core/gpu/kernels/counts.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { createLocalDeviceExperts } from "../../../router-service/engine/local-experts.ts";
+import { createLocalGpuExperts } from "../../../router-service/engine/local-gpu-experts.ts";
+import { TINY_MODEL } from "../../support/cluster.ts";
+import { readF32 } from "../../support/gpu-fixture.ts";
+import { hostStep, runExpertsContract } from "../../support/run-experts-contract.ts";
+
+const MAX_TOKENS = 512;
+
+runExpertsContract("an expert device in the router", async () => {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const device = createCpuExpertDevice(checkpoint.config, "f32");
+  const runExperts = await createLocalDeviceExperts(device, checkpoint);
+  await checkpoint.close();
+  return { runExperts, close: () => device.close() };
+});
+
+runExpertsContract(
+  "the engine's own GPU",
+  async () => {
+    const gpu = await openGpu();
+    const checkpoint = await openCheckpoint(TINY_MODEL);
+    const { hiddenSize, numExpertsPerToken, numExperts } = checkpoint.config;
+    const counts = allocate(gpu, "counts", COUNTS_BYTES, UNIFORM);
+    const rows = allocate(gpu, "rows", MAX_TOKENS * hiddenSize * 4, STORAGE);
+    const routing = allocate(gpu, "routing", MAX_TOKENS * numExpertsPerToken * 8, STORAGE);
+    const sums = allocate(gpu, "sums", MAX_TOKENS * hiddenSize * 4, STORAGE);
+    const maxPairs = MAX_TOKENS * numExpertsPerToken;
+    const buffers = { counts, rows, routing: () => routing, sums, maxPairs };
+    const runExperts = await createLocalGpuExperts(gpu, checkpoint, "f32", buffers);
+    await checkpoint.close();
+    let encoder: GPUCommandEncoder;
+    let pass: GPUComputePassEncoder;
+    return {
+      runExperts,
+      enter: (values, chosen, signal) => {
+        const onHost = hostStep(values, chosen, signal);
+        const { numTokens } = onHost.hiddenStates;
+        const words = new Uint32Array(chosen.ids.length * 2);
+        interleaveRouting(chosen.ids, chosen.weights, words);
+        const sizes = { tokens: numTokens, samples: 0, topK: chosen.topK, numSlots: numExperts };
+        write(gpu, counts, 0, countsData(sizes));
+        write(gpu, rows, 0, values);
+        write(gpu, routing, 0, words);
+        encoder = gpu.device.createCommandEncoder();
+        pass = encoder.beginComputePass();
+        const shape = [numTokens, chosen.topK, 2];
+        return {
+          hiddenStates: {
+            numTokens,
+            hiddenSize,
+            gpu: { buffer: rows, shape: [numTokens, hiddenSize], dtype: "f32" },
+          },
+          routing: {
+            ...onHost.routing,
+            gpu: { tensor: { buffer: routing, shape, dtype: "u32" }, pass },
+          },
+        };
+      },
+      leave: async (result) => {
+        pass.end();
+        gpu.device.queue.submit([encoder.finish()]);
+        if (result.kind !== "gpu") throw new TypeError("expected sums on the GPU");
+        const [numTokens] = result.tensor.shape;
+        return readF32(gpu, result.tensor.buffer, numTokens * hiddenSize);
+      },
+      close: () => gpu.close(),
+    };
+  },
+  "an engine encodes one step at a time",
+);
