@@ -1,33 +1,5 @@
-import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
-import { moeLayers } from "../../../core/model/config.ts";
-import { readExpert } from "../../../core/model/weights.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
-import {
-  runExpertsContract,
-  type RunExpertsUnderTest,
-} from "../../support/run-experts-contract.ts";
+import { runExpertsContract } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
-
-runExpertsContract("an expert device in the process", async (): Promise<RunExpertsUnderTest> => {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const device = createCpuExpertDevice(checkpoint.config, "f32");
-  for (const layer of moeLayers(checkpoint.config)) {
-    device.allocate(layer, checkpoint.config.numExperts);
-    for (let expert = 0; expert < checkpoint.config.numExperts; expert++) {
-      device.load(layer, expert, await readExpert(checkpoint, layer, expert));
-    }
-  }
-  await checkpoint.close();
-  return {
-    runExperts: async (layer, _, routing) => {
-      const { rows, routing: chosen } = await routing.read();
-      const values = await device.run(layer, rows, chosen.ids, chosen.weights);
-      return { kind: "host", values };
-    },
-    close: () => device.close(),
-  };
-});
 
 for (const { numShards, wire, device } of [
   { numShards: 1, wire: "f32", device: "cpu" },
