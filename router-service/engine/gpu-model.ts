@@ -14,9 +14,10 @@ import {
 } from "../../core/gpu/kernel.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
 import { attention } from "../../core/gpu/kernels/attention.ts";
+import { attentionRows } from "../../core/gpu/kernels/attention-rows.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
-import { gate } from "../../core/gpu/kernels/gate.ts";
+import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
 import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
 import { linear, type LinearOptions } from "../../core/gpu/kernels/linear.ts";
 import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
@@ -113,14 +114,16 @@ export async function loadGpuModel(
     const attend = [
       k.norm.bind(counts, b.hidden, inputNorm, b.normed),
       project,
-      k.attention.bind(
-        counts,
-        b.query,
-        b.caches[layer],
-        b.input("positions"),
-        b.input("sequenceRows"),
-        b.input("blockTables"),
-        b.attended,
+      attendBy(k, (kernel) =>
+        kernel.bind(
+          counts,
+          b.query,
+          b.caches[layer],
+          b.input("positions"),
+          b.input("sequenceRows"),
+          b.input("blockTables"),
+          b.attended,
+        ),
       ),
       byRows(k.output, (kernel) => kernel.bind(counts, b.attended, output, b.hidden)),
       wire === "f16" && of.ffn.kind === "moe"
@@ -131,7 +134,7 @@ export async function loadGpuModel(
       of.ffn.kind === "dense"
         ? { attention: stage(attend), ffn: denseStage(of.ffn.dense, at), addSums: stage([]) }
         : {
-            attention: stage([...attend, gateStage(of.ffn, layer)]),
+            attention: stage([...attend, ...gateStage(of.ffn, layer)]),
             ffn: of.ffn.shared === undefined ? stage([]) : sharedStage(of.ffn.shared.expert, at),
             addSums: stage([k.add.bind(counts, b.sums, b.hidden)]),
           },
@@ -139,10 +142,18 @@ export async function loadGpuModel(
     options.onProgress?.(layer + 1, config.numLayers);
   }
 
-  function gateStage(ffn: Extract<LayerFfn, { kind: "moe" }>, layer: number): BoundKernel<Step> {
+  function gateStage(ffn: Extract<LayerFfn, { kind: "moe" }>, layer: number): BoundKernel<Step>[] {
     const shared = ffn.shared?.gate ?? zeroRow(config.hiddenSize);
-    const gates = uploadVectors(gpu, `layer ${layer} gate`, [ffn.gate, shared]);
-    return k.gate.bind(counts, b.normed, gates, b.routingOf(layer), b.sharedGate);
+    const padding = gateStride(config.numExperts) - config.numExperts - 1;
+    const gates = uploadVectors(gpu, `layer ${layer} gate`, [
+      ffn.gate,
+      shared,
+      zeroRow(padding * config.hiddenSize),
+    ]);
+    return [
+      byRows(k.gateLogits, (kernel) => kernel.bind(counts, b.normed, gates, b.gateLogits)),
+      k.gate.bind(counts, b.gateLogits, b.routingOf(layer), b.sharedGate),
+    ];
   }
 
   function denseStage(
@@ -190,7 +201,16 @@ async function compileKernels(
   wire: WireDtype,
   blocksPerSequence: number,
 ) {
-  const { hiddenSize, numHeads, numKvHeads, headDim, rmsNormEps: eps, vocabSize } = config;
+  const {
+    hiddenSize,
+    numHeads,
+    numKvHeads,
+    headDim,
+    rmsNormEps: eps,
+    vocabSize,
+    numExperts,
+  } = config;
+  const heads = { numHeads, numKvHeads, headDim, blockSize: BLOCK_SIZE, blocksPerSequence };
   const compile = (kernel: Kernel<Step>) => compileKernel(gpu, kernel);
   const byBoth = async (make: (rows: 1 | 4) => Kernel<Step>): Promise<ByRows> => [
     await compile(make(1)),
@@ -218,17 +238,21 @@ async function compileKernels(
     qkv: await byBoth((rows) =>
       qkvRope({ hiddenSize, numHeads, numKvHeads, headDim, weights, rows }),
     ),
-    attention: await compile(
-      attention({ numHeads, numKvHeads, headDim, blockSize: BLOCK_SIZE, blocksPerSequence }),
-    ),
+    attention: await compile(attention(heads)),
+    attentionRows: await compile(attentionRows(heads)),
     output: await linearOf(numHeads * headDim, hiddenSize, "add"),
-    gate: await compile(
-      gate({
-        hiddenSize,
-        numExperts: config.numExperts,
-        topK: config.numExpertsPerToken,
-        normTopkProb: config.normTopkProb,
+    gateLogits: await byBoth((rows) =>
+      // The gate stays in f32 whatever the cluster's dtype: it is small, and its rounding would move tokens.
+      linear({
+        k: hiddenSize,
+        n: gateStride(numExperts),
+        weights: "f32",
+        lookup: { kind: "tokens", rows },
+        epilogue: "store",
       }),
+    ),
+    gate: await compile(
+      gate({ numExperts, topK: config.numExpertsPerToken, normTopkProb: config.normTopkProb }),
     ),
     denseGateUp: await gateUpOf(dense),
     denseDown: await linearOf(dense, hiddenSize, "add"),
@@ -258,6 +282,22 @@ function byRows(
   const single = bind(one);
   const several = bind(four);
   return { encode: (pass, sizes) => (sizes[rows] === 1 ? single : several).encode(pass, sizes) };
+}
+
+/** Tokens of a step from which one invocation per token and head fills the device. */
+const ROWS_FROM = 4;
+
+/** Attention spread over a workgroup for few tokens, over invocations for many. */
+function attendBy(
+  kernels: {
+    readonly attention: CompiledKernel<Step>;
+    readonly attentionRows: CompiledKernel<Step>;
+  },
+  bind: (kernel: CompiledKernel<Step>) => BoundKernel<Step>,
+): BoundKernel<Step> {
+  const few = bind(kernels.attention);
+  const many = bind(kernels.attentionRows);
+  return { encode: (pass, sizes) => (sizes.tokens < ROWS_FROM ? few : many).encode(pass, sizes) };
 }
 
 /** The matrix with zero rows added up to whole vec4 of rows. */

@@ -5,6 +5,7 @@ import { moeLayers } from "../../core/model/config.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "../../core/gpu/device.ts";
 import type { Binding } from "../../core/gpu/kernel.ts";
 import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { gateStride } from "../../core/gpu/kernels/gate.ts";
 import { candidateStride } from "../../core/gpu/kernels/top-candidates.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES, type StepBatch } from "./model-runner.ts";
 import type { RunnerLimits } from "./runner-limits.ts";
@@ -60,6 +61,7 @@ export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: Runne
     query: f32("queries", maxTokens * numHeads * headDim),
     attended: f32("attention results", maxTokens * numHeads * headDim),
     inner: f32("inner states", maxTokens * innerSize),
+    gateLogits: f32("gate logits", maxTokens * gateStride(config.numExperts)),
     sharedGate: f32("shared expert gates", maxTokens),
     sums: f32("expert sums", maxTokens * hiddenSize),
     sampled: f32("sampled hidden states", maxSamples * hiddenSize),

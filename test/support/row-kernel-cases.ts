@@ -7,7 +7,8 @@ import * as cpu from "../../core/cpu/operations.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
 import { attention } from "../../core/gpu/kernels/attention.ts";
-import { gate } from "../../core/gpu/kernels/gate.ts";
+import { attentionRows } from "../../core/gpu/kernels/attention-rows.ts";
+import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { candidateStride, topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
@@ -83,34 +84,38 @@ export function rowKernelCases(gpu: Gpu): void {
     [5, 5, 20],
     [8, 1, 128],
   ] as const) {
-    test(`attention ${numHeads}/${numKvHeads}×${headDim}: prefill and decode rows of three sequences in one batch`, async () => {
-      const blocksPerSequence = 12;
-      const tables = [[3, 7, 1, 30, 29, 28, 27, 26, 25, 24, 23], [0], [9, 8]];
-      const rowOf = [0, 1, 1, 1, 2, 0];
-      const positions = Uint32Array.from([40, 0, 1, 2, 31, 165]);
-      const tokens = rowOf.length;
-      const kv = numKvHeads * headDim;
-      const values = randomValues(32 * 16 * 2 * kv, 30);
-      const q = randomValues(tokens * numHeads * headDim, 31, 2);
-      const flat = new Uint32Array(3 * blocksPerSequence);
-      tables.forEach((table, i) => flat.set(table, i * blocksPerSequence));
-      const slotOf = (token: number, position: number) =>
-        tables[rowOf[token]][Math.floor(position / 16)] * 16 + (position % 16);
-      const expected = cpu.attention(
-        q,
-        positions,
-        { values, slotOf },
-        { numHeads, numKvHeads, headDim },
-      );
-      const out = zeros(gpu, q.length);
-      await runKernel(
-        gpu,
-        attention({ numHeads, numKvHeads, headDim, blockSize: 16, blocksPerSequence }),
-        { tokens, samples: 0, ...UNROUTED },
-        [q, values, positions, Uint32Array.from(rowOf), flat, out],
-      );
-      assertClose(await readF32(gpu, out, q.length), expected, 1e-5);
-    });
+    for (const [way, kernel] of [
+      ["over a workgroup", attention],
+      ["by rows", attentionRows],
+    ] as const)
+      test(`attention ${way} ${numHeads}/${numKvHeads}×${headDim}: prefill and decode rows of three sequences in one batch`, async () => {
+        const blocksPerSequence = 12;
+        const tables = [[3, 7, 1, 30, 29, 28, 27, 26, 25, 24, 23], [0], [9, 8]];
+        const rowOf = [0, 1, 1, 1, 2, 0];
+        const positions = Uint32Array.from([40, 0, 1, 2, 31, 165]);
+        const tokens = rowOf.length;
+        const kv = numKvHeads * headDim;
+        const values = randomValues(32 * 16 * 2 * kv, 30);
+        const q = randomValues(tokens * numHeads * headDim, 31, 2);
+        const flat = new Uint32Array(3 * blocksPerSequence);
+        tables.forEach((table, i) => flat.set(table, i * blocksPerSequence));
+        const slotOf = (token: number, position: number) =>
+          tables[rowOf[token]][Math.floor(position / 16)] * 16 + (position % 16);
+        const expected = cpu.attention(
+          q,
+          positions,
+          { values, slotOf },
+          { numHeads, numKvHeads, headDim },
+        );
+        const out = zeros(gpu, q.length);
+        await runKernel(
+          gpu,
+          kernel({ numHeads, numKvHeads, headDim, blockSize: 16, blocksPerSequence }),
+          { tokens, samples: 0, ...UNROUTED },
+          [q, values, positions, Uint32Array.from(rowOf), flat, out],
+        );
+        assertClose(await readF32(gpu, out, q.length), expected, 1e-5);
+      });
   }
 
   for (const [tokens, numExperts, topK, norm] of [
@@ -119,27 +124,31 @@ export function rowKernelCases(gpu: Gpu): void {
     [3, 160, 6, false],
   ] as const) {
     test(`gate routes ${tokens} tokens to the top ${topK} of ${numExperts}${norm ? ", renormalised" : ""}`, async () => {
-      const hiddenSize = 40;
-      const x = randomValues(tokens * hiddenSize, 40);
-      const weights = randomValues((numExperts + 1) * hiddenSize, 41);
-      if (numExperts === 12) weights.copyWithin(3 * hiddenSize, hiddenSize, 2 * hiddenSize); // experts 1 and 3 tie
+      const stride = gateStride(numExperts);
+      const logits = randomValues(tokens * stride, 40, 3);
+      if (numExperts === 12) logits[3] = logits[1]; // experts 1 and 3 tie
       const routing = allocate(gpu, "routing", tokens * topK * 8, STORAGE);
       const shared = zeros(gpu, tokens);
       await runKernel(
         gpu,
-        gate({ hiddenSize, numExperts, topK, normTopkProb: norm }),
+        gate({ numExperts, topK, normTopkProb: norm }),
         { tokens, samples: 0, ...UNROUTED },
-        [x, weights, routing, shared],
+        [logits, routing, shared],
       );
-      const logits = cpu.linear(x, weights.subarray(0, numExperts * hiddenSize), hiddenSize);
-      const expected = cpu.softmaxTopK(logits, numExperts, topK, norm);
+      const part = (from: number, to: number) =>
+        Float32Array.from(
+          Array.from({ length: tokens }, (_, t) => [
+            ...logits.subarray(t * stride + from, t * stride + to),
+          ]).flat(),
+        );
+      const expected = cpu.softmaxTopK(part(0, numExperts), numExperts, topK, norm);
       const words = new Uint32Array(await readBuffer(gpu, routing, tokens * topK * 8));
       const ids = words.filter((_, i) => i % 2 === 0);
       const mix = new Float32Array(words.filter((_, i) => i % 2 === 1).buffer);
       assert.deepEqual(ids, expected.ids);
       assertClose(mix, expected.weights, 1e-5);
-      const sharedLogits = cpu.linear(x, weights.subarray(numExperts * hiddenSize), hiddenSize);
-      assertClose(await readF32(gpu, shared, tokens), sharedLogits.map(cpu.sigmoid), 1e-5);
+      const sharedGates = part(numExperts, numExperts + 1).map(cpu.sigmoid);
+      assertClose(await readF32(gpu, shared, tokens), sharedGates, 1e-5);
     });
   }
 

@@ -1,15 +1,14 @@
 import type { Kernel } from "../kernel.ts";
-import { COUNTS, type StepSizes } from "./counts.ts";
+import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
 
 export interface GateOptions {
-  readonly hiddenSize: number;
   readonly numExperts: number;
   readonly topK: number;
   /** The top-k weights are divided by their sum. */
   readonly normTopkProb: boolean;
 }
 
-const LANES = 64;
+const LANES = 32;
 
 /** The number that the chosen experts' probabilities are divided by. */
 const DIVISOR = {
@@ -17,28 +16,32 @@ const DIVISOR = {
   chosen: "chosen_sum()",
 } as const;
 
+/** Columns of a row of gate logits: the experts', the shared expert's gate, and padding to whole vec4. */
+export function gateStride(numExperts: number): number {
+  return ceilDiv(numExperts + 1, 4) * 4;
+}
+
 /**
- * Router logits, softmax over all experts, top-k by probability (ties by lower id), and the shared expert's sigmoid gate.
+ * Softmax over all experts' router logits, top-k by probability (ties by lower id), and the shared expert's sigmoid gate.
  *
- * 0 counts; 1 x f32 [numTokens, hiddenSize]; 2 weights f32 [numExperts + 1, hiddenSize], the shared expert's gate last;
- * 3 routing u32 [numTokens, topK, 2] (expert id, weight bits), most likely first; 4 shared f32 [numTokens]
+ * 0 counts; 1 logits f32 [numTokens, gateStride], the shared expert's gate after the experts;
+ * 2 routing u32 [numTokens, topK, 2] (expert id, weight bits), most likely first; 3 shared f32 [numTokens]
  * A workgroup routes one token. Every lane ranks its experts by counting those before them: one barrier, no sort.
  */
 export function gate(options: GateOptions): Kernel<StepSizes> {
-  const { hiddenSize, numExperts, topK, normTopkProb } = options;
+  const { numExperts, topK, normTopkProb } = options;
   return {
     label: `gate top${topK} of ${numExperts}`,
     grid: (sizes) => [sizes.tokens, 1, 1],
     wgsl: /* wgsl */ `
 ${COUNTS}
 const LANES = ${LANES}u;
-const H4 = ${hiddenSize / 4}u;
+const STRIDE = ${gateStride(numExperts)}u;
 const E = ${numExperts}u;
 const TOP_K = ${topK}u;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weights: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> routing: array<vec2<u32>>;
-@group(0) @binding(4) var<storage, read_write> shared_gate: array<f32>;
+@group(0) @binding(1) var<storage, read> gate_logits: array<f32>;
+@group(0) @binding(2) var<storage, read_write> routing: array<vec2<u32>>;
+@group(0) @binding(3) var<storage, read_write> shared_gate: array<f32>;
 var<workgroup> logits: array<f32, E>;
 var<workgroup> chosen: array<f32, TOP_K>;
 
@@ -60,11 +63,8 @@ fn rank_of(e: u32) -> u32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let token = group.x;
   if (token >= counts.tokens) { return; }
-  for (var e = lane; e <= E; e += LANES) {
-    var sum = 0.0;
-    for (var i = 0u; i < H4 + counts.zero; i++) { sum += dot(x[token * H4 + i], weights[e * H4 + i]); }
-    if (e < E) { logits[e] = sum; } else { shared_gate[token] = 1.0 / (1.0 + exp(-sum)); }
-  }
+  for (var e = lane; e < E; e += LANES) { logits[e] = gate_logits[token * STRIDE + e]; }
+  if (lane == 0u) { shared_gate[token] = 1.0 / (1.0 + exp(-gate_logits[token * STRIDE + E])); }
   workgroupBarrier();
   var top = logits[0];
   for (var e = 0u; e < E + counts.zero; e++) { top = max(top, logits[e]); }

@@ -16,7 +16,7 @@ const ROW = {
   },
 } as const;
 
-const WORKGROUP = 64;
+const WORKGROUP = 32;
 
 /** WGSL of `inverse_rms(lane, row)`: 1 / sqrt(mean(hidden[row]²) + eps), the same in every lane. */
 export function inverseRms(hiddenSize: number, eps: number): string {
