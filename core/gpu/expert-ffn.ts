@@ -32,7 +32,7 @@ export interface ExpertBuffers {
 }
 
 /** Pairs per slot from which sorting the pairs by slot saves more weight reads than it costs. */
-const GROUPED_FROM = 2;
+export const GROUPED_FROM = 4;
 
 const DIRECT: Lookup = { kind: "direct", rows: 1 };
 const GROUPED: Lookup = { kind: "grouped", rows: 4 };

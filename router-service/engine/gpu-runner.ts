@@ -1,7 +1,7 @@
 /** Runs the model's layers on the router's GPU: one submission and one read-back per step, more only where experts are remote. */
 
 import type { Gpu } from "../../core/gpu/device.ts";
-import type { ExpertBuffers } from "../../core/gpu/expert-ffn.ts";
+import { type ExpertBuffers, GROUPED_FROM } from "../../core/gpu/expert-ffn.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { type GpuModel, type GpuModelOptions, loadGpuModel } from "./gpu-model.ts";
@@ -84,7 +84,7 @@ class GpuRunner implements ModelRunner {
   async warmUp(): Promise<void> {
     const { limits, experts, checkpoint } = this.#options;
     const { numExperts, numExpertsPerToken, hiddenSize } = checkpoint.config;
-    const grouped = Math.ceil((2 * numExperts) / numExpertsPerToken);
+    const grouped = Math.ceil((GROUPED_FROM * numExperts) / numExpertsPerToken);
     for (const wanted of [1, grouped]) {
       const tokens = Math.min(
         wanted,
