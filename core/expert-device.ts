@@ -43,7 +43,10 @@ export interface ExpertDevice {
   readonly maxRows: number;
   /** Makes `numSlots` empty slots for a layer. Throws OutOfDeviceMemoryError naming bytes and limit. */
   allocate(layer: number, numSlots: number): void;
-  /** Puts an expert into a slot, converted to the device's dtype. Throws where a value overflows f16. */
+  /**
+   * Puts an expert into a slot, converted to the device's dtype.
+   * Throws RangeError where slot or shape does not fit, WeightOverflowError where a value does not.
+   */
   load(layer: number, slot: number, weights: ExpertWeights): void;
   /**
    * For each row, the sum over its slots of weight · expert(row).
@@ -66,4 +69,32 @@ export interface ExpertDevice {
   /** Settles with the reason when the device is lost; never otherwise. */
   readonly lost: Promise<string>;
   close(): void;
+}
+
+/**
+ * Checks the arguments of `ExpertDevice.run`; gives topK.
+ * Throws RangeError where a size does not fit, rows exceed `maxRows`, or a slot holds no expert.
+ */
+export function checkRun(
+  layer: number,
+  numRows: number,
+  slots: Uint32Array,
+  weights: Float32Array,
+  device: { readonly maxRows: number; readonly holds: (slot: number) => boolean },
+): number {
+  if (!Number.isInteger(numRows) || numRows < 1 || numRows > device.maxRows) {
+    throw new RangeError(`layer ${layer}: ${numRows} rows, expected 1 to ${device.maxRows}`);
+  }
+  const topK = slots.length / numRows;
+  if (!Number.isInteger(topK) || topK < 1 || weights.length !== slots.length) {
+    throw new RangeError(
+      `layer ${layer}: ${slots.length} slots and ${weights.length} weights for ${numRows} rows`,
+    );
+  }
+  for (const slot of slots) {
+    if (slot !== NO_SLOT && !device.holds(slot)) {
+      throw new RangeError(`layer ${layer} slot ${slot}: no expert is loaded`);
+    }
+  }
+  return topK;
 }

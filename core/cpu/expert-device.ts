@@ -1,9 +1,8 @@
 /** Expert FFNs on the CPU in plain loops: the oracle of the GPU's, and what `--device cpu` computes with. */
 
 import type { ExpertDevice, ExpertSizes, ExpertWeights, WeightsDtype } from "../expert-device.ts";
-import { NO_SLOT, OutOfDeviceMemoryError } from "../expert-device.ts";
-import type { HostTensor } from "../tensor.ts";
-import { F16_MAX, f32ToF16, maxMagnitude, toF32 } from "../tensor.ts";
+import { checkRun, NO_SLOT, OutOfDeviceMemoryError } from "../expert-device.ts";
+import { convertExpert, expertBytes } from "../weights.ts";
 
 /** Rows of one run at most. */
 const MAX_ROWS = 4096;
@@ -59,7 +58,7 @@ class CpuExpertDevice implements ExpertDevice {
   }
 
   get #expertBytes(): number {
-    return 3 * this.#config.hiddenSize * this.#config.expertIntermediateSize * 4;
+    return expertBytes(this.#config, "f32");
   }
 
   allocate(layer: number, numSlots: number): void {
@@ -77,13 +76,13 @@ class CpuExpertDevice implements ExpertDevice {
     if (!(slot < slots.length)) {
       throw new RangeError(`layer ${layer} slot ${slot}: the layer has ${slots.length} slots`);
     }
-    const { hiddenSize, expertIntermediateSize } = this.#config;
-    const inner = [expertIntermediateSize, hiddenSize];
-    const at = `layer ${layer} slot ${slot}`;
+    const name = `layer ${layer} slot ${slot}`;
+    const { gate, up, down } = convertExpert(name, weights, this.#config, this.#dtype);
+    // Copies: values in f32 may be a view of the caller's bytes.
     slots[slot] = {
-      gate: convert(weights.gate, inner, this.#dtype, `${at} gate`),
-      up: convert(weights.up, inner, this.#dtype, `${at} up`),
-      down: convert(weights.down, [hiddenSize, expertIntermediateSize], this.#dtype, `${at} down`),
+      gate: new Float32Array(gate),
+      up: new Float32Array(up),
+      down: new Float32Array(down),
     };
   }
 
@@ -107,7 +106,11 @@ class CpuExpertDevice implements ExpertDevice {
     if (this.#closed) throw new Error("the cpu expert device is closed");
     const { hiddenSize } = this.#config;
     const experts = this.#slotsOf(layer);
-    const groups = groupBySlot(layer, rows.length / hiddenSize, slots, weights, experts);
+    const topK = checkRun(layer, rows.length / hiddenSize, slots, weights, {
+      maxRows: MAX_ROWS,
+      holds: (slot) => experts[slot] !== undefined,
+    });
+    const groups = groupBySlot(topK, slots, weights);
     const sums = new Float32Array(rows.length);
     let yieldedAt = performance.now();
     // Ascending slots: a row's sum does not depend on what else is in the run.
@@ -148,30 +151,16 @@ class CpuExpertDevice implements ExpertDevice {
   }
 }
 
-/** Groups the rows of a run by slot. Throws RangeError where a size does not fit or a slot holds no expert. */
+/** Groups the rows of a run by slot. */
 function groupBySlot(
-  layer: number,
-  numRows: number,
+  topK: number,
   slots: Uint32Array,
   weights: Float32Array,
-  experts: readonly (Expert | undefined)[],
 ): Map<number, SlotGroup> {
-  if (!Number.isInteger(numRows) || numRows < 1 || numRows > MAX_ROWS) {
-    throw new RangeError(`layer ${layer}: ${numRows} rows, expected 1 to ${MAX_ROWS}`);
-  }
-  const topK = slots.length / numRows;
-  if (!Number.isInteger(topK) || topK < 1 || weights.length !== slots.length) {
-    throw new RangeError(
-      `layer ${layer}: ${slots.length} slots and ${weights.length} weights for ${numRows} rows`,
-    );
-  }
   const groups = new Map<number, SlotGroup>();
   for (let i = 0; i < slots.length; i++) {
     const slot = slots[i];
     if (slot === NO_SLOT) continue;
-    if (experts[slot] === undefined) {
-      throw new RangeError(`layer ${layer} slot ${slot}: no expert is loaded`);
-    }
     let group = groups.get(slot);
     if (group === undefined) groups.set(slot, (group = { rows: [], weights: [] }));
     group.rows.push(Math.floor(i / topK));
@@ -214,27 +203,4 @@ function dot(matrix: Float32Array, offset: number, vector: Float32Array): number
     a = fround(a + fround(matrix[offset + i] * vector[i]));
   }
   return fround(fround(a + b) + fround(c + d));
-}
-
-/** Values of a weight tensor in a fresh array, rounded to `dtype`. Throws RangeError on a wrong shape or an f16 overflow. */
-function convert(
-  tensor: HostTensor,
-  shape: readonly number[],
-  dtype: WeightsDtype,
-  what: string,
-): Float32Array {
-  if (tensor.shape.length !== 2 || tensor.shape.some((size, axis) => size !== shape[axis])) {
-    throw new RangeError(
-      `${what}: shape [${tensor.shape.join(", ")}], expected [${shape.join(", ")}]`,
-    );
-  }
-  const values = toF32(tensor);
-  if (dtype === "f32") return Float32Array.from(values);
-  const largest = maxMagnitude(values);
-  if (!(largest <= F16_MAX)) {
-    throw new RangeError(
-      `${what}: a value of magnitude ${largest} overflows f16, whose limit is ${F16_MAX}; use --weights f32`,
-    );
-  }
-  return Float32Array.from(f32ToF16(values));
 }

@@ -1,10 +1,10 @@
 /** An ExpertDevice on a GPU: what a shard computes with. */
 
 import {
+  checkRun,
   type ExpertDevice,
   type ExpertSizes,
   type ExpertWeights,
-  NO_SLOT,
   type WeightsDtype,
 } from "../expert-device.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "./device.ts";
@@ -133,10 +133,18 @@ class GpuExpertDevice implements ExpertDevice {
     slots: Uint32Array,
     weights: Float32Array,
   ): Promise<Float32Array> {
+    if (this.#closed) throw new Error(`the expert device ${this.adapter} is closed`);
     const { hiddenSize } = this.#sizes;
-    const topK = this.#checkRun(layer, rows.length / hiddenSize, slots, weights);
+    const topK = checkRun(layer, rows.length / hiddenSize, slots, weights, {
+      maxRows: MAX_ROWS,
+      holds: (slot) => this.#ffn.holds(layer, slot),
+    });
+    const { maxPairs } = this.#buffers;
+    if (topK > maxPairs) {
+      throw new RangeError(`layer ${layer}: ${topK} experts per row, at most ${maxPairs}`);
+    }
     const sums = new Float32Array(rows.length);
-    const rowsAtOnce = Math.floor(this.#buffers.maxPairs / topK);
+    const rowsAtOnce = Math.floor(maxPairs / topK);
     for (let from = 0; from * hiddenSize < rows.length; from += rowsAtOnce) {
       const to = from + rowsAtOnce;
       const part = await this.#runPart(
@@ -176,26 +184,5 @@ class GpuExpertDevice implements ExpertDevice {
     const sums = new Float32Array(buffers.staging.getMappedRange(0, rows.byteLength).slice(0));
     buffers.staging.unmap();
     return sums;
-  }
-
-  /** Throws RangeError where a size does not fit or a slot holds no expert; gives topK. */
-  #checkRun(layer: number, numRows: number, slots: Uint32Array, weights: Float32Array): number {
-    if (this.#closed) throw new Error(`the expert device ${this.adapter} is closed`);
-    if (!Number.isInteger(numRows) || numRows < 1 || numRows > MAX_ROWS) {
-      throw new RangeError(`layer ${layer}: ${numRows} rows, expected 1 to ${MAX_ROWS}`);
-    }
-    const topK = slots.length / numRows;
-    const fits = Number.isInteger(topK) && topK >= 1 && topK <= this.#buffers.maxPairs;
-    if (!fits || weights.length !== slots.length) {
-      throw new RangeError(
-        `layer ${layer}: ${slots.length} slots and ${weights.length} weights for ${numRows} rows`,
-      );
-    }
-    for (const slot of slots) {
-      if (slot !== NO_SLOT && !this.#ffn.holds(layer, slot)) {
-        throw new RangeError(`layer ${layer} slot ${slot}: no expert is loaded`);
-      }
-    }
-    return topK;
   }
 }

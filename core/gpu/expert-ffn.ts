@@ -6,7 +6,6 @@ import {
   NO_SLOT,
   type WeightsDtype,
 } from "../expert-device.ts";
-import type { HostTensor } from "../tensor.ts";
 import { allocate, type Gpu, STORAGE, write } from "./device.ts";
 import { type Binding, type BoundKernel, compileKernel, type CompiledKernel } from "./kernel.ts";
 import { combine } from "./kernels/combine.ts";
@@ -15,7 +14,7 @@ import { gateUp } from "./kernels/gate-up.ts";
 import { groupBySlot, MAX_SLOTS } from "./kernels/group-by-slot.ts";
 import { linear } from "./kernels/linear.ts";
 import { GROUP_STRIDE, type Lookup, maxGroupedTiles } from "./kernels/tile.ts";
-import { convertWeights, weightBytes } from "../weights.ts";
+import { convertExpert, expertBytes } from "../weights.ts";
 
 /** Buffers that the experts read and write; their owner makes them. */
 export interface ExpertBuffers {
@@ -92,10 +91,10 @@ export class GpuExpertFfn {
     if (numSlots > MAX_SLOTS) {
       throw new RangeError(`layer ${layer}: ${numSlots} slots, at most ${MAX_SLOTS}`);
     }
-    const half = this.#slotBytes();
+    const bytes = this.#projectionBytes();
     const label = (part: string) => `layer ${layer}: ${part} weights of ${numSlots} experts`;
-    const gateUpWeights = allocate(this.#gpu, label("gate and up"), numSlots * 2 * half, STORAGE);
-    const down = allocate(this.#gpu, label("down"), numSlots * half, STORAGE);
+    const gateUpWeights = allocate(this.#gpu, label("gate and up"), numSlots * 2 * bytes, STORAGE);
+    const down = allocate(this.#gpu, label("down"), numSlots * bytes, STORAGE);
     const { counts, rows, sums } = this.#io;
     const routing = this.#io.routing(layer);
     const k = this.#kernels;
@@ -121,25 +120,16 @@ export class GpuExpertFfn {
 
   /** Puts an expert into a slot. Throws RangeError where slot or shape does not fit, WeightOverflowError. */
   load(layer: number, slot: number, weights: ExpertWeights): void {
-    const { hiddenSize, expertIntermediateSize } = this.#sizes;
     const of = this.#layer(layer);
     if (!(slot < of.numSlots)) {
       throw new RangeError(`layer ${layer} slot ${slot}: the layer has ${of.numSlots} slots`);
     }
-    const put = (
-      buffer: GPUBuffer,
-      at: number,
-      part: keyof ExpertWeights,
-      shape: readonly number[],
-    ) => {
-      const name = `layer ${layer} slot ${slot} ${part}`;
-      checkShape(name, weights[part], shape);
-      write(this.#gpu, buffer, at, convertWeights(name, weights[part], this.#dtype));
-    };
-    const half = this.#slotBytes();
-    put(of.gateUp, slot * 2 * half, "gate", [expertIntermediateSize, hiddenSize]);
-    put(of.gateUp, (slot * 2 + 1) * half, "up", [expertIntermediateSize, hiddenSize]);
-    put(of.down, slot * half, "down", [hiddenSize, expertIntermediateSize]);
+    const name = `layer ${layer} slot ${slot}`;
+    const { gate, up, down } = convertExpert(name, weights, this.#sizes, this.#dtype);
+    const bytes = this.#projectionBytes();
+    write(this.#gpu, of.gateUp, slot * 2 * bytes, gate);
+    write(this.#gpu, of.gateUp, (slot * 2 + 1) * bytes, up);
+    write(this.#gpu, of.down, slot * bytes, down);
     of.loaded[slot] = true;
   }
 
@@ -168,7 +158,7 @@ export class GpuExpertFfn {
   residentBytes(): number {
     let slots = 0;
     for (const layer of this.#layers.values()) slots += layer.numSlots;
-    return slots * 3 * this.#slotBytes();
+    return slots * expertBytes(this.#sizes, this.#dtype);
   }
 
   free(layer: number): void {
@@ -183,10 +173,8 @@ export class GpuExpertFfn {
     for (const buffer of [this.#tiles, this.#inner, this.#pairs]) buffer.destroy();
   }
 
-  /** Bytes of one projection. */
-  #slotBytes(): number {
-    const { hiddenSize, expertIntermediateSize } = this.#sizes;
-    return hiddenSize * expertIntermediateSize * weightBytes(this.#dtype);
+  #projectionBytes(): number {
+    return expertBytes(this.#sizes, this.#dtype) / 3;
   }
 
   #layer(layer: number): Layer {
@@ -228,12 +216,4 @@ async function compileKernels(gpu: Gpu, sizes: ExpertSizes, weights: WeightsDtyp
     groupedDown: await down(GROUPED),
     combine: await compileKernel(gpu, combine(hiddenSize)),
   };
-}
-
-function checkShape(name: string, tensor: HostTensor, shape: readonly number[]): void {
-  if (tensor.shape.length !== shape.length || tensor.shape.some((size, i) => size !== shape[i])) {
-    throw new RangeError(
-      `${name}: shape [${tensor.shape.join(", ")}], expected [${shape.join(", ")}]`,
-    );
-  }
 }

@@ -2,7 +2,7 @@
 
 import type { WeightsDtype } from "../expert-device.ts";
 import type { HostTensor } from "../tensor.ts";
-import { convertWeights } from "../weights.ts";
+import { stackWeights } from "../weights.ts";
 import { type Gpu, upload } from "./device.ts";
 
 /** Uploads matrices one below the other: [sum of rows, columns]. Throws as `convertWeights` and `allocate`. */
@@ -12,15 +12,7 @@ export function uploadWeights(
   tensors: readonly HostTensor[],
   dtype: WeightsDtype,
 ): GPUBuffer {
-  const parts = tensors.map((tensor) => convertWeights(name, tensor, dtype));
-  const length = parts.reduce((sum, part) => sum + part.length, 0);
-  const joined = dtype === "f16" ? new Float16Array(length) : new Float32Array(length);
-  let offset = 0;
-  for (const part of parts) {
-    joined.set(part, offset);
-    offset += part.length;
-  }
-  return upload(gpu, name, joined);
+  return upload(gpu, name, stackWeights(name, tensors, dtype));
 }
 
 /** Uploads vectors one after the other in f32: norms, biases. Throws as `convertWeights` and `allocate`. */

@@ -3,6 +3,7 @@
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import { decideWeights, type WeightsSetting, type WeightsVote } from "../../core/handshake.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
+import { expertBytes } from "../../core/weights.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { ExpertLocations } from "./dispatch.ts";
@@ -44,8 +45,7 @@ export function planCluster(
   const ranges = planFirstPlacement({
     layers,
     numExperts: config.numExperts,
-    expertBytes:
-      3 * config.hiddenSize * config.expertIntermediateSize * (weights === "f16" ? 2 : 4),
+    expertBytes: expertBytes(config, weights),
     memoryBytes: byRank.map(([, hello]) => hello.memoryBytes),
   });
   const locations = new Uint16Array(config.numExperts);

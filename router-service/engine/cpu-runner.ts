@@ -5,7 +5,7 @@ import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { type LayerWeights, readLayer, readModelWeights } from "../../core/model/weights.ts";
 import type { HostTensor } from "../../core/tensor.ts";
-import { convertWeights } from "../../core/weights.ts";
+import { stackWeights } from "../../core/weights.ts";
 import {
   BLOCK_SIZE,
   type ModelRunner,
@@ -50,14 +50,11 @@ interface SharedExpert {
 export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelRunner> {
   const { checkpoint, weights, limits } = options;
   const { config } = checkpoint;
-  const load = (name: string, ...tensors: readonly HostTensor[]) =>
-    joined(tensors.map((tensor) => Float32Array.from(convertWeights(name, tensor, weights))));
   const whole = await readModelWeights(checkpoint);
-  const embedding = load("embedding", whole.embedding);
-  const lmHead = whole.lmHead === whole.embedding ? embedding : load("lm_head", whole.lmHead);
-  const finalNorm = joined([
-    Float32Array.from(convertWeights("final norm", whole.finalNorm, "f32")),
-  ]);
+  const embedding = load("embedding", [whole.embedding], weights);
+  const tied = whole.lmHead === whole.embedding;
+  const lmHead = tied ? embedding : load("lm_head", [whole.lmHead], weights);
+  const finalNorm = load("final norm", [whole.finalNorm], "f32");
   const layers: Layer[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
     const of = await readLayer(checkpoint, layer);
@@ -158,11 +155,8 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
 
 function loadLayer(at: string, of: LayerWeights, dtype: WeightsDtype, cacheSize: number): Layer {
   const matrix = (name: string, ...tensors: readonly HostTensor[]) =>
-    joined(
-      tensors.map((tensor) => Float32Array.from(convertWeights(`${at} ${name}`, tensor, dtype))),
-    );
-  const vector = (name: string, tensor: HostTensor) =>
-    Float32Array.from(convertWeights(`${at} ${name}`, tensor, "f32"));
+    load(`${at} ${name}`, tensors, dtype);
+  const vector = (name: string, tensor: HostTensor) => load(`${at} ${name}`, [tensor], "f32");
   const { ffn } = of;
   return {
     inputNorm: vector("input norm", of.inputNorm),
@@ -192,14 +186,10 @@ function loadLayer(at: string, of: LayerWeights, dtype: WeightsDtype, cacheSize:
   };
 }
 
-function joined(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+/** Weights as f32 values, rounded to the dtype. Throws as `convertWeights`. */
+function load(name: string, tensors: readonly HostTensor[], dtype: WeightsDtype): Float32Array {
+  const stacked = stackWeights(name, tensors, dtype);
+  return stacked instanceof Float32Array ? stacked : new Float32Array(stacked);
 }
 
 function addTo(target: Float32Array, values: Float32Array): void {

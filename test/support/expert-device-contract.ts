@@ -221,7 +221,23 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
         device.allocate(LAYER, 1);
         const expert = testExpert(sizes, 1);
         f32FromBytes(expert.up.bytes)[17] = -70000;
-        assert.throws(() => device.load(LAYER, 0, expert), /up.*70000.*65504/);
+        assert.throws(() => device.load(LAYER, 0, expert), {
+          name: "WeightOverflowError",
+          message: /up.*70000.*65504/,
+        });
+      }),
+    );
+
+    it(
+      "refuses a weight that is not finite, in f32 too",
+      withDevice(sizes, "f32", (device) => {
+        device.allocate(LAYER, 1);
+        const expert = testExpert(sizes, 1);
+        f32FromBytes(expert.down.bytes)[3] = Number.NaN;
+        assert.throws(() => device.load(LAYER, 0, expert), {
+          name: "WeightOverflowError",
+          message: /down.*NaN/,
+        });
       }),
     );
   });
