@@ -16,7 +16,7 @@ export const NO_EXPERT = 65535;
 /** Rows of one dispatch at most; far more than a step has. */
 export const MAX_DISPATCH_ROWS = 65536;
 
-/** --wire: the dtype of rows that go out. */
+/** --wire: the dtype of the rows that experts get, on shards or on the router itself. */
 export type WireSetting = "f16" | "f32";
 
 /** A dispatch that a shard does not answer, or an answer that a router does not take; never a wrong result. */

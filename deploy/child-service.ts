@@ -2,6 +2,7 @@
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { constants } from "node:os";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -41,15 +42,6 @@ const STOP_MS = 12_000;
 
 /** A child that lived this long is not failing at start, milliseconds. */
 const HEALTHY_MS = 60_000;
-
-const SIGNAL_NUMBERS: Readonly<Record<string, number>> = {
-  SIGHUP: 1,
-  SIGINT: 2,
-  SIGABRT: 6,
-  SIGKILL: 9,
-  SIGSEGV: 11,
-  SIGTERM: 15,
-};
 
 /** Milliseconds to wait before the next start, after so many failures in a row. */
 export function restartDelayMs(failures: number): number {
@@ -119,7 +111,7 @@ export function exitOf(child: ChildProcess): Promise<Exit> {
     child.once("error", (error) => resolve({ code: 127, signal: error.message }));
     child.once("exit", (code, signal) =>
       resolve({
-        code: code ?? 128 + (SIGNAL_NUMBERS[signal ?? ""] ?? 0),
+        code: code ?? 128 + (signal === null ? 0 : constants.signals[signal]),
         signal: signal ?? undefined,
       }),
     );

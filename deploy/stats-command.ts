@@ -4,26 +4,22 @@ import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
 import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
+import { redisUrl } from "../core/platform/service-options.ts";
+import { PHASES } from "../core/statistics/counters.ts";
 import { RETENTION_SECONDS } from "../core/statistics/encoding.ts";
 import { selectSeries, type SeriesFilter } from "../core/statistics/load.ts";
 import { listModels, readStatistics } from "../core/statistics/reader.ts";
 import { formatModels, formatReport, reportJson } from "../core/statistics/report.ts";
+import { isTaskLabel, TASK_LABEL_FORMAT } from "../core/statistics/task-labels.ts";
 
 /** Longest wait for Redis, milliseconds. */
 const CONNECT_DEADLINE_MS = 2_000;
 
 const schema = z.object({
-  redisUrl: z
-    .string()
-    .regex(/^rediss?:\/\/\S+$/)
-    .default("redis://127.0.0.1:6379")
-    .meta({
-      description: "Redis that the routers write to; `switchyard up` prints its URL",
-      placeholder: "URL",
-      expectation: "a URL like redis://127.0.0.1:6379",
-      // It may hold a password.
-      secret: true,
-    }),
+  redisUrl: redisUrl.default("redis://127.0.0.1:6379").meta({
+    ...redisUrl.meta(),
+    description: "Redis that the routers write to; `switchyard up` prints its URL",
+  }),
   modelHash: z
     .string()
     .regex(/^[0-9a-zA-Z_.-]+$/)
@@ -34,16 +30,12 @@ const schema = z.object({
       placeholder: "HASH",
       expectation: "the hash of a model, or its first characters",
     }),
-  task: z
-    .string()
-    .regex(/^[a-z0-9_-]{1,32}$/)
-    .optional()
-    .meta({
-      description: "Only requests with this task label",
-      placeholder: "LABEL",
-      expectation: "1 to 32 of a-z, 0-9, _ and -",
-    }),
-  phase: z.enum(["prefill", "decode"]).optional().meta({ description: "Only this phase" }),
+  task: z.string().refine(isTaskLabel).optional().meta({
+    description: "Only requests with this task label",
+    placeholder: "LABEL",
+    expectation: TASK_LABEL_FORMAT,
+  }),
+  phase: z.enum(PHASES).optional().meta({ description: "Only this phase" }),
   window: z.int().min(1).max(RETENTION_SECONDS).default(600).meta({
     description: "How far back to look",
     unit: "s",

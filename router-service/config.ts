@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import { portOption, serviceOptions } from "../core/platform/service-options.ts";
+import { portOption, redisUrl, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Schema of a router's settings; flags, variables and `--help` come from it. */
 export const routerConfigSchema = z.object({
@@ -28,17 +28,10 @@ export const routerConfigSchema = z.object({
       placeholder: "HOST:PORT,…",
       expectation: "a list like 10.0.0.1:50061,10.0.0.2:50061",
     }),
-  redisUrl: z
-    .string()
-    .regex(/^rediss?:\/\/\S+$/)
-    .optional()
-    .meta({
-      description: "Redis for the routing statistics; none: they stay in memory",
-      placeholder: "URL",
-      expectation: "a URL like redis://127.0.0.1:6379",
-      // It may hold a password.
-      secret: true,
-    }),
+  redisUrl: redisUrl.optional().meta({
+    ...redisUrl.meta(),
+    description: "Redis for the routing statistics; none: they stay in memory",
+  }),
   device: serviceOptions.device,
   adapter: serviceOptions.adapter,
   weights: serviceOptions.weights,

@@ -1,6 +1,7 @@
 /** A process's life: ready, stopped by a signal or an error, ended with its parent. */
 
 import { readFileSync } from "node:fs";
+import { constants } from "node:os";
 
 import { foreignEnvironment } from "./config.ts";
 import type { Logger } from "./log.ts";
@@ -29,7 +30,7 @@ const STOP_DEADLINE_MS = 10_000;
 /** A terminal's Ctrl-C reaches us twice under npm, which passes it on: within this time it is one wish. */
 const SAME_WISH_MS = 500;
 
-const SIGNAL_NUMBERS = { SIGINT: 2, SIGTERM: 15, SIGHUP: 1 } as const;
+const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 /**
  * Takes over signals and uncaught errors of this process.
@@ -50,10 +51,12 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
     );
   };
 
-  for (const [signal, number] of Object.entries(SIGNAL_NUMBERS)) {
+  for (const signal of STOP_SIGNALS) {
     process.on(signal, () => {
       const now = performance.now();
-      if (signalledAt !== undefined && now - signalledAt > SAME_WISH_MS) process.exit(128 + number);
+      if (signalledAt !== undefined && now - signalledAt > SAME_WISH_MS) {
+        process.exit(128 + constants.signals[signal]);
+      }
       signalledAt ??= now;
       stop(signal, 0);
     });

@@ -16,6 +16,17 @@ export function portOption(defaultPort: number, description: string) {
     .meta({ description: `${description}; 0 chooses a free one`, placeholder: "PORT" });
 }
 
+/** URL of a Redis; who uses it adds its description. */
+export const redisUrl = z
+  .string()
+  .regex(/^rediss?:\/\/\S+$/)
+  .meta({
+    placeholder: "URL",
+    expectation: "a URL like redis://127.0.0.1:6379",
+    // It may hold a password.
+    secret: true,
+  });
+
 /** What a router and a shard are both asked. */
 export const serviceOptions = {
   model: z

@@ -1,7 +1,7 @@
 /** What the counts say: sums, load with decay, shares and imbalance. Pure. */
 
-import { BUCKET_SECONDS, type ModelShape, type SeriesSum } from "./encoding.ts";
-import type { CountedPhase, RoutingShape } from "./counters.ts";
+import { coactivationCells, type CountedPhase, type RoutingShape } from "./counters.ts";
+import { BUCKET_SECONDS, seriesName, type ModelShape, type SeriesSum } from "./encoding.ts";
 
 /** Counts of ten seconds. */
 export interface Bucket {
@@ -38,10 +38,9 @@ export function selectSeries(series: readonly SeriesSum[], filter: SeriesFilter)
 export function sumBuckets(shape: ModelShape, buckets: readonly Bucket[]): StatisticsSum {
   const sums = new Map<string, SeriesSum[]>();
   for (const one of buckets.flatMap((bucket) => bucket.series)) {
-    const key = `${one.task}:${one.phase}`;
+    const key = seriesName(one.task, one.phase);
     sums.set(key, [...(sums.get(key) ?? []), one]);
   }
-  const pairs = Math.max(0, shape.layers.length - 1) * shape.numExperts ** 2;
   return {
     ...shape,
     series: [...sums.values()].map((parts) => ({
@@ -53,7 +52,7 @@ export function sumBuckets(shape: ModelShape, buckets: readonly Bucket[]): Stati
     })),
     coactivation: addUp(
       buckets.map((bucket) => bucket.coactivation),
-      pairs,
+      coactivationCells(shape),
     ),
   };
 }

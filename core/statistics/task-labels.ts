@@ -9,7 +9,10 @@ export const OTHER_TASK = "other";
 /** Labels that one process tells apart, `other` not counted. */
 export const MAX_TASKS = 64;
 
-/** Whether a string may be a task label: 1 to 32 of a-z, 0-9, `_` and `-`. */
+/** What a task label is made of, in words. */
+export const TASK_LABEL_FORMAT = "1 to 32 characters of a-z, 0-9, _ and -";
+
+/** Whether a string may be a task label: TASK_LABEL_FORMAT. */
 export function isTaskLabel(text: string): boolean {
   return /^[a-z0-9_-]{1,32}$/.test(text);
 }

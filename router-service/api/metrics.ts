@@ -1,6 +1,7 @@
 /** The router's /metrics page: vLLM's names where its dashboards and schedulers expect them, `moe_*` for what is ours. */
 
 import { createMetrics, type Metrics } from "../../core/platform/metrics.ts";
+import { PHASES } from "../../core/statistics/counters.ts";
 import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
 import type { DispatchReport } from "../cluster/remote-experts.ts";
@@ -79,7 +80,7 @@ function expertMetrics(metrics: Metrics, numExperts: number) {
   const tokens = metrics.counter("moe_tokens_total", "Tokens that went through the model", [
     "phase",
   ]);
-  for (const phase of ["prefill", "decode"]) tokens.inc({ phase }, 0);
+  for (const phase of PHASES) tokens.inc({ phase }, 0);
   const flushes = metrics.counter("moe_statistics_flushes_total", "Flushes to Redis by outcome", [
     "outcome",
   ]);
@@ -101,7 +102,7 @@ function expertMetrics(metrics: Metrics, numExperts: number) {
       if (report.outcome === "ok") dispatchSeconds.observe({ rank }, report.seconds);
     },
     onWindow: (window: LoadWindow) => {
-      for (const phase of ["prefill", "decode"] as const) {
+      for (const phase of PHASES) {
         if (window[phase].every((count) => count === 0)) continue;
         imbalance.set({ phase }, meanImbalance(window[phase], numExperts));
       }

@@ -6,6 +6,7 @@ import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { type LayerWeights, readLayer, readModelWeights } from "../../core/model/weights.ts";
 import type { HostTensor } from "../../core/tensor.ts";
 import { stackWeights } from "../../core/weights.ts";
+import type { WireSetting } from "../../core/wire.ts";
 import {
   BLOCK_SIZE,
   type ModelRunner,
@@ -15,12 +16,12 @@ import {
   type StepResult,
 } from "./model-runner.ts";
 import type { Routing, RunExperts } from "./run-experts.ts";
-import { checkBatch, type RunnerLimits, type WireDtype } from "./runner-limits.ts";
+import { checkBatch, type RunnerLimits } from "./runner-limits.ts";
 
 export interface CpuRunnerOptions {
   readonly checkpoint: Checkpoint;
   readonly weights: WeightsDtype;
-  readonly wire: WireDtype;
+  readonly wire: WireSetting;
   readonly limits: RunnerLimits;
   readonly runExperts: RunExperts;
   /** Called after each layer that was loaded. */

@@ -26,15 +26,16 @@ import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { uploadVectors, uploadWeights } from "../../core/gpu/weights.ts";
 import type { HostTensor } from "../../core/tensor.ts";
+import type { WireSetting } from "../../core/wire.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES } from "./model-runner.ts";
-import type { RunnerLimits, WireDtype } from "./runner-limits.ts";
+import type { RunnerLimits } from "./runner-limits.ts";
 import { logitStride, type StepBuffers } from "./step-buffers.ts";
 
 /** What a model is made of on a GPU. */
 export interface GpuModelOptions {
   readonly checkpoint: Checkpoint;
   readonly weights: WeightsDtype;
-  readonly wire: WireDtype;
+  readonly wire: WireSetting;
   readonly limits: RunnerLimits;
   /** Called after each layer that was loaded. */
   readonly onProgress?: (loaded: number, total: number) => void;
@@ -198,7 +199,7 @@ async function compileKernels(
   gpu: Gpu,
   config: ModelConfig,
   weights: WeightsDtype,
-  wire: WireDtype,
+  wire: WireSetting,
   blocksPerSequence: number,
 ) {
   const {

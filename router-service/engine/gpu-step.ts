@@ -2,9 +2,9 @@
 
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
+import type { WireSetting } from "../../core/wire.ts";
 import type { StepContext } from "./model-runner.ts";
 import type { ExpertSums, HiddenStates, Routing, StepRouting } from "./run-experts.ts";
-import type { WireDtype } from "./runner-limits.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 
 /** Commands of a step, submitted in one or several parts. A step that is not submitted costs nothing. */
@@ -20,7 +20,7 @@ export class GpuStep {
   constructor(
     gpu: Gpu,
     buffers: StepBuffers,
-    wire: WireDtype,
+    wire: WireSetting,
     hiddenSize: number,
     sizes: StepSizes,
   ) {

@@ -3,9 +3,6 @@
 import type { ModelConfig } from "../../core/model/config.ts";
 import { BLOCK_SIZE, type StepBatch } from "./model-runner.ts";
 
-/** Dtype of the rows that experts get. */
-export type WireDtype = "f16" | "f32";
-
 /** Bounds of a step and of the KV cache. */
 export interface RunnerLimits {
   readonly maxTokens: number;
