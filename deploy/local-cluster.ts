@@ -8,6 +8,7 @@ import { loadConfig, toArguments } from "../core/platform/config.ts";
 import { exitWithParent, startLifecycle, type Lifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger, formatLogLine, type Logger } from "../core/platform/log.ts";
 import { createProgressView, type ProgressView } from "../core/platform/progress.ts";
+import { hostPort } from "../core/platform/service-options.ts";
 import { expertConfigSchema } from "../expert-service/config.ts";
 import { routerConfigSchema } from "../router-service/config.ts";
 import { keepRunning, startService, type ChildService } from "./child-service.ts";
@@ -75,7 +76,7 @@ async function startCluster(launch: Launch): Promise<void> {
     lifecycle.stop(`the router ended, ${signal ?? `exit code ${code}`}`, code),
   );
 
-  const url = `http://${urlHost(config.host)}:${router.ready.httpPort}`;
+  const url = `http://${hostPort(reachable(config.host), router.ready.httpPort ?? 0)}`;
   await becomesHealthy(url, launch.signal);
   view.close();
   process.stdout.write(greeting(config, url, redisUrl));
@@ -190,8 +191,7 @@ function withoutPassword(url: string): string {
 }
 
 /** Where a server that listens on this address is reached from here. */
-function urlHost(host: string): string {
+function reachable(host: string): string {
   if (host === "0.0.0.0") return "127.0.0.1";
-  if (host === "::") return "[::1]";
-  return host.includes(":") ? `[${host}]` : host;
+  return host === "::" ? "::1" : host;
 }

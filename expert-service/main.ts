@@ -5,6 +5,7 @@ import { loadConfig } from "../core/platform/config.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress, type Progress } from "../core/platform/progress.ts";
+import { hostPort } from "../core/platform/service-options.ts";
 import { startTelemetry } from "../core/platform/telemetry.ts";
 import { expertAbout, expertConfigSchema } from "./config.ts";
 import { openShardDevice } from "./device.ts";
@@ -26,7 +27,7 @@ lifecycle.onStop("device", () => device.close());
 void device.lost.then((reason) => lifecycle.stop(`the device is lost: ${reason}`, 1));
 
 let progress: Progress | undefined;
-const shard = await startShard(`${config.host}:${config.port}`, {
+const shard = await startShard(hostPort(config.host, config.port), {
   rank: config.rank,
   weights: config.weights,
   maxQueue: config.maxQueue,

@@ -16,6 +16,11 @@ export function portOption(defaultPort: number, description: string) {
     .meta({ description: `${description}; 0 chooses a free one`, placeholder: "PORT" });
 }
 
+/** A host with a port as gRPC and URLs write it: an IPv6 address in brackets. */
+export function hostPort(host: string, port: number): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
 /** URL of a Redis; who uses it adds its description. */
 export const redisUrl = z
   .string()

@@ -3,6 +3,7 @@
 import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
 import type { Tokenizer } from "../../core/model/text.ts";
 import { bindServer, stopServer } from "../../core/platform/grpc.ts";
+import { hostPort } from "../../core/platform/service-options.ts";
 import type { Engine } from "../engine/request.ts";
 import { createApiKeyCheck } from "./api-key.ts";
 import { createGrpcServer } from "./grpc-server.ts";
@@ -37,12 +38,13 @@ export interface Api {
   listenHttp(host: string, port: number): Promise<number>;
   /** Opens the gRPC door and returns its port (chosen where 0 is given). */
   listenGrpc(host: string, port: number): Promise<number>;
-  /** Refuses new requests, lets open ones end for `graceMs` (default 10 s), ends the rest with an error, closes both doors. */
+  /** Refuses new requests, lets open ones end for `graceMs` (default 3 s), ends the rest with an error, closes both doors. */
   close(graceMs?: number): Promise<void>;
 }
 
 const DEFAULT_LIMITS: ApiLimits = { bodyBytes: 8 * 1024 * 1024, unreadMs: 30_000 };
-const GRACE_MS = 10_000;
+/** With all that is closed after the doors, well within the process's own deadline for its stop. */
+const GRACE_MS = 3_000;
 
 /** Builds both doors; nothing listens yet. */
 export function createApi(options: ApiOptions): Api {
@@ -72,9 +74,7 @@ export function createApi(options: ApiOptions): Api {
       const address = http.server.address();
       return typeof address === "object" && address !== null ? address.port : port;
     },
-    listenGrpc: (host, port) => {
-      return bindServer(grpc.server, `${host.includes(":") ? `[${host}]` : host}:${port}`);
-    },
+    listenGrpc: (host, port) => bindServer(grpc.server, hostPort(host, port)),
     close: async (graceMs = GRACE_MS) => {
       await openRequests.stop(graceMs);
       grpc.stopHealth();

@@ -6,6 +6,7 @@ import fc from "fast-check";
 import { z } from "zod";
 
 import { helpText, parseConfig, toArguments } from "../../../core/platform/config.ts";
+import { hostPort } from "../../../core/platform/service-options.ts";
 import { expertConfigSchema } from "../../../expert-service/config.ts";
 import { routerAbout, routerConfigSchema } from "../../../router-service/config.ts";
 
@@ -194,4 +195,10 @@ test("a process with bad settings exits with 2 and lists them on stderr", () => 
       '  --max-queue is "-1", expected an integer from 0 up (requests)\n' +
       "See switchyard router --help.\n",
   );
+});
+
+test("an IPv6 address stands in brackets before its port", () => {
+  assert.equal(hostPort("::1", 50061), "[::1]:50061");
+  assert.equal(hostPort("127.0.0.1", 50061), "127.0.0.1:50061");
+  assert.equal(hostPort("shard-0.shards", 50061), "shard-0.shards:50061");
 });
