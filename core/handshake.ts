@@ -42,7 +42,7 @@ export function checkHellos(router: HelloFields, shard: HelloFields): void {
 }
 
 /** Whether a hello's text is a --weights setting. */
-export function isWeightsSetting(text: string): text is WeightsSetting {
+function isWeightsSetting(text: string): text is WeightsSetting {
   return text === "auto" || text === "f16" || text === "f32";
 }
 

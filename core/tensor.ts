@@ -23,7 +23,7 @@ export function numElements(shape: readonly number[]): number {
 }
 
 /** The same bytes at an offset that typed arrays of `alignment` bytes accept; copies only where it must. */
-export function alignedBytes(bytes: Uint8Array, alignment: number): Uint8Array {
+function alignedBytes(bytes: Uint8Array, alignment: number): Uint8Array {
   return bytes.byteOffset % alignment === 0 ? bytes : new Uint8Array(bytes);
 }
 

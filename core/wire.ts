@@ -148,7 +148,7 @@ export function dispatchCrc(message: Dispatch): number {
 }
 
 /** CRC-32 of a partial sum as expert.proto defines it. */
-export function partialSumCrc(message: PartialSum): number {
+function partialSumCrc(message: PartialSum): number {
   return crc32(message.sums, crcOfU32s([message.numRows], crcOfU64(message.dispatchId, 0)));
 }
 

@@ -18,7 +18,7 @@ const GENERATED = "proto/gen";
 const DEADLINE_MS = 120_000;
 
 /** Names of files that differ, are missing or are too many in `actual`, compared with `expected`; both are folders. */
-export function differingFiles(expected: string, actual: string): string[] {
+function differingFiles(expected: string, actual: string): string[] {
   const list = (folder: string): string[] =>
     existsSync(folder)
       ? readdirSync(folder, { recursive: true, withFileTypes: true })
@@ -35,7 +35,7 @@ export function differingFiles(expected: string, actual: string): string[] {
 }
 
 /** Generates from `root`'s .proto files and compares with its proto/gen; names of differing files. Throws where buf fails. */
-export function checkGenerated(root: string): string[] {
+function checkGenerated(root: string): string[] {
   const folder = mkdtempSync(join(tmpdir(), "switchyard-proto-"));
   try {
     for (const name of ["buf.yaml", "buf.gen.yaml", "proto/switchyard"]) {

@@ -2,6 +2,7 @@
 
 import { z } from "zod";
 
+import { errorMessage } from "../core/error-message.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
 import { redisUrl } from "../core/platform/service-options.ts";
@@ -64,9 +65,7 @@ export async function runStatsCommand(argv: readonly string[]): Promise<number> 
     process.stdout.write(await report(redis, config, Date.now() / 1000));
     return 0;
   } catch (error) {
-    process.stderr.write(
-      `switchyard stats: ${error instanceof Error ? error.message : String(error)}\n`,
-    );
+    process.stderr.write(`switchyard stats: ${errorMessage(error)}\n`);
     return 1;
   } finally {
     redis.close();

@@ -46,7 +46,7 @@ const CONSEQUENCES: Record<Need, string> = {
 };
 
 /** Looks at the machine; only reads. */
-export function inspectMachine(env: NodeJS.ProcessEnv): Machine {
+function inspectMachine(env: NodeJS.ProcessEnv): Machine {
   const release = new Map(
     [...readOr("/etc/os-release").matchAll(/^([A-Z_]+)="?([^"\n]*)"?$/gm)].map((match) => [
       match[1],

@@ -59,7 +59,7 @@ function gpuShardDevice(gpu: Gpu, sizes: ExpertSizes, memoryLimit?: number): Sha
 }
 
 /** The CPU, with host memory as device memory; it holds f16-rounded weights only where asked to, as that gains nothing. */
-export function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
+function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
   const memoryBytes = memoryLimit ?? Math.floor(process.availableMemory() / 2);
   return {
     adapter: "cpu",

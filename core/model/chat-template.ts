@@ -2,6 +2,7 @@
 
 import { Template } from "@huggingface/jinja";
 
+import { errorMessage } from "../error-message.ts";
 import { isJsonObject } from "./json-file.ts";
 import type { ChatMessage } from "./text.ts";
 
@@ -30,7 +31,7 @@ export function compileChatTemplate(source: string, tokens: TemplateTokens): Cha
         documents: null,
       });
     } catch (error) {
-      throw new ChatTemplateError(error instanceof Error ? error.message : String(error));
+      throw new ChatTemplateError(errorMessage(error));
     }
   };
 }

@@ -32,9 +32,6 @@ export interface Checkpoint {
   readonly tensorNames: readonly string[];
   /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads them. */
   readonly unexpectedTensors: readonly string[];
-  /** Bytes of all weight files. */
-  readonly fileBytes: number;
-  has(name: string): boolean;
   /** Reads one tensor. Throws CheckpointError where there is none or its dtype is not a DType, SafetensorsError where the file has shrunk. */
   read(name: string): Promise<HostTensor>;
   /** Bytes read from the weight files so far, headers and the hash's samples included. */
@@ -73,8 +70,6 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       modelHash: await hashModel(rawConfig, hashed),
       tensorNames,
       unexpectedTensors: tensorNames.filter((name) => !expected.has(name)),
-      fileBytes: files.reduce((sum, file) => sum + file.fileBytes, 0),
-      has: (name) => fileOf.has(name),
       read: (name) => readTensor(dir, name, fileOf.get(name)),
       bytesRead: () => files.reduce((sum, file) => sum + file.bytesRead(), 0),
       close,

@@ -2,6 +2,8 @@
 
 import { readFile, stat } from "node:fs/promises";
 
+import { errorMessage } from "../error-message.ts";
+
 /** A file of the model directory is missing, too large or not a JSON object; the message names it. */
 export class JsonFileError extends Error {
   override readonly name = "JsonFileError";
@@ -45,7 +47,7 @@ export async function readJsonFile(
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new JsonFileError(file, `not JSON: ${messageOf(error)}`);
+    throw new JsonFileError(file, `not JSON: ${errorMessage(error)}`);
   }
   if (!isJsonObject(value)) throw new JsonFileError(file, "expected a JSON object");
   return value;
@@ -64,10 +66,6 @@ export async function readTextFile(file: string, maxBytes: number): Promise<stri
     if (error instanceof JsonFileError) throw error;
     const code = (error as NodeJS.ErrnoException).code;
     if (code === "ENOENT" || code === "ENOTDIR") return undefined;
-    throw new JsonFileError(file, messageOf(error));
+    throw new JsonFileError(file, errorMessage(error));
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

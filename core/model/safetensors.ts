@@ -2,6 +2,7 @@
 
 import { type FileHandle, open, stat } from "node:fs/promises";
 
+import { errorMessage } from "../error-message.ts";
 import { isJsonObject, shownJson } from "./json-file.ts";
 import { repeatedKey } from "./json-keys.ts";
 
@@ -69,7 +70,7 @@ function parseHeaderJson(headerBytes: Uint8Array, file: string) {
     text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(headerBytes);
     header = JSON.parse(text);
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = errorMessage(error);
     throw new SafetensorsError(file, undefined, `header is not JSON: ${reason}`);
   }
   if (!text.startsWith("{") || !isJsonObject(header)) {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 
+import { errorMessage } from "../error-message.ts";
 import { byteLevelBytes } from "./byte-level.ts";
 import {
   type ChatTemplate,
@@ -64,7 +65,7 @@ export async function loadTokenizer(
     tokenizer = createTokenizer(json, options);
     checkIds(tokenizer.encode("a b"));
   } catch (error) {
-    throw new TokenizerError(tokenizerFile, messageOf(error));
+    throw new TokenizerError(tokenizerFile, errorMessage(error));
   }
   if (config && tokenizer.vocabSize > config.vocabSize) {
     const problem = `token id ${tokenizer.vocabSize - 1}, expected ids below vocab_size ${config.vocabSize}`;
@@ -100,7 +101,7 @@ async function loadChatTemplate(
     return source === undefined ? undefined : compileChatTemplate(source, namedTokens(config));
   } catch (error) {
     const file = ownFile === undefined ? join(dir, "tokenizer_config.json") : templateFile;
-    throw new TokenizerError(file, `chat template: ${messageOf(error)}`);
+    throw new TokenizerError(file, `chat template: ${errorMessage(error)}`);
   }
 }
 
@@ -179,8 +180,4 @@ function isByteLevel(decoder: unknown): boolean {
   if (decoder.type !== "Sequence") return decoder.type === "ByteLevel";
   const parts: unknown = decoder.decoders;
   return Array.isArray(parts) && parts.length > 0 && parts.every(isByteLevel);
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -98,11 +98,6 @@ export function childEnvironment(
   return { ...process.env, ...changes };
 }
 
-/** Sets a variable for libraries of this process that read it, unless it is set. */
-export function defaultEnvironment(name: string, value: string): void {
-  process.env[name] ??= value;
-}
-
 /** A variable that is not ours (OTEL_*, npm_*); undefined where it is empty or not set. */
 export function foreignEnvironment(name: string): string | undefined {
   const value = process.env[name];

@@ -4,6 +4,13 @@ import { pino, type Logger } from "pino";
 
 export type { Logger } from "pino";
 
+/** The part of a logger that most code needs: constant messages, and what varies as facts. */
+export interface Log {
+  info(facts: object, message: string): void;
+  warn(facts: object, message: string): void;
+  error(facts: object, message: string): void;
+}
+
 /** A log line's fields; others are facts. */
 interface LogLine {
   readonly level?: string;

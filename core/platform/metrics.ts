@@ -19,8 +19,6 @@ export interface Metrics {
     buckets: readonly number[],
     labelNames?: readonly string[],
   ): Histogram;
-  /** Content type of `text()`. */
-  readonly contentType: string;
   /** The page in Prometheus' text format. */
   text(): Promise<string>;
 }
@@ -44,7 +42,6 @@ export function createMetrics(): Metrics {
     },
     histogram: (name, help, buckets, labelNames = []) =>
       new Histogram({ name, help, labelNames, buckets: [...buckets], registers }),
-    contentType: registry.contentType,
     text: () => registry.metrics(),
   };
 }

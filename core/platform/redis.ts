@@ -2,6 +2,8 @@
 
 import { Redis } from "ioredis";
 
+import type { Log } from "./log.ts";
+
 /** Longest wait for a TCP connection, milliseconds. */
 const CONNECT_TIMEOUT_MS = 2_000;
 
@@ -14,12 +16,6 @@ const MAX_RETRY_DELAY_MS = 2_000;
 /** Redis does not answer, or refuses to. Whether a command took effect is then unknown. */
 export class RedisUnavailableError extends Error {
   override readonly name = "RedisUnavailableError";
-}
-
-/** The part of a logger that a connection needs. */
-export interface RedisLog {
-  info(facts: object, message: string): void;
-  warn(facts: object, message: string): void;
 }
 
 /** A command's name and arguments. */
@@ -43,12 +39,12 @@ export interface RedisConnection {
 }
 
 /** A Redis URL without its password, for messages. */
-export function redisAddress(url: string): string {
+function redisAddress(url: string): string {
   return url.replace(/\/\/[^@/]*@/, "//");
 }
 
 /** Opens a connection that stays open until `close()`; returns at once, connected or not. */
-export function connectRedis(url: string, log?: RedisLog): RedisConnection {
+export function connectRedis(url: string, log?: Pick<Log, "info" | "warn">): RedisConnection {
   const address = redisAddress(url);
   const redis = new Redis(url, {
     protocol: 2,

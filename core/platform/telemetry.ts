@@ -3,6 +3,7 @@
 import { diag, DiagLogLevel } from "@opentelemetry/api";
 
 import { foreignEnvironment } from "./config.ts";
+import type { Log } from "./log.ts";
 
 /** Longest wait for the last spans to be delivered, milliseconds. */
 const SHUTDOWN_DEADLINE_MS = 3_000;
@@ -14,15 +15,8 @@ const SWITCHES = [
   "OTEL_TRACES_EXPORTER",
 ];
 
-/** The part of a logger that telemetry needs. */
-export interface TelemetryLog {
-  info(facts: object, message: string): void;
-  warn(facts: object, message: string): void;
-}
-
+/** The traces of a process. */
 export interface Telemetry {
-  /** Whether spans are recorded. */
-  readonly enabled: boolean;
   /** Delivers what is recorded, for three seconds at most; never rejects. */
   shutdown(): Promise<void>;
 }
@@ -39,8 +33,11 @@ export function wantsTraces(variable: (name: string) => string | undefined): boo
  * and loads nothing. `service` is `switchyard-router` or `switchyard-shard`, unless the environment names the service.
  * Only traces go out: metrics are at /metrics, logs on stderr.
  */
-export async function startTelemetry(service: string, log: TelemetryLog): Promise<Telemetry> {
-  if (!wantsTraces(foreignEnvironment)) return { enabled: false, shutdown: async () => undefined };
+export async function startTelemetry(
+  service: string,
+  log: Pick<Log, "info" | "warn">,
+): Promise<Telemetry> {
+  if (!wantsTraces(foreignEnvironment)) return { shutdown: async () => undefined };
 
   const { NodeSDK, resources } = await import("@opentelemetry/sdk-node");
   if (foreignEnvironment("OTEL_LOG_LEVEL") === undefined) reportProblemsTo(log);
@@ -59,12 +56,12 @@ export async function startTelemetry(service: string, log: TelemetryLog): Promis
   });
   sdk.start();
   log.info({ service }, "traces are recorded");
-  return { enabled: true, shutdown: () => shutDown(sdk, log) };
+  return { shutdown: () => shutDown(sdk, log) };
 }
 
 async function shutDown(
   sdk: { readonly shutdown: () => Promise<void> },
-  log: TelemetryLog,
+  log: Pick<Log, "info" | "warn">,
 ): Promise<void> {
   const deadline = AbortSignal.timeout(SHUTDOWN_DEADLINE_MS);
   const late = new Promise<string>((resolve) => {
@@ -79,7 +76,7 @@ async function shutDown(
 }
 
 /** The SDK's own problems, an unreachable collector for one, as warnings: each message once a minute at most. */
-function reportProblemsTo(log: TelemetryLog): void {
+function reportProblemsTo(log: Pick<Log, "info" | "warn">): void {
   let quietUntil = 0;
   const warn = (reason: string) => {
     if (performance.now() < quietUntil) return;

@@ -11,7 +11,7 @@ import {
 } from "./encoding.ts";
 
 /** Cells of one portion, about: the series or stretch that reaches it is the last. 192 KiB, and some 15 ms of Redis' time. */
-export const MAX_CELLS_PER_FLUSH = 32_768;
+const MAX_CELLS_PER_FLUSH = 32_768;
 
 /** Cells of the co-activation that are taken together. */
 const STRETCH_CELLS = 8_192;

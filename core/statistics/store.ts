@@ -2,12 +2,8 @@
 
 import { randomUUID } from "node:crypto";
 
-import {
-  connectRedis,
-  RedisUnavailableError,
-  type RedisConnection,
-  type RedisLog,
-} from "../platform/redis.ts";
+import type { Log } from "../platform/log.ts";
+import { connectRedis, RedisUnavailableError, type RedisConnection } from "../platform/redis.ts";
 import { RoutingCounters, type RoutedStep } from "./counters.ts";
 import { bucketOf, flushCommands, seriesSum, type ModelShape, type SeriesSum } from "./encoding.ts";
 import { GrowthLedger } from "./growth.ts";
@@ -37,7 +33,7 @@ export interface StatisticsOptions extends ModelShape {
   /** Absent: the statistics stay in memory. */
   readonly redisUrl?: string;
   readonly modelHash: string;
-  readonly log?: RedisLog;
+  readonly log?: Pick<Log, "info" | "warn">;
   readonly flushIntervalMs?: number;
   /** Called with the load of each window, Redis or not. */
   readonly onWindow?: (window: LoadWindow) => void;

@@ -4,10 +4,10 @@
 export const DEFAULT_TASK = "default";
 
 /** Label that stands for every label beyond the limit. */
-export const OTHER_TASK = "other";
+const OTHER_TASK = "other";
 
 /** Labels that one process tells apart, `other` not counted. */
-export const MAX_TASKS = 64;
+const MAX_TASKS = 64;
 
 /** What a task label is made of, in words. */
 export const TASK_LABEL_FORMAT = "1 to 32 characters of a-z, 0-9, _ and -";

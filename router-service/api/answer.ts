@@ -104,7 +104,7 @@ export async function answerStream(
 }
 
 /** OpenAI's `usage` of a request's counts. */
-export function usageBody(usage: Readonly<UsageCount>): Usage {
+function usageBody(usage: Readonly<UsageCount>): Usage {
   return {
     prompt_tokens: usage.promptTokens,
     completion_tokens: usage.completionTokens,

@@ -10,7 +10,7 @@ import { createGrpcServer } from "./grpc-server.ts";
 import { createHttpServer } from "./http-server.ts";
 import { OpenRequests } from "./open-requests.ts";
 import { longestToken } from "./prompts.ts";
-import type { ApiLimits, ApiLog, Serving } from "./serving.ts";
+import type { ApiLimits, Serving } from "./serving.ts";
 
 /** What the doors are made of. */
 export interface ApiOptions {
@@ -28,7 +28,7 @@ export interface ApiOptions {
   readonly metricsText: () => string | Promise<string>;
   /** Shards in the placement; absent: none. */
   readonly numShards?: () => number;
-  readonly log: ApiLog;
+  readonly log: Serving["log"];
   readonly limits?: Partial<ApiLimits>;
 }
 

@@ -27,7 +27,6 @@ export interface RouterMetrics {
   onFlush(outcome: FlushOutcome): void;
   /** Tokens that the statistics did not count. */
   onDropped(tokens: number): void;
-  readonly contentType: string;
   text(): Promise<string>;
 }
 
@@ -50,7 +49,6 @@ export function createRouterMetrics(options: RouterMetricsOptions): RouterMetric
     onWindow: experts.onWindow,
     onFlush: experts.onFlush,
     onDropped: experts.onDropped,
-    contentType: metrics.contentType,
     text: () => metrics.text(),
   };
 }

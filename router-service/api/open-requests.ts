@@ -16,10 +16,6 @@ export class OpenRequests {
   #stopping = false;
   #whenEmpty: (() => void) | undefined;
 
-  get count(): number {
-    return this.#open.size;
-  }
-
   /** Why new requests are refused; undefined before `stop`. */
   get refusal(): string | undefined {
     return this.#stopping ? "the service is stopping" : undefined;

@@ -14,7 +14,7 @@ export type PromptInput =
   | { readonly kind: "chat"; readonly messages: readonly ChatMessage[] };
 
 /** Prompts of one request at most. */
-export const MAX_PROMPTS = 256;
+const MAX_PROMPTS = 256;
 
 const textPart = z.object({ type: z.literal("text"), text: z.string() });
 

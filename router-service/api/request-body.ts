@@ -3,7 +3,7 @@
 import { z } from "zod";
 
 import { InvalidRequestError } from "../engine/errors.ts";
-import type { ApiLog } from "./serving.ts";
+import type { Serving } from "./serving.ts";
 import { fieldError, shown } from "./field-errors.ts";
 
 /** Whether a value of an unsupported field leaves the output as it is. */
@@ -83,7 +83,7 @@ const MAX_NAMES_LOGGED = 16;
 export function parseBody<T extends z.ZodObject>(
   schema: T,
   body: unknown,
-  log: ApiLog,
+  log: Serving["log"],
 ): z.output<T> {
   if (typeof body !== "object" || body === null || Array.isArray(body)) {
     throw new InvalidRequestError(`the body must be a JSON object, got ${shown(body)}`);

@@ -6,7 +6,7 @@ import { isSampled } from "../../core/platform/trace-context.ts";
 import type { EngineObserver, RequestTimeline, StepSequence } from "../engine/observer.ts";
 
 /** Of a request's decode steps, one in this many has spans for its dispatches. */
-export const TRACE_DECODE_EVERY = 16;
+const TRACE_DECODE_EVERY = 16;
 
 /** Requests with open spans at most; one more gets no spans of its steps. */
 const MAX_TRACED_REQUESTS = 4_096;

@@ -2,17 +2,11 @@
 
 import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
 import type { Tokenizer } from "../../core/model/text.ts";
+import type { Log } from "../../core/platform/log.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { Engine } from "../engine/request.ts";
 import { NotFoundError } from "./api-errors.ts";
 import type { OpenRequests } from "./open-requests.ts";
-
-/** The part of a pino logger that the doors use. */
-export interface ApiLog {
-  info(facts: object, message: string): void;
-  warn(facts: object, message: string): void;
-  error(facts: object, message: string): void;
-}
 
 /** Bounds of both doors. */
 export interface ApiLimits {
@@ -38,7 +32,7 @@ export interface Serving {
   readonly unavailableReason: () => string | undefined;
   readonly openRequests: OpenRequests;
   readonly limits: ApiLimits;
-  readonly log: ApiLog;
+  readonly log: Pick<Log, "warn" | "error">;
   /** Shards in the placement; 0: the router holds all experts. */
   readonly numShards: () => number;
 }

@@ -1,5 +1,6 @@
 /** The remote half of `runExperts`: rows out to the shards that hold their experts, partial sums back. */
 
+import { errorMessage } from "../../core/error-message.ts";
 import type { WireSetting } from "../../core/wire.ts";
 import type { RunExperts, StepRouting } from "../engine/run-experts.ts";
 import { combine, splitByShard, type ShardRows } from "./dispatch.ts";
@@ -41,7 +42,6 @@ export interface RemoteExpertsOptions {
 
 /** A dispatch of one layer to one shard. */
 interface Sent {
-  readonly part: ShardRows;
   readonly handle: DispatchHandle;
   readonly answer: Promise<DispatchAnswer>;
 }
@@ -120,7 +120,7 @@ function send(
         outcome,
       }),
     );
-    return { part, handle, answer };
+    return { handle, answer };
   });
 }
 
@@ -136,7 +136,7 @@ async function observe(
     return answer;
   } catch (error) {
     report(outcomeOf(error), 0);
-    span?.fail(error instanceof Error ? error.message : String(error));
+    span?.fail(errorMessage(error));
     throw error;
   }
 }

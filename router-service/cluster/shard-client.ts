@@ -1,5 +1,6 @@
 /** Keeps one shard connected: hello, placement, ready; and again, with a growing pause, whenever the stream ends. */
 
+import { errorMessage } from "../../core/error-message.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
@@ -104,7 +105,7 @@ export class ShardClient {
       this.#loggedReason = undefined;
       onReady();
     } catch (error) {
-      stream.end(error instanceof Error ? error.message : String(error));
+      stream.end(errorMessage(error));
     }
     const reason = await stream.ended;
     this.#state = { kind: "away", reason };

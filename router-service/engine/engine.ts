@@ -2,6 +2,7 @@
 
 import { setImmediate } from "node:timers/promises";
 
+import { errorMessage } from "../../core/error-message.ts";
 import { ActiveRequest, type ActiveRequestOptions } from "./active-request.ts";
 import { planBatch, type PlannedBatch } from "./batch.ts";
 import { BlockPool } from "./block-pool.ts";
@@ -106,7 +107,7 @@ class EngineLoop implements RunningEngine {
     });
     void runner.lost.then((reason) => this.#lose(`the device was lost: ${reason}`));
     this.#done = this.#run().catch((error: unknown) => {
-      this.#lose(`the engine's loop failed: ${messageOf(error)}`);
+      this.#lose(`the engine's loop failed: ${errorMessage(error)}`);
     });
   }
 
@@ -237,7 +238,7 @@ class EngineLoop implements RunningEngine {
     } catch (error) {
       this.#fail(
         parts.map(({ chunk }) => chunk.sequence),
-        `a step of the request failed: ${messageOf(error)}`,
+        `a step of the request failed: ${errorMessage(error)}`,
         error,
       );
       return undefined;
@@ -315,8 +316,4 @@ class EngineLoop implements RunningEngine {
     this.#stop(reason);
     this.#resolveLost(reason);
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

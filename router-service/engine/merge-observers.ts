@@ -2,16 +2,12 @@
 
 import type { Context } from "@opentelemetry/api";
 
+import type { Log } from "../../core/platform/log.ts";
 import type { EngineObserver } from "./observer.ts";
-
-/** The part of a logger that is told of an observer's failure. */
-export interface ObserverLog {
-  error(facts: object, message: string): void;
-}
 
 /** Tells every observer; one that throws is logged the first time and hurts neither the others nor the engine. */
 export function mergeObservers(
-  log: ObserverLog,
+  log: Pick<Log, "error">,
   ...observers: readonly EngineObserver[]
 ): EngineObserver {
   const failed = new Set<EngineObserver>();

@@ -57,14 +57,12 @@ export class Scheduler {
     return this.#running;
   }
 
-  /** Whether the queue takes no more. */
-  get isFull(): boolean {
-    return this.#waiting.length >= this.#limits.maxWaiting;
-  }
-
   /** Queues a sequence. Throws QueueFullError. */
   add(sequence: Sequence): void {
-    if (this.isFull) throw new QueueFullError(this.#waiting.length, this.#limits.maxWaiting);
+    const { maxWaiting } = this.#limits;
+    if (this.#waiting.length >= maxWaiting) {
+      throw new QueueFullError(this.#waiting.length, maxWaiting);
+    }
     this.#waiting.push(sequence);
   }
 

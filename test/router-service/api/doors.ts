@@ -68,7 +68,7 @@ export async function openDoors(options: DoorOptions = {}): Promise<Doors> {
     servedModelName: MODEL,
     unavailableReason: () => undefined,
     metricsText: () => "moe_test 1\n",
-    log: { info: () => undefined, warn: log, error: log },
+    log: { warn: log, error: log },
     ...options.api,
   });
   const httpPort = await api.listenHttp("127.0.0.1", 0);

@@ -3,7 +3,6 @@ import { after, beforeEach, test } from "node:test";
 
 import { ROOT_CONTEXT, SpanKind, trace, type Context } from "@opentelemetry/api";
 
-import { defaultEnvironment } from "../../../core/platform/config.ts";
 import { startTelemetry } from "../../../core/platform/telemetry.ts";
 import { createRequestTracing } from "../../../router-service/api/request-tracing.ts";
 import type {
@@ -15,7 +14,7 @@ import type {
 import { spanTree, startOtlpCollector, type CollectedSpan } from "../../support/otlp-collector.ts";
 
 const collector = await startOtlpCollector();
-for (const [name, value] of Object.entries(collector.env)) defaultEnvironment(name, value);
+Object.assign(process.env, collector.env);
 const log = { info: () => undefined, warn: () => undefined };
 const telemetry = await startTelemetry("switchyard-router", log);
 const tracer = trace.getTracer("test");
