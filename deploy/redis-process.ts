@@ -69,7 +69,7 @@ export async function startRedis(port: number, signal: AbortSignal): Promise<Chi
 }
 
 /** Settles when a Redis answers PING on the port. Rejects when the signal aborts. */
-async function answersPing(port: number, signal: AbortSignal): Promise<void> {
+export async function answersPing(port: number, signal: AbortSignal): Promise<void> {
   while (!(await ping(port))) await delay(RETRY_MS, undefined, { signal });
 }
 
@@ -89,7 +89,7 @@ function ping(port: number): Promise<boolean> {
 }
 
 /** A port of 127.0.0.1 that was free a moment ago. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const { port } = server.address() as AddressInfo;

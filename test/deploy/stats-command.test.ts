@@ -4,7 +4,8 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { createStatistics } from "../../core/statistics/store.ts";
-import { freePort, startRedis } from "../support/redis.ts";
+import { startRedis } from "../support/redis.ts";
+import { freePort } from "../../deploy/redis-process.ts";
 
 const COMMAND = join(import.meta.dirname, "../../deploy/stats-command.ts");
 

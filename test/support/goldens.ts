@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import path from "node:path";
 
 import { SafetensorsFile } from "../../core/model/safetensors.ts";
-import { f32FromBytes } from "../../core/tensor.ts";
+import { f32FromBytes, numElements } from "../../core/tensor.ts";
 import { DEMO_MODEL, TINY_MODEL } from "./cluster.ts";
 
 const ROOT = path.join(import.meta.dirname, "../..");
@@ -50,7 +50,7 @@ export async function readTinyRouting(
   const file = await SafetensorsFile.open(path.join(ROOT, TINY_MODEL, "golden.safetensors"));
   const readWhole = async (name: string) => {
     const { shape } = file.tensors.get(name) ?? { shape: [] };
-    return file.readBytes(name, 0, shape.reduce((a, b) => a * b, 1) * 4);
+    return file.readBytes(name, 0, numElements(shape) * 4);
   };
   try {
     const layers = [];

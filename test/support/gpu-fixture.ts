@@ -6,16 +6,12 @@ import type { WeightsDtype } from "../../core/expert-device.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM, upload } from "../../core/gpu/device.ts";
 import { type Binding, compileKernel, type Kernel } from "../../core/gpu/kernel.ts";
 import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
-
 import { f32ToF16 } from "../../core/tensor.ts";
+import { testValues } from "./expert-reference.ts";
 
 /** Deterministic values in [-scale, scale). */
 export function randomValues(length: number, seed: number, scale = 1): Float32Array {
-  let state = (seed * 2654435761 + 12345) >>> 0;
-  return Float32Array.from({ length }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return (state / 2 ** 31 - 1) * scale;
-  });
+  return testValues(length, seed).map((value) => value * scale);
 }
 
 /** A buffer's first `bytes` bytes on the host. */

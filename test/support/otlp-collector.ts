@@ -2,7 +2,8 @@
 
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { setTimeout as delay } from "node:timers/promises";
+
+import { waitFor } from "./wait-for.ts";
 
 /** A received span. */
 export interface CollectedSpan {
@@ -92,12 +93,10 @@ export async function startOtlpCollector(): Promise<OtlpCollector> {
       OTEL_BSP_SCHEDULE_DELAY: "50",
     },
     waitFor: async (what, condition, timeoutMs = 10_000) => {
-      const deadline = Date.now() + timeoutMs;
-      while (!condition(spans)) {
-        if (Date.now() > deadline) {
-          throw new Error(`not within ${timeoutMs} ms: ${what}; spans:\n${spanTree(spans)}`);
-        }
-        await delay(10);
+      try {
+        await waitFor(what, () => condition(spans), timeoutMs);
+      } catch (cause) {
+        throw new Error(`no ${what} within ${timeoutMs} ms; spans:\n${spanTree(spans)}`, { cause });
       }
       return spans;
     },

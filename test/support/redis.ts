@@ -2,10 +2,13 @@
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
-import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
+
+import { answersPing, freePort } from "../../deploy/redis-process.ts";
+
+/** Longest wait for a server's first answer, milliseconds. */
+const START_DEADLINE_MS = 10_000;
 
 /** A running server. */
 export interface TestRedis {
@@ -50,21 +53,6 @@ export async function startRedis(options: { readonly durable?: boolean } = {}): 
   };
 }
 
-/** A TCP port of 127.0.0.1 that nobody listens on at this moment. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      server.close(() => {
-        if (address === null || typeof address === "string") reject(new Error("no port"));
-        else resolve(address.port);
-      });
-    });
-  });
-}
-
 async function launch(dir: string, port: number, durable: boolean): Promise<ChildProcess> {
   const child = spawn(
     "redis-server",
@@ -74,25 +62,14 @@ async function launch(dir: string, port: number, durable: boolean): Promise<Chil
     ].flat(),
     { stdio: "ignore" },
   );
-  child.once("error", () => undefined);
-  const deadline = Date.now() + 10_000;
-  while (!(await answersPing(port))) {
-    if (child.exitCode !== null) throw new Error(`redis-server ended with ${child.exitCode}`);
-    if (Date.now() > deadline) throw new Error(`redis-server on port ${port}: no answer in 10 s`);
-    await delay(10);
+  const over = new AbortController();
+  child.once("error", (error) => over.abort(error));
+  child.once("exit", (code) => over.abort(new Error(`redis-server ended with ${code}`)));
+  try {
+    await answersPing(port, AbortSignal.any([over.signal, AbortSignal.timeout(START_DEADLINE_MS)]));
+  } catch (error) {
+    child.kill("SIGKILL");
+    throw error;
   }
   return child;
-}
-
-function answersPing(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect({ port, host: "127.0.0.1" }, () => socket.write("PING\r\n"));
-    socket.setTimeout(1_000, () => socket.destroy());
-    socket.once("data", (data) => {
-      resolve(data.toString().startsWith("+PONG"));
-      socket.destroy();
-    });
-    socket.once("error", () => resolve(false));
-    socket.once("close", () => resolve(false));
-  });
 }

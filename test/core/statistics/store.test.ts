@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
-import { setTimeout as delay } from "node:timers/promises";
 
 import { connectRedis, type RedisConnection } from "../../../core/platform/redis.ts";
 import type { RoutedStep } from "../../../core/statistics/counters.ts";
@@ -11,7 +10,9 @@ import {
   type FlushOutcome,
   type Statistics,
 } from "../../../core/statistics/store.ts";
-import { freePort, startRedis, type TestRedis } from "../../support/redis.ts";
+import { startRedis, type TestRedis } from "../../support/redis.ts";
+import { waitFor } from "../../support/wait-for.ts";
+import { freePort } from "../../../deploy/redis-process.ts";
 
 const SHAPE = { modelName: "tiny", layers: [0, 1], numExperts: 4, topK: 2 };
 
@@ -43,14 +44,6 @@ function router(redis: TestRedis | undefined, modelHash: string, flushIntervalMs
     onFlush: (outcome) => outcomes.push(outcome),
   });
   return { statistics, outcomes };
-}
-
-async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 10_000;
-  while (!(await condition())) {
-    assert.ok(Date.now() < deadline, `not within 10 s: ${what}`);
-    await delay(5);
-  }
 }
 
 async function reader(redis: TestRedis): Promise<RedisConnection> {
@@ -128,8 +121,8 @@ test("each window's load is reported, without Redis too", async () => {
     onWindow: ({ decode }) => windows.push([...decode]),
   });
   statistics.observer.onStep(step("default", 3));
-  await until("a window with load", () => windows.some((load) => load[0] === 3));
-  await until("an empty window after it", () => windows.at(-1)?.[0] === 0);
+  await waitFor("a window with load", () => windows.some((load) => load[0] === 3));
+  await waitFor("an empty window after it", () => windows.at(-1)?.[0] === 0);
   await statistics.close();
   assert.equal(tokensOf(statistics), 3);
   assert.deepEqual(statistics.snapshot().series[0].weightSums[0], 2.25);
@@ -138,10 +131,10 @@ test("each window's load is reported, without Redis too", async () => {
 test("what waits beyond the bound is dropped and counted", async () => {
   const { statistics } = router(undefined, "memory");
   for (let i = 0; i < MAX_WAITING_STEPS + 10; i++) statistics.observer.onStep(step("default", 2));
-  await until("counted", () => tokensOf(statistics) === MAX_WAITING_STEPS * 2);
+  await waitFor("counted", () => tokensOf(statistics) === MAX_WAITING_STEPS * 2);
   assert.equal(statistics.snapshot().droppedTokens, 20);
   statistics.observer.onStep(step());
-  await until("counted again", () => tokensOf(statistics) === MAX_WAITING_STEPS * 2 + 1);
+  await waitFor("counted again", () => tokensOf(statistics) === MAX_WAITING_STEPS * 2 + 1);
   await statistics.close();
 });
 
@@ -154,16 +147,16 @@ test("Redis killed and restarted in mid-way: nothing is lost, nothing counts twi
     tokens++;
   }, 1);
   try {
-    await until("flushed", () => outcomes.includes("ok"));
+    await waitFor("flushed", () => outcomes.includes("ok"));
     await durable.kill();
-    await until("noticed", () => outcomes.includes("unavailable"));
+    await waitFor("noticed", () => outcomes.includes("unavailable"));
     const held = process.memoryUsage().arrayBuffers;
     const flushed = outcomes.length;
-    await until("20 more attempts", () => outcomes.length > flushed + 20);
+    await waitFor("20 more attempts", () => outcomes.length > flushed + 20);
     assert.ok(process.memoryUsage().arrayBuffers - held < 1024 * 1024);
     await durable.restart();
     const resumedAt = outcomes.length;
-    await until("resumed", () => outcomes.slice(resumedAt).includes("ok"));
+    await waitFor("resumed", () => outcomes.slice(resumedAt).includes("ok"));
   } finally {
     clearInterval(work);
     await statistics.close();
@@ -187,13 +180,13 @@ test("a frozen Redis: serving does not notice, a flush without an answer counts 
     tokens++;
   }, 1);
   try {
-    await until("flushed", () => outcomes.includes("ok"));
+    await waitFor("flushed", () => outcomes.includes("ok"));
     frozen.freeze();
-    await until("a flush without an answer", () => outcomes.includes("unknown"));
-    await until("refused at once", () => outcomes.includes("unavailable"));
+    await waitFor("a flush without an answer", () => outcomes.includes("unknown"));
+    await waitFor("refused at once", () => outcomes.includes("unavailable"));
     frozen.thaw();
     const thawedAt = outcomes.length;
-    await until("resumed", () => outcomes.slice(thawedAt).includes("ok"));
+    await waitFor("resumed", () => outcomes.slice(thawedAt).includes("ok"));
   } finally {
     clearInterval(work);
     await statistics.close();

@@ -14,10 +14,10 @@ import { reconnectPauseMs } from "../../../router-service/cluster/shard-client.t
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
 import { testValues } from "../../support/expert-reference.ts";
 import { createGate, type Gate } from "../../support/gated-device.ts";
-import { freePort } from "../../support/redis.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";
 import { waitFor } from "../../support/wait-for.ts";
+import { freePort } from "../../../deploy/redis-process.ts";
 
 const routing = testRouting(3, 4, (token, k) => (token + k * 3) % 12);
 const rows = testValues(3 * 64, 1);
