@@ -69,25 +69,28 @@ export async function measurePerplexity(
   const target = { url, model: await firstServedModel(url) };
   const progress = createProgressView(createLogger("bench", "silent"));
   const results: DomainPerplexity[] = [];
-  for (const [domain, expected] of Object.entries(reference.domains)) {
-    const all = await domainWindows(modelDirectory, reference, domain);
-    const windows = all.slice(0, maxWindows);
-    let done = 0;
-    const scores = await scoreAll(target, windows, () =>
-      progress.update(`${domain} windows`, ++done, windows.length),
-    );
-    const referenceScores = scores.map(({ scoredTokens }, i) => ({
-      nllSum: expected.window_nll[i] * scoredTokens,
-      scoredTokens,
-    }));
-    results.push({
-      domain,
-      scoredTokens: scores.reduce((sum, score) => sum + score.scoredTokens, 0),
-      perplexity: perplexity(scores),
-      reference: perplexity(referenceScores),
-    });
+  try {
+    for (const [domain, expected] of Object.entries(reference.domains)) {
+      const all = await domainWindows(modelDirectory, reference, domain);
+      const windows = all.slice(0, maxWindows);
+      let done = 0;
+      const scores = await scoreAll(target, windows, () =>
+        progress.update(`${domain} windows`, ++done, windows.length),
+      );
+      const referenceScores = scores.map(({ scoredTokens }, i) => ({
+        nllSum: expected.window_nll[i] * scoredTokens,
+        scoredTokens,
+      }));
+      results.push({
+        domain,
+        scoredTokens: scores.reduce((sum, score) => sum + score.scoredTokens, 0),
+        perplexity: perplexity(scores),
+        reference: perplexity(referenceScores),
+      });
+    }
+  } finally {
+    progress.close();
   }
-  progress.close();
   return results;
 }
 

@@ -4,11 +4,16 @@ import { fork, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import path from "node:path";
 
-import { credentials, type ClientDuplexStream } from "@grpc/grpc-js";
+import {
+  credentials,
+  makeGenericClientConstructor,
+  type Client,
+  type ClientDuplexStream,
+} from "@grpc/grpc-js";
 
+import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { channelOptions } from "../../core/platform/grpc.ts";
 import {
-  ExpertServiceClient,
   WireDtype,
   type Dispatch,
   type RouterMessage,
@@ -50,6 +55,9 @@ export function emptyDispatch(sizes: HopSizes): Dispatch {
 
 type EchoStream = ClientDuplexStream<RouterMessage, ShardMessage>;
 
+/** Writes messages as a router does, so that the floor is that of its wire. */
+const EchoClient = makeGenericClientConstructor(expertServiceDefinition, "ExpertService");
+
 /** Echo processes, and a way to send each a dispatch and wait for all answers. */
 export interface EchoShards {
   /** Milliseconds from sending one dispatch to every process to the last answer. */
@@ -60,7 +68,7 @@ export interface EchoShards {
 /** Starts `count` echo processes and opens one stream to each. */
 export async function startEchoShards(count: number): Promise<EchoShards> {
   const children: ChildProcess[] = [];
-  const clients: ExpertServiceClient[] = [];
+  const clients: Client[] = [];
   const streams: EchoStream[] = [];
   const close = () => {
     for (const stream of streams) stream.cancel();
@@ -74,9 +82,9 @@ export async function startEchoShards(count: number): Promise<EchoShards> {
       const signal = AbortSignal.timeout(DEADLINE_MS);
       const [{ port }] = (await once(child, "message", { signal })) as [{ port: number }];
       const address = `127.0.0.1:${port}`;
-      const client = new ExpertServiceClient(address, credentials.createInsecure(), channelOptions);
+      const client = new EchoClient(address, credentials.createInsecure(), channelOptions);
       clients.push(client);
-      const stream = client.connect();
+      const stream = (client.connect as () => EchoStream).call(client);
       // The stream ends with an error when it is cancelled.
       stream.on("error", () => undefined);
       streams.push(stream);

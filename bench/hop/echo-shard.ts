@@ -2,12 +2,9 @@
 
 import { Server } from "@grpc/grpc-js";
 
+import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
-import {
-  ExpertServiceService,
-  type ExpertServiceServer,
-  type RouterMessage,
-} from "../../proto/gen/switchyard/v1/expert.ts";
+import type { ExpertServiceServer, RouterMessage } from "../../proto/gen/switchyard/v1/expert.ts";
 
 const echo: ExpertServiceServer = {
   connect(call) {
@@ -30,7 +27,7 @@ const echo: ExpertServiceServer = {
 };
 
 const server = new Server(serverOptions);
-server.addService(ExpertServiceService, echo);
+server.addService(expertServiceDefinition, echo);
 const port = await bindServer(server, "127.0.0.1:0");
 process.on("disconnect", () => process.exit(0));
 process.send?.({ ready: true, port });
