@@ -63,7 +63,10 @@ export function sampleToken(
   return logits.logits === undefined ? logits.candidateIds[chosen] : chosen;
 }
 
-/** Log-probability of a token and of the `numTop` most likely in its place, before any change to the logits. */
+/**
+ * Log-probability of a token and of the `numTop` most likely in its place, before any change to the logits.
+ * Throws BrokenLogitsError where the row has no finite log-sum-exp.
+ */
 export function tokenLogprobs(
   logits: SampleLogits,
   tokenId: number,
@@ -89,6 +92,9 @@ function positionLogprobs(
   logit: number,
   numTop: number,
 ): PositionLogprobs {
+  if (!Number.isFinite(logSumExp)) {
+    throw new BrokenLogitsError(`token ${tokenId} has no log-probability: logSumExp ${logSumExp}`);
+  }
   const top: TokenLogprob[] = [];
   for (let i = 0; i < Math.min(numTop, candidateIds.length); i++) {
     top.push({ tokenId: candidateIds[i], logprob: candidateLogits[i] - logSumExp });

@@ -206,7 +206,7 @@ describe("the sampler", () => {
     });
   });
 
-  it("refuses to choose from broken logits", () => {
+  it("refuses to choose from broken logits, and to tell their log-probabilities", () => {
     for (const bad of [Number.NaN, Infinity]) {
       const row = {
         candidateIds: Uint32Array.of(3),
@@ -215,6 +215,7 @@ describe("the sampler", () => {
         targetLogit: Number.NaN,
       };
       assert.throws(() => sampleToken(row, greedy(), fresh, 0), BrokenLogitsError);
+      assert.throws(() => targetLogprobs(row, 3, 1), BrokenLogitsError);
     }
     const onlyEnd = sampleLogits(Float32Array.of(1), { numCandidates: 1, fullLogits: true });
     const state = { ...fresh, endingTokenIds: [0] };
