@@ -14,10 +14,12 @@ export interface HostTensor {
 /** Largest finite f16 value. */
 export const F16_MAX = 65504;
 
+/** Bytes that one element of a dtype takes. */
 export function bytesPerElement(dtype: DType): number {
   return dtype === "F32" ? 4 : 2;
 }
 
+/** Elements of a tensor of this shape; 1 of a scalar. */
 export function numElements(shape: readonly number[]): number {
   return shape.reduce((product, size) => product * size, 1);
 }

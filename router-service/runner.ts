@@ -12,6 +12,7 @@ import type { RouterConfig } from "./config.ts";
 import type { ModelRunner } from "./engine/model-runner.ts";
 import type { RunnerLimits } from "./engine/runner-limits.ts";
 
+/** What the choice of a runner depends on. */
 export interface RunnerOptions {
   readonly checkpoint: Checkpoint;
   readonly settings: Pick<RouterConfig, "weights" | "wire">;

@@ -20,6 +20,7 @@ export interface FailedRequest {
   readonly reason: string;
 }
 
+/** How one request went. */
 export type RequestRecord = CompletedRequest | FailedRequest;
 
 /** Limits in milliseconds that a request must keep to count as good; absent ones are not asked for. */
@@ -41,6 +42,7 @@ export interface Distribution {
 
 /** The latencies of a run, under the names of `vllm bench serve`. */
 export const LATENCIES = ["ttft", "tpot", "itl", "e2el"] as const;
+/** One of the LATENCIES. */
 export type Latency = (typeof LATENCIES)[number];
 
 /** What a load run measured. */

@@ -3,6 +3,7 @@
 /** What stands in a decoder layer after attention. */
 export type LayerKind = "moe" | "dense";
 
+/** Sizes and options of a model. */
 export interface ModelConfig {
   readonly modelType: "qwen2_moe";
   readonly vocabSize: number;

@@ -1,5 +1,6 @@
 /** Text in and out of token ids. */
 
+/** One message of a conversation. */
 export interface ChatMessage {
   readonly role: string;
   readonly content: string;

@@ -2,6 +2,7 @@
 
 import { pino, type Logger } from "pino";
 
+/** pino's own logger. */
 export type { Logger } from "pino";
 
 /** The part of a logger that most code needs: constant messages, and what varies as facts. */

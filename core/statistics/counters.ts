@@ -5,6 +5,7 @@ import { TaskLabels } from "./task-labels.ts";
 /** Phases of a sequence that are counted apart. */
 export const PHASES = ["prefill", "decode"] as const;
 
+/** One of the PHASES. */
 export type CountedPhase = (typeof PHASES)[number];
 
 /** Units of a weight sum per 1.0 of gate weight: sums are whole numbers, so that adding them commutes exactly. */

@@ -29,6 +29,7 @@ export interface LoadWindow {
   readonly decode: Float64Array;
 }
 
+/** What the statistics of a process are made of. */
 export interface StatisticsOptions extends ModelShape {
   /** Absent: the statistics stay in memory. */
   readonly redisUrl?: string;
@@ -51,6 +52,7 @@ export interface StatisticsSnapshot extends ModelShape {
   readonly droppedTokens: number;
 }
 
+/** Statistics that are being counted. */
 export interface Statistics {
   /** An engine's observer: takes a step's arrays over and returns at once. */
   readonly observer: { readonly onStep: (step: RoutedStep) => void };

@@ -17,6 +17,8 @@ const REQUEST_BUCKETS = [
   0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
 ];
 const STEP_TOKENS_BUCKETS = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
+
+/** What the engine's metrics are made of. */
 export interface EngineMetricsOptions {
   /** Value of the label model_name. */
   readonly modelName: string;

@@ -13,6 +13,7 @@ const DISPATCH_BUCKETS = [
   0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5,
 ];
 
+/** What the router's metrics are made of. */
 export interface RouterMetricsOptions extends EngineMetricsOptions {
   /** Logical experts of a layer. */
   readonly numExperts: number;

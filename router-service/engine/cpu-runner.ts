@@ -18,6 +18,7 @@ import {
 import type { Routing, RunExperts } from "./run-experts.ts";
 import { checkBatch, type RunnerLimits } from "./runner-limits.ts";
 
+/** What a runner on the CPU is made of. */
 export interface CpuRunnerOptions {
   readonly checkpoint: Checkpoint;
   readonly weights: WeightsDtype;

@@ -54,6 +54,7 @@ export interface GpuLayer {
   readonly addSums: Stage;
 }
 
+/** The model's stages, in the order of a step. */
 export interface GpuModel {
   readonly embed: Stage;
   readonly layers: readonly GpuLayer[];

@@ -18,6 +18,7 @@ import { checkBatch } from "./runner-limits.ts";
 import { allocateStepBuffers, type StepBuffers, writeInputs } from "./step-buffers.ts";
 import { encodeResults, readResults } from "./step-results.ts";
 
+/** What a runner on the GPU is made of. */
 export interface GpuRunnerOptions extends GpuModelOptions {
   /** Local experts work on the runner's buffers and are made over them. */
   readonly experts:

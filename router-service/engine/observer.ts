@@ -5,6 +5,7 @@ import type { Context } from "@opentelemetry/api";
 import type { FinishReason } from "./request.ts";
 import type { Routing } from "./run-experts.ts";
 
+/** Decode computes a sequence's last generated token alone; all else is prefill. */
 export type Phase = "prefill" | "decode";
 
 /** One sequence's part of a step. */

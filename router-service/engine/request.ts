@@ -29,6 +29,7 @@ export interface SamplingParams {
   readonly promptLogprobs?: number;
 }
 
+/** A prompt to continue, and how. */
 export interface EngineRequest {
   readonly id: string;
   readonly promptTokenIds: readonly number[];
@@ -47,12 +48,14 @@ export interface TokenLogprob {
   readonly logprob: number;
 }
 
+/** Log-probabilities of one position: of its own token, and of the most likely ones. */
 export interface PositionLogprobs {
   readonly token: TokenLogprob;
   /** Most likely first. */
   readonly top: readonly TokenLogprob[];
 }
 
+/** Why a completion ended: by a stop or end-of-sequence token, or at its longest. */
 export type FinishReason = "stop" | "length";
 
 /** What a submitted request yields, in this order: prompt once, tokens any number of times, finish once. */

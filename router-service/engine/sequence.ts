@@ -44,6 +44,7 @@ export function createSequence(request: {
   };
 }
 
+/** Tokens generated so far. */
 export function numGenerated(sequence: Sequence): number {
   return sequence.tokenIds.length - sequence.promptLength;
 }

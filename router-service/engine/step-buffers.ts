@@ -16,6 +16,7 @@ const ALIGNMENT = 256;
 /** A sampled row that wants no particular logit. */
 const NO_TARGET = 0xffffffff;
 
+/** Buffers and layouts of a step, as `allocateStepBuffers` makes them. */
 export type StepBuffers = ReturnType<typeof allocateStepBuffers>;
 
 /** Columns of a row of logits: the vocabulary, rounded up to whole vec4. */

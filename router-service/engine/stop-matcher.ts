@@ -6,6 +6,7 @@ export interface StopResult {
   readonly match?: string;
 }
 
+/** Looks for the stop strings of one text. */
 export interface StopMatcher {
   /**
    * Takes the next piece. A stop string that ends in it is a match if `mayStop`; the text before it is released, it

@@ -33,6 +33,7 @@ export function greedy(options: Partial<SamplingParams> = {}): SamplingParams {
 
 let numRequests = 0;
 
+/** A request with an id of its own, greedy unless it says otherwise. */
 export function engineRequest(
   promptTokenIds: readonly number[],
   sampling: Partial<SamplingParams> = {},
@@ -80,6 +81,7 @@ export async function collect(engine: Engine, request: EngineRequest): Promise<C
   return collectEvents(engine.submit(request));
 }
 
+/** Reads events to their end. Throws what the engine throws. */
 export async function collectEvents(events: AsyncIterable<EngineEvent>): Promise<Collected> {
   const collected: Collected = { tokenIds: [], logprobs: [], cachedTokens: -1 };
   for await (const event of events) {

@@ -1,3 +1,5 @@
+/** Makes the runners of the suite on a GPU. */
+
 import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";

@@ -16,6 +16,7 @@ import {
   type StepResult,
 } from "../../router-service/engine/model-runner.ts";
 
+/** What a toy runner is made of. */
 export interface ToyOptions {
   readonly numBlocks: number;
   readonly maxTokens?: number;
@@ -36,6 +37,7 @@ export interface ToyRunner extends ModelRunner {
   lose(reason: string): void;
 }
 
+/** Makes a toy runner. */
 export function createToyRunner(options: ToyOptions): ToyRunner {
   const { numBlocks, maxTokens = 4096, maxSequences = 256, maxSamples = 256 } = options;
   const { vocabSize = TOY_VOCAB_SIZE, beforeStep } = options;
@@ -140,6 +142,7 @@ function best(logits: Float32Array, count: number): number[] {
   return ids;
 }
 
+/** Natural logarithm of the sum of exp over the logits. */
 export function logSumExp(logits: Float32Array): number {
   const max = Math.max(...logits);
   return max + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - max), 0));
