@@ -24,6 +24,8 @@ export interface ClusterOptions {
   readonly shardFlags?: readonly string[];
   /** Changes to the environment of all processes. */
   readonly env?: Readonly<Record<string, string | undefined>>;
+  /** Further changes to that of each shard, by rank. */
+  readonly shardEnv?: readonly Readonly<Record<string, string | undefined>>[];
 }
 
 /** The running cluster. */
@@ -51,7 +53,7 @@ export async function startCluster(options: ClusterOptions): Promise<Cluster> {
       name: `shard ${rank}`,
       script: "expert-service/main.ts",
       argv: [...common, "--rank", `${rank}`, "--port", `${port}`, ...(options.shardFlags ?? [])],
-      env,
+      env: { ...env, ...options.shardEnv?.[rank] },
     });
 
   const started = await Promise.allSettled(

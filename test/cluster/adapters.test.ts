@@ -1,0 +1,26 @@
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+
+import { startCluster, type Cluster } from "../support/cluster.ts";
+import { assertGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
+import { readTinyGoldens } from "../support/goldens.ts";
+
+const SWIFTSHADER = { VK_ICD_FILENAMES: "/usr/lib/chromium/vk_swiftshader_icd.json" };
+
+describe("a cluster whose shards compute on different adapters", () => {
+  let cluster: Cluster;
+  before(async () => {
+    cluster = await startCluster({ shards: 2, shardEnv: [{}, SWIFTSHADER] });
+  });
+  after(() => cluster?.close());
+
+  test("gives the goldens' log-probabilities and continuations", async () => {
+    assert.match(cluster.shards[0].output(), /llvmpipe/);
+    assert.match(cluster.shards[1].output(), /SwiftShader/);
+    for (const golden of await readTinyGoldens()) {
+      const error = await logprobError(cluster.url, golden);
+      assert.ok(error <= LOGPROB_TOLERANCE, `off by ${error}`);
+      await assertGreedy(cluster.url, golden);
+    }
+  });
+});

@@ -1,0 +1,45 @@
+import assert from "node:assert/strict";
+import path from "node:path";
+import { after, before, describe, test } from "node:test";
+
+import { domainWindows, readReference, scoreWindow } from "../../bench/held-out/scorer.ts";
+import { continueGreedily } from "../support/api.ts";
+import { DEMO_MODEL, startCluster, type Cluster } from "../support/cluster.ts";
+import { demoLogprobError, LOGPROB_TOLERANCE } from "../support/expectations.ts";
+import { readDemoGoldens } from "../support/goldens.ts";
+
+const MODEL_DIRECTORY = path.join(import.meta.dirname, "../..", DEMO_MODEL);
+
+describe("the demo model on a router and 2 shards", () => {
+  let cluster: Cluster;
+  before(async () => {
+    cluster = await startCluster({ shards: 2, model: DEMO_MODEL });
+  });
+  after(() => cluster?.close());
+
+  test("gives its goldens' log-probabilities and greedy continuations", async () => {
+    const names = ["wiki", "chat", "math", "drama", "code", "one_token", "math_fewshot"];
+    for (const golden of await readDemoGoldens(names)) {
+      const error = await demoLogprobError(cluster.url, golden);
+      assert.ok(error <= LOGPROB_TOLERANCE, `${golden.name}: off by ${error}`);
+      const { ids } = await continueGreedily(cluster.url, golden.token_ids, 24);
+      assert.deepEqual(ids, golden.greedy.ids.slice(0, 24), golden.name);
+    }
+  });
+
+  test("scores held-out text within 0.5 % of the reference's perplexity", async () => {
+    const reference = await readReference(MODEL_DIRECTORY);
+    const target = { url: cluster.url, model: "demo-moe" };
+    for (const domain of Object.keys(reference.domains)) {
+      const windows = await domainWindows(MODEL_DIRECTORY, reference, domain);
+      const picked = [0, 20, 40];
+      const scores = await Promise.all(picked.map((i) => scoreWindow(target, windows[i])));
+      for (const [k, i] of picked.entries()) {
+        const ours = Math.exp(scores[k].nllSum / scores[k].scoredTokens);
+        const theirs = Math.exp(reference.domains[domain].window_nll[i]);
+        const message = `${domain} window ${i}: perplexity ${ours}, reference ${theirs}`;
+        assert.ok(Math.abs(ours / theirs - 1) <= 0.005, message);
+      }
+    }
+  });
+});
