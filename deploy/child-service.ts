@@ -7,7 +7,7 @@ import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 
 import { childEnvironment } from "../core/platform/config.ts";
-import type { ReadyMessage } from "../core/platform/lifecycle.ts";
+import { SERVICE_NODE_FLAGS, type ReadyMessage } from "../core/platform/lifecycle.ts";
 import type { Logger } from "../core/platform/log.ts";
 import type { ProgressMessage } from "../core/platform/progress.ts";
 
@@ -50,7 +50,7 @@ export function restartDelayMs(failures: number): number {
 
 /** Starts a service and waits for its ready message. Rejects where it ends before, or `signal` aborts. */
 export async function startService(spec: ServiceSpec, signal: AbortSignal): Promise<ChildService> {
-  const child = spawn(process.execPath, [spec.script, ...spec.argv], {
+  const child = spawn(process.execPath, [...SERVICE_NODE_FLAGS, spec.script, ...spec.argv], {
     stdio: ["ignore", "pipe", "pipe", "ipc"],
     env: childEnvironment(spec.env),
     // Its own process group: a terminal's Ctrl-C reaches the launcher only, which stops all in order.

@@ -2,6 +2,7 @@
 
 import { allocate, openGpu, READ_BACK, STORAGE, type Gpu } from "../../core/gpu/device.ts";
 import { compileKernel, type Kernel } from "../../core/gpu/kernel.ts";
+import { mapForReading } from "../../core/gpu/polling.ts";
 
 const WORKGROUP_SIZE = 64;
 
@@ -72,7 +73,7 @@ async function readInto(
   before?.(encoder);
   encoder.copyBufferToBuffer(source, 0, staging, 0, host.byteLength);
   gpu.device.queue.submit([encoder.finish()]);
-  await staging.mapAsync(GPUMapMode.READ);
+  await mapForReading(staging, host.byteLength);
   host.set(new Float32Array(staging.getMappedRange(0, host.byteLength)));
   staging.unmap();
 }

@@ -2,6 +2,8 @@
 
 import { create, globals } from "webgpu";
 
+import { pacePolling } from "./polling.ts";
+
 import { OutOfDeviceMemoryError } from "../expert-device.ts";
 
 Object.assign(globalThis, globals);
@@ -43,6 +45,7 @@ const LIMITS = [
  * Throws NoAdapterError where there is none.
  */
 export async function openGpu(adapterName?: string): Promise<Gpu> {
+  pacePolling();
   const instance = create(adapterName === undefined ? [] : [`adapter=${adapterName}`]);
   instances.push(instance);
   const adapter = await instance.requestAdapter({ powerPreference: "high-performance" });

@@ -1,5 +1,6 @@
 /** An ExpertDevice on a GPU: what a shard computes with. */
 
+import { mapForReading } from "./polling.ts";
 import {
   checkRun,
   type ExpertDevice,
@@ -180,7 +181,7 @@ class GpuExpertDevice implements ExpertDevice {
     pass.end();
     encoder.copyBufferToBuffer(buffers.sums, 0, buffers.staging, 0, rows.byteLength);
     device.queue.submit([encoder.finish()]);
-    await buffers.staging.mapAsync(1, 0, rows.byteLength);
+    await mapForReading(buffers.staging, rows.byteLength);
     const sums = new Float32Array(buffers.staging.getMappedRange(0, rows.byteLength).slice(0));
     buffers.staging.unmap();
     return sums;

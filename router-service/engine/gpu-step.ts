@@ -1,5 +1,6 @@
 /** One step's commands on their way to the GPU, and its side of the seam to the experts. */
 
+import { mapForReading } from "../../core/gpu/polling.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import type { WireSetting } from "../../core/wire.ts";
@@ -98,7 +99,7 @@ export class GpuStep {
     this.copy(this.#rows, 0, staging, 0, rowsBytes);
     this.copy(buffer, offset, staging, rowsBytes, routingBytes);
     this.submit();
-    await staging.mapAsync(1, 0, rowsBytes + routingBytes);
+    await mapForReading(staging, rowsBytes + routingBytes);
     const mapped = staging.getMappedRange(0, rowsBytes + routingBytes);
     const rows = new Float32Array(mapped.slice(0, rowsBytes));
     const routing = splitRouting(new Uint32Array(mapped, rowsBytes, tokens * topK * 2), topK);

@@ -1,5 +1,6 @@
 /** What a step gives back, in one read-back: routing of all layers, candidates, and whole rows of logits where wanted. */
 
+import { mapForReading } from "../../core/gpu/polling.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import { candidateStride } from "../../core/gpu/kernels/top-candidates.ts";
 import { type GpuStep, splitRouting } from "./gpu-step.ts";
@@ -61,7 +62,7 @@ export async function readResults(
   batch: StepBatch,
 ): Promise<StepResult> {
   const { results } = buffers;
-  await results.mapAsync(1, 0, Math.max(4, layout.bytes));
+  await mapForReading(results, Math.max(4, layout.bytes));
   try {
     const mapped = results.getMappedRange(0, Math.max(4, layout.bytes));
     const routing = new Map<number, Routing>();

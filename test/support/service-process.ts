@@ -4,7 +4,7 @@ import { fork, type ChildProcess } from "node:child_process";
 import path from "node:path";
 
 import { childEnvironment } from "../../core/platform/config.ts";
-import type { ReadyMessage } from "../../core/platform/lifecycle.ts";
+import { SERVICE_NODE_FLAGS, type ReadyMessage } from "../../core/platform/lifecycle.ts";
 
 const ROOT = path.join(import.meta.dirname, "../..");
 
@@ -49,7 +49,7 @@ export async function startService(command: ServiceCommand): Promise<ServiceProc
   const child = fork(path.join(ROOT, command.script), [...command.argv], {
     cwd: ROOT,
     env: childEnvironment({ NODE_TEST_CONTEXT: undefined, ...command.env }),
-    execArgv: [],
+    execArgv: [...SERVICE_NODE_FLAGS],
     silent: true,
   });
   let output = "";
