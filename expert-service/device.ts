@@ -13,8 +13,6 @@ export interface ShardDevice {
   readonly adapter: string;
   /** The adapter offers shader-f16, so that --weights auto may be f16. */
   readonly shaderF16: boolean;
-  /** The device can keep weights in f16 when told to. */
-  readonly canHoldF16: boolean;
   /** Memory that expert weights may take, bytes. */
   readonly memoryBytes: number;
   /** Settles with the reason when the device is lost; never otherwise. */
@@ -47,7 +45,6 @@ function gpuShardDevice(gpu: Gpu, sizes: ExpertSizes, memoryLimit?: number): Sha
   return {
     adapter: gpu.adapter,
     shaderF16: gpu.shaderF16,
-    canHoldF16: true,
     memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
     lost: gpu.lost,
     create: async (weights) => {
@@ -64,7 +61,6 @@ function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
   return {
     adapter: "cpu",
     shaderF16: false,
-    canHoldF16: true,
     memoryBytes,
     lost: new Promise(() => {}),
     create: async (weights) => createCpuExpertDevice({ ...sizes, memoryBytes }, weights),

@@ -17,7 +17,6 @@ export interface ShardAbilities {
   readonly model: ModelConfig;
   /** The shard's own --weights. */
   readonly weights: WeightsSetting;
-  readonly canHoldF16: boolean;
 }
 
 /** A checked placement. */
@@ -88,11 +87,6 @@ function checkWeights(weights: PlacementWeights, shard: ShardAbilities): Weights
   if (shard.weights !== "auto" && shard.weights !== dtype) {
     throw new PlacementRefusedError(
       `placement: weights ${dtype}, the shard's --weights is ${shard.weights}`,
-    );
-  }
-  if (dtype === "f16" && !shard.canHoldF16) {
-    throw new PlacementRefusedError(
-      "placement: weights f16, the shard's adapter has no shader-f16",
     );
   }
   return dtype;

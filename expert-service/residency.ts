@@ -37,7 +37,7 @@ export interface HeldLayer {
 }
 
 /** What a residency needs. */
-export interface ResidencyOptions extends Omit<ShardAbilities, "canHoldF16"> {
+export interface ResidencyOptions extends ShardAbilities {
   readonly device: ShardDevice;
   readonly source: ExpertSource;
   /** Settles when no run is on the device. */
@@ -66,8 +66,7 @@ export class Residency {
    * while `shared` (other routers work by it); what goes wrong while loading leaves the shard without a placement.
    */
   async apply(placement: Placement, shared: boolean): Promise<PlacementAck> {
-    const { device, model, weights } = this.#options;
-    const wanted = checkPlacement(placement, { model, weights, canHoldF16: device.canHoldF16 });
+    const wanted = checkPlacement(placement, this.#options);
     const current = this.#target;
     if (current !== undefined && wanted.epoch < current.placement.epoch) {
       throw new PlacementRefusedError(
