@@ -88,8 +88,8 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
       const rows = options.wire === "f16" ? cpu.roundRows(normed, config.hiddenSize) : normed;
       const pending = options.runExperts(
         index,
-        { numTokens: batch.tokenIds.length, hiddenSize: config.hiddenSize, host: rows },
-        { topK, host: chosen, read: async () => ({ rows, routing: chosen }), ...context },
+        { numTokens: batch.tokenIds.length, hiddenSize: config.hiddenSize },
+        { topK, read: async () => ({ rows, routing: chosen }), ...context },
       );
       if (ffn.shared !== undefined) addTo(hidden, runShared(ffn.shared, normed));
       const sums = await pending;

@@ -57,20 +57,13 @@ export class GpuStep {
 
   /** What the experts get: rows rounded to the wire's dtype. */
   hiddenStates(): HiddenStates {
-    const { tokens } = this.#sizes;
-    return {
-      numTokens: tokens,
-      hiddenSize: this.#hiddenSize,
-      gpu: { buffer: this.#rows, shape: [tokens, this.#hiddenSize], dtype: "f32" },
-    };
+    return { numTokens: this.#sizes.tokens, hiddenSize: this.#hiddenSize };
   }
 
   routing(layer: number, context: StepContext): StepRouting {
-    const { tokens, topK } = this.#sizes;
-    const { buffer } = this.#buffers.routingOf(layer);
     return {
-      topK,
-      gpu: { tensor: { buffer, shape: [tokens, topK, 2], dtype: "u32" }, pass: this.pass },
+      topK: this.#sizes.topK,
+      pass: this.pass,
       read: () => this.#read(layer),
       signal: context.signal,
       traceContext: context.traceContext,

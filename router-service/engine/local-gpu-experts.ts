@@ -19,14 +19,13 @@ export async function createLocalGpuExperts(
   const ffn = await GpuExpertFfn.create(gpu, config, weights, buffers);
   await loadAllExperts(checkpoint, ffn, onExpert);
   return (layer, hiddenStates, routing) => {
-    if (routing.gpu === undefined) throw new TypeError("local GPU experts need a step on the GPU");
-    ffn.encode(routing.gpu.pass, layer, {
+    if (routing.pass === undefined) throw new TypeError("local GPU experts need a step on the GPU");
+    ffn.encode(routing.pass, layer, {
       tokens: hiddenStates.numTokens,
       samples: 0,
       topK: routing.topK,
       numSlots: config.numExperts,
     });
-    const shape = [hiddenStates.numTokens, hiddenStates.hiddenSize];
-    return { kind: "gpu", tensor: { buffer: buffers.sums, shape, dtype: "f32" } };
+    return { kind: "gpu" };
   };
 }

@@ -2,8 +2,6 @@
 
 import type { Context } from "@opentelemetry/api";
 
-import type { GpuTensor } from "../../core/gpu/tensor.ts";
-
 /** Chosen experts of one layer for one batch, on the host. */
 export interface Routing {
   /** Logical expert ids [numTokens, topK]. */
@@ -13,22 +11,20 @@ export interface Routing {
   readonly topK: number;
 }
 
-/** Hidden states [numTokens, hiddenSize] f32 after the post-attention norm, rounded to the wire dtype; they stay where the engine computes until someone reads them. */
+/**
+ * Hidden states [numTokens, hiddenSize] f32 after the post-attention norm, rounded to the wire dtype. They stay where
+ * the engine computes until `StepRouting.read`; experts on the engine's GPU are made over the buffer that holds them.
+ */
 export interface HiddenStates {
   readonly numTokens: number;
   readonly hiddenSize: number;
-  /** The values where the engine computes on a GPU. */
-  readonly gpu?: GpuTensor;
-  /** The values where the engine computes on the CPU. */
-  readonly host?: Float32Array;
 }
 
 /** Routing of one layer that stays where the engine computes until someone reads it. */
 export interface StepRouting {
   readonly topK: number;
-  /** Where the engine computes on a GPU: routing u32 [numTokens, topK, 2] (expert id, weight bits), and the step's open pass. */
-  readonly gpu?: { readonly tensor: GpuTensor; readonly pass: GPUComputePassEncoder };
-  readonly host?: Routing;
+  /** The step's open pass, where the engine computes on a GPU. */
+  readonly pass?: GPUComputePassEncoder;
   /**
    * Brings hidden states and routing to the host in one read-back, starting at once: what the engine encodes after
    * this call runs while the caller waits.
@@ -39,9 +35,9 @@ export interface StepRouting {
   readonly traceContext?: Context;
 }
 
-/** Weighted sums of the routed experts [numTokens, hiddenSize] f32: on the GPU where they were computed there, else on the host. */
+/** Weighted sums of the routed experts [numTokens, hiddenSize] f32: on the host, or in the GPU buffer for sums that the experts were made over. */
 export type ExpertSums =
-  | { readonly kind: "gpu"; readonly tensor: GpuTensor }
+  | { readonly kind: "gpu" }
   | { readonly kind: "host"; readonly values: Float32Array };
 
 /**

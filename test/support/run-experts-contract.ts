@@ -43,10 +43,9 @@ export function hostStep(
 ): EngineStep {
   const numTokens = routing.ids.length / routing.topK;
   return {
-    hiddenStates: { numTokens, hiddenSize: rows.length / numTokens, host: rows },
+    hiddenStates: { numTokens, hiddenSize: rows.length / numTokens },
     routing: {
       topK: routing.topK,
-      host: routing,
       read: () => Promise.resolve({ rows, routing }),
       signal,
       traceContext,

@@ -33,13 +33,14 @@ runExpertsContract(
     const buffers = { counts, rows, routing: () => routing, sums, maxPairs };
     const runExperts = await createLocalGpuExperts(gpu, checkpoint, "f32", buffers);
     await checkpoint.close();
+    let numTokens = 0;
     let encoder: GPUCommandEncoder;
     let pass: GPUComputePassEncoder;
     return {
       runExperts,
       enter: (values, chosen, signal) => {
         const onHost = hostStep(values, chosen, signal);
-        const { numTokens } = onHost.hiddenStates;
+        ({ numTokens } = onHost.hiddenStates);
         const words = new Uint32Array(chosen.ids.length * 2);
         interleaveRouting(chosen.ids, chosen.weights, words);
         const sizes = { tokens: numTokens, samples: 0, topK: chosen.topK, numSlots: numExperts };
@@ -48,25 +49,13 @@ runExpertsContract(
         write(gpu, routing, 0, words);
         encoder = gpu.device.createCommandEncoder();
         pass = encoder.beginComputePass();
-        const shape = [numTokens, chosen.topK, 2];
-        return {
-          hiddenStates: {
-            numTokens,
-            hiddenSize,
-            gpu: { buffer: rows, shape: [numTokens, hiddenSize], dtype: "f32" },
-          },
-          routing: {
-            ...onHost.routing,
-            gpu: { tensor: { buffer: routing, shape, dtype: "u32" }, pass },
-          },
-        };
+        return { ...onHost, routing: { ...onHost.routing, pass } };
       },
       leave: async (result) => {
         pass.end();
         gpu.device.queue.submit([encoder.finish()]);
         if (result.kind !== "gpu") throw new TypeError("expected sums on the GPU");
-        const [numTokens] = result.tensor.shape;
-        return readF32(gpu, result.tensor.buffer, numTokens * hiddenSize);
+        return readF32(gpu, sums, numTokens * hiddenSize);
       },
       close: () => gpu.close(),
     };
