@@ -16,8 +16,10 @@ import { createRouterMetrics } from "./api/metrics.ts";
 import { createRequestTracing } from "./api/request-tracing.ts";
 import { createCluster } from "./cluster/cluster.ts";
 import { routerAbout, routerConfigSchema } from "./config.ts";
+import { DeferredEngine } from "./engine/deferred-engine.ts";
 import { createEngine } from "./engine/engine.ts";
 import { mergeObservers } from "./engine/merge-observers.ts";
+import type { ModelRunner } from "./engine/model-runner.ts";
 import { runnerLimits } from "./engine/runner-limits.ts";
 import { createRunner } from "./runner.ts";
 
@@ -86,10 +88,32 @@ const cluster =
       });
 if (cluster !== undefined) lifecycle.onStop("cluster", () => cluster.close());
 
-const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
-lifecycle.onStop("runner", () => runner.close());
+const engine = new DeferredEngine(limits.maxModelLen);
+const api = createApi({
+  engine,
+  tokenizer,
+  config,
+  generation,
+  servedModelName: modelName,
+  apiKey: settings.apiKey,
+  unavailableReason: () => cluster?.unavailableReason() ?? engine.unavailableReason(),
+  metricsText: () => metrics.text(),
+  numShards: () => settings.shards.length,
+  log: logger,
+});
+let runner: ModelRunner | undefined;
+lifecycle.onStop("doors and engine", async () => {
+  await api.close();
+  await engine.close();
+  runner?.close();
+});
+// The doors open first: until every expert has a living copy they say so, by /health and 503.
+const httpPort = await api.listenHttp(settings.host, settings.httpPort);
+const grpcPort = await api.listenGrpc(settings.host, settings.grpcPort);
+logger.info({ httpPort, grpcPort }, "listening");
 
-const engine = createEngine({
+runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
+const loop = createEngine({
   runner,
   vocabSize: config.vocabSize,
   eosTokenIds: generation.eosTokenIds,
@@ -101,25 +125,9 @@ const engine = createEngine({
   observer: mergeObservers(logger, statistics.observer, metrics.observer, createRequestTracing()),
   available: () => cluster?.unavailableReason(),
 });
-lifecycle.onStop("engine", () => engine.close());
-void engine.lost.then((reason) => lifecycle.stop(reason, 1));
-cluster?.onLost((reason) => engine.failRunning(reason));
-
-const api = createApi({
-  engine,
-  tokenizer,
-  config,
-  generation,
-  servedModelName: modelName,
-  apiKey: settings.apiKey,
-  unavailableReason: () => cluster?.unavailableReason(),
-  metricsText: () => metrics.text(),
-  numShards: () => settings.shards.length,
-  log: logger,
-});
-lifecycle.onStop("api", () => api.close());
-const httpPort = await api.listenHttp(settings.host, settings.httpPort);
-const grpcPort = await api.listenGrpc(settings.host, settings.grpcPort);
+void loop.lost.then((reason) => lifecycle.stop(reason, 1));
+cluster?.onLost((reason) => loop.failRunning(reason));
+engine.resolve(loop);
 
 await cluster?.ready();
 logger.info(
@@ -129,6 +137,7 @@ logger.info(
     httpPort,
     grpcPort,
     adapter: runner.adapter,
+    maxModelLen: limits.maxModelLen,
     kvBlocks: runner.numBlocks,
   },
   "ready",

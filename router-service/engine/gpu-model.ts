@@ -14,7 +14,6 @@ import {
 } from "../../core/gpu/kernel.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
 import { attention } from "../../core/gpu/kernels/attention.ts";
-import { attentionRows } from "../../core/gpu/kernels/attention-rows.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
 import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
@@ -116,16 +115,14 @@ export async function loadGpuModel(
     const attend = [
       k.norm.bind(counts, b.hidden, inputNorm, b.normed),
       project,
-      attendBy(k, (kernel) =>
-        kernel.bind(
-          counts,
-          b.query,
-          b.caches[layer],
-          b.input("positions"),
-          b.input("sequenceRows"),
-          b.input("blockTables"),
-          b.attended,
-        ),
+      k.attention.bind(
+        counts,
+        b.query,
+        b.caches[layer],
+        b.input("positions"),
+        b.input("sequenceRows"),
+        b.input("blockTables"),
+        b.attended,
       ),
       byRows(k.output, (kernel) => kernel.bind(counts, b.attended, output, b.hidden)),
       wire === "f16" && of.ffn.kind === "moe"
@@ -241,7 +238,6 @@ async function compileKernels(
       qkvRope({ hiddenSize, numHeads, numKvHeads, headDim, weights, rows }),
     ),
     attention: await compile(attention(heads)),
-    attentionRows: await compile(attentionRows(heads)),
     output: await linearOf(numHeads * headDim, hiddenSize, "add"),
     gateLogits: await byBoth((rows) =>
       // The gate stays in f32 whatever the cluster's dtype: it is small, and its rounding would move tokens.
@@ -284,22 +280,6 @@ function byRows(
   const single = bind(one);
   const several = bind(four);
   return { encode: (pass, sizes) => (sizes[rows] === 1 ? single : several).encode(pass, sizes) };
-}
-
-/** Tokens of a step from which one invocation per token and head fills the device. */
-const ROWS_FROM = 4;
-
-/** Attention spread over a workgroup for few tokens, over invocations for many. */
-function attendBy(
-  kernels: {
-    readonly attention: CompiledKernel<Step>;
-    readonly attentionRows: CompiledKernel<Step>;
-  },
-  bind: (kernel: CompiledKernel<Step>) => BoundKernel<Step>,
-): BoundKernel<Step> {
-  const few = bind(kernels.attention);
-  const many = bind(kernels.attentionRows);
-  return { encode: (pass, sizes) => (sizes.tokens < ROWS_FROM ? few : many).encode(pass, sizes) };
 }
 
 /** The matrix with zero rows added up to whole vec4 of rows. */

@@ -31,24 +31,33 @@ export class LimitError extends Error {
   override readonly name = "LimitError";
 }
 
-/** Limits from settings and model; without kvBlocks there is room for every sequence at full length, within DEFAULT_CACHE_BYTES. */
+/**
+ * Limits from settings and model. Without kvBlocks there is room for every sequence at full length within
+ * DEFAULT_CACHE_BYTES, at least for one; the context is never longer than the cache. Throws LimitError.
+ */
 export function runnerLimits(settings: LimitSettings, config: ModelConfig): RunnerLimits {
   const { maxNumSeqs, maxNumBatchedTokens } = settings;
-  const maxModelLen = settings.maxModelLen ?? config.maxPositions;
-  if (maxModelLen > config.maxPositions) {
+  const longest = settings.maxModelLen ?? config.maxPositions;
+  if (longest > config.maxPositions) {
     throw new LimitError(
-      `--max-model-len ${maxModelLen}: the model was made for ${config.maxPositions} positions`,
+      `--max-model-len ${longest}: the model was made for ${config.maxPositions} positions`,
     );
   }
-  const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
+  const blocksPerSequence = Math.ceil(longest / BLOCK_SIZE);
   const blockBytes = config.numLayers * BLOCK_SIZE * 2 * config.numKvHeads * config.headDim * 4;
   const affordable = Math.max(blocksPerSequence, Math.floor(DEFAULT_CACHE_BYTES / blockBytes));
+  const numBlocks = settings.kvBlocks ?? Math.min(maxNumSeqs * blocksPerSequence, affordable);
+  if (settings.maxModelLen !== undefined && longest > numBlocks * BLOCK_SIZE) {
+    throw new LimitError(
+      `--max-model-len ${longest}: ${numBlocks} KV blocks hold ${numBlocks * BLOCK_SIZE} tokens`,
+    );
+  }
   return {
     maxTokens: Math.max(maxNumBatchedTokens, maxNumSeqs),
     maxSequences: maxNumSeqs,
     maxSamples: Math.max(maxNumSeqs, Math.min(maxNumBatchedTokens, PROMPT_SAMPLES)),
-    maxModelLen,
-    numBlocks: settings.kvBlocks ?? Math.min(maxNumSeqs * blocksPerSequence, affordable),
+    maxModelLen: Math.min(longest, numBlocks * BLOCK_SIZE),
+    numBlocks,
   };
 }
 

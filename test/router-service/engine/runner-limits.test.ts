@@ -1,0 +1,46 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { readModelConfig } from "../../../core/model/load-config.ts";
+import { LimitError, runnerLimits } from "../../../router-service/engine/runner-limits.ts";
+import { DEMO_MODEL } from "../../support/cluster.ts";
+
+const config = await readModelConfig(DEMO_MODEL);
+const settings = { maxNumSeqs: 8, maxNumBatchedTokens: 256 };
+
+test("without --kv-blocks there is room for every sequence at full length", () => {
+  const limits = runnerLimits({ ...settings, maxModelLen: 256 }, config);
+  assert.equal(limits.numBlocks, (8 * 256) / 16);
+  assert.equal(limits.maxModelLen, 256);
+});
+
+test("without --kv-blocks the cache takes at most 128 MiB, but holds one full sequence", () => {
+  const many = runnerLimits({ ...settings, maxNumSeqs: 1024 }, config);
+  const blockBytes = 6 * 16 * 2 * 64 * 4;
+  assert.equal(many.numBlocks, Math.floor((128 * 2 ** 20) / blockBytes));
+  const long = runnerLimits(settings, { ...config, maxPositions: 2 ** 20 });
+  assert.equal(long.numBlocks, 2 ** 16);
+});
+
+test("the context is never longer than the cache", () => {
+  assert.equal(runnerLimits({ ...settings, kvBlocks: 14 }, config).maxModelLen, 14 * 16);
+});
+
+test("a context beyond the model's positions, or beyond the cache asked for, is refused with both numbers", () => {
+  assert.throws(
+    () => runnerLimits({ ...settings, maxModelLen: 4096 }, config),
+    (error) => {
+      assert.ok(error instanceof LimitError);
+      assert.match(error.message, /4096.*2048/);
+      return true;
+    },
+  );
+  const both = { ...settings, maxModelLen: 512, kvBlocks: 14 };
+  assert.throws(() => runnerLimits(both, config), /512.*14 KV blocks hold 224/);
+});
+
+test("samples of a step have room for every sequence and a chunk of prompt log-probabilities", () => {
+  assert.equal(runnerLimits(settings, config).maxSamples, 64);
+  assert.equal(runnerLimits({ ...settings, maxNumSeqs: 128 }, config).maxSamples, 128);
+  assert.equal(runnerLimits({ maxNumSeqs: 4, maxNumBatchedTokens: 16 }, config).maxSamples, 16);
+});
