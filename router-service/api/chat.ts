@@ -2,7 +2,7 @@
 
 import { InvalidRequestError } from "../engine/errors.ts";
 import type { AnswerFormat, Plan } from "./answer.ts";
-import { finishTokenIds, planChoices } from "./choices.ts";
+import { finishLogprobs, finishTokenIds, planChoices } from "./choices.ts";
 import { chatLogprobs, promptLogprobs } from "./logprobs.ts";
 import { chatSchema } from "./openai-schemas.ts";
 import { encodePrompt } from "./prompts.ts";
@@ -83,9 +83,10 @@ function chatFormat(serving: Serving, options: ChatOptions): AnswerFormat {
       if (event.type === "finish") {
         const ids = options.tokenIds ? { token_ids: finishTokenIds(event) } : {};
         const stop_reason = event.stopReason ?? null;
-        return [
-          { index, delta: {}, logprobs: null, finish_reason: event.reason, stop_reason, ...ids },
-        ];
+        const logprobs = event.logprobs
+          ? chatLogprobs(tokenizer, finishLogprobs(event), options.logprobs ?? 0)
+          : null;
+        return [{ index, delta: {}, logprobs, finish_reason: event.reason, stop_reason, ...ids }];
       }
       if (event.text === "" && event.logprobs === undefined && !options.tokenIds) return [];
       const logprobs = event.logprobs

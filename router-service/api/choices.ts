@@ -120,6 +120,7 @@ export async function collectChoices(
     else if (event.type === "finish") {
       draft.finish = event;
       draft.tokenIds.push(...finishTokenIds(event));
+      draft.logprobs.push(...finishLogprobs(event));
     } else {
       draft.text.push(event.text);
       draft.tokenIds.push(...event.tokenIds);
@@ -139,6 +140,11 @@ export async function collectChoices(
 /** The stop id that ended a completion: part of its token ids, since it is counted, though never of its text. */
 export function finishTokenIds(event: ChoiceResult["finish"]): readonly number[] {
   return event.stopTokenId === undefined ? [] : [event.stopTokenId];
+}
+
+/** Log-probabilities of that stop id: as many positions as tokens that are counted, where they were asked for. */
+export function finishLogprobs(event: ChoiceResult["finish"]): readonly PositionLogprobs[] {
+  return event.logprobs === undefined ? [] : [event.logprobs];
 }
 
 /** Adds an event's counts; a prompt counts once however many completions it has. */

@@ -3,7 +3,13 @@
 import { setImmediate } from "node:timers/promises";
 
 import type { AnswerFormat, Plan } from "./answer.ts";
-import { type Choice, type ChoiceResult, finishTokenIds, planChoices } from "./choices.ts";
+import {
+  type Choice,
+  type ChoiceResult,
+  finishLogprobs,
+  finishTokenIds,
+  planChoices,
+} from "./choices.ts";
 import {
   type CompletionLogprobs,
   CompletionLogprobWriter,
@@ -118,7 +124,8 @@ function completionFormat(serving: Serving, options: CompletionOptions): AnswerF
       if (event.type === "finish") {
         const ids = options.tokenIds ? { token_ids: finishTokenIds(event) } : {};
         const stop_reason = event.stopReason ?? null;
-        return [entry(choice, "", null, { finish_reason: event.reason, stop_reason, ...ids })];
+        const logprobs = event.logprobs ? writerOf(choice).generated(finishLogprobs(event)) : null;
+        return [entry(choice, "", logprobs, { finish_reason: event.reason, stop_reason, ...ids })];
       }
       if (event.text === "" && event.logprobs === undefined && !options.tokenIds) return [];
       const logprobs = event.logprobs ? writerOf(choice).generated(event.logprobs) : null;

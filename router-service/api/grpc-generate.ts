@@ -12,7 +12,13 @@ import {
 import { InvalidRequestError } from "../engine/errors.ts";
 import type { PositionLogprobs } from "../engine/request.ts";
 import type { TextEvent } from "../engine/text-stream.ts";
-import { type Choice, finishTokenIds, planChoices, type UsageCount } from "./choices.ts";
+import {
+  type Choice,
+  finishLogprobs,
+  finishTokenIds,
+  planChoices,
+  type UsageCount,
+} from "./choices.ts";
 import { fieldError } from "./field-errors.ts";
 import { messagesSchema, type PromptInput } from "./openai-schemas.ts";
 import { encodePrompt } from "./prompts.ts";
@@ -75,7 +81,9 @@ export function chunkOf(
   }
   if (event.type === "finish") {
     const tokenIds = [...finishTokenIds(event)];
-    return { ...nothing, tokenIds, finishReason: FINISH[event.reason], usage: { ...usage } };
+    const logprobs = finishLogprobs(event).map(wirePosition);
+    const finishReason = FINISH[event.reason];
+    return { ...nothing, tokenIds, logprobs, finishReason, usage: { ...usage } };
   }
   const logprobs = (event.logprobs ?? []).map(wirePosition);
   return { ...nothing, text: event.text, tokenIds: [...event.tokenIds], logprobs };

@@ -139,19 +139,22 @@ export class ActiveRequest {
     sequence.tokenIds.push(tokenId);
     this.#generatedCounts.set(tokenId, (this.#generatedCounts.get(tokenId) ?? 0) + 1);
     this.#noteTime();
-    if (this.#endingTokenIds.includes(tokenId)) return this.#finish("stop", tokenId);
-    this.events.push({
-      type: "token",
-      tokenId,
-      ...(sampling.logprobs !== undefined && {
-        logprobs: tokenLogprobs(logits, tokenId, sampling.logprobs),
-      }),
-    });
+    const logprobs =
+      sampling.logprobs === undefined
+        ? {}
+        : { logprobs: tokenLogprobs(logits, tokenId, sampling.logprobs) };
+    if (this.#endingTokenIds.includes(tokenId)) {
+      return this.#finish("stop", { stopTokenId: tokenId, ...logprobs });
+    }
+    this.events.push({ type: "token", tokenId, ...logprobs });
     return numGenerated(sequence) === sampling.maxTokens ? this.#finish("length") : undefined;
   }
 
-  #finish(reason: FinishReason, stopTokenId?: number): FinishReason {
-    this.events.push({ type: "finish", reason, ...(stopTokenId !== undefined && { stopTokenId }) });
+  #finish(
+    reason: FinishReason,
+    ending?: { readonly stopTokenId: number; readonly logprobs?: PositionLogprobs },
+  ): FinishReason {
+    this.events.push({ type: "finish", reason, ...ending });
     return reason;
   }
 

@@ -77,6 +77,8 @@ export type EngineEvent =
       readonly reason: FinishReason;
       /** The end-of-sequence or stop id that ended it: not yielded as a token, but counted as one. */
       readonly stopTokenId?: number;
+      /** Of that id; present where asked for. */
+      readonly logprobs?: PositionLogprobs;
     };
 
 /** Counts of the engine at this moment. */

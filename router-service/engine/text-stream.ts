@@ -3,7 +3,13 @@
 import { createIncrementalDecoder } from "../../core/model/incremental-decoder.ts";
 import type { Tokenizer } from "../../core/model/text.ts";
 import { InvalidRequestError } from "./errors.ts";
-import type { Engine, EngineRequest, FinishReason, PositionLogprobs } from "./request.ts";
+import type {
+  Engine,
+  EngineEvent,
+  EngineRequest,
+  FinishReason,
+  PositionLogprobs,
+} from "./request.ts";
 import { createStopMatcher } from "./stop-matcher.ts";
 
 /** What a generation yields, in this order: prompt once, deltas any number of times, finish once. */
@@ -31,6 +37,8 @@ export type TextEvent =
       readonly stopReason?: string | number;
       /** The end-of-sequence or stop id that ended it: in no delta, but counted. */
       readonly stopTokenId?: number;
+      /** Of that id; present where asked for. */
+      readonly logprobs?: PositionLogprobs;
       /** Generated tokens, with the stop id or the tokens of the stop string. */
       readonly completionTokens: number;
     };
@@ -72,7 +80,7 @@ export async function* generateText(source: TextSource): AsyncGenerator<TextEven
       const tail = stops.flush(decoder?.flush() ?? "");
       if (tail !== "")
         yield delta(tail, [], request.sampling.logprobs === undefined ? undefined : []);
-      yield finish(event.reason, event.stopTokenId);
+      yield finish(event);
     }
   }
   if (stopString !== undefined) {
@@ -87,10 +95,18 @@ export async function* generateText(source: TextSource): AsyncGenerator<TextEven
     return { type: "delta", text, tokenIds, ...(logprobs && { logprobs }) };
   }
 
-  function finish(reason: FinishReason, stopTokenId: number | undefined): TextEvent {
+  function finish(event: Extract<EngineEvent, { type: "finish" }>): TextEvent {
+    const { reason, stopTokenId, logprobs } = event;
     if (stopTokenId === undefined) return { type: "finish", reason, completionTokens };
     const stopReason = stopTokenIds.includes(stopTokenId) ? { stopReason: stopTokenId } : {};
     completionTokens++;
-    return { type: "finish", reason, ...stopReason, stopTokenId, completionTokens };
+    return {
+      type: "finish",
+      reason,
+      ...stopReason,
+      stopTokenId,
+      ...(logprobs && { logprobs }),
+      completionTokens,
+    };
   }
 }

@@ -146,6 +146,43 @@ test("an end-of-sequence id is counted and among the token ids, not in the text"
   assert.equal(body.usage.completion_tokens, 2);
 });
 
+test("an end-of-sequence id has its log-probability like any token, so that entries and counted tokens agree", async () => {
+  const eos = 2;
+  const ending = await openDoors({ engine: { eosTokenIds: [eos] } });
+  try {
+    const ids = ending.tokenizer.encode(PROMPT);
+    const common = { max_tokens: 1, logit_bias: { [eos]: 100 } };
+    const ask = { ...common, prompt: [ids], echo: true, logprobs: 1 };
+    const { body } = await ending.post("/v1/completions", ask);
+    const [choice] = body.choices;
+    assert.deepEqual([choice.finish_reason, choice.text], ["stop", PROMPT]);
+    assert.equal(body.usage.completion_tokens, 1);
+    // What lm-eval reads of a prompt without a continuation's last token: [ctxlen:-1].
+    assertClose(choice.logprobs.token_logprobs.slice(1, -1), oracle(ids).slice(1));
+    assertClose(choice.logprobs.token_logprobs, oracle([...ids, eos]));
+    for (const key of ["tokens", "top_logprobs", "text_offset"]) {
+      assert.equal(choice.logprobs[key].length, ids.length + 1, key);
+    }
+    assert.equal(choice.logprobs.text_offset.at(-1), Array.from(PROMPT).length);
+    const streamed = await ending.post("/v1/completions", { ...ask, stream: true });
+    const parts = parseEvents(streamed.body).flatMap(({ choices }) => choices[0].logprobs ?? []);
+    assertClose(
+      parts.flatMap((part) => part.token_logprobs),
+      choice.logprobs.token_logprobs,
+    );
+
+    const messages = [{ role: "user", content: "hi" }];
+    const talk = { ...common, messages, logprobs: true, top_logprobs: 2 };
+    const chat = await ending.post("/v1/chat/completions", talk);
+    const { content } = chat.body.choices[0].logprobs;
+    assert.deepEqual([content.length, content[0].top_logprobs.length], [1, 2]);
+    const chunks = await ending.post("/v1/chat/completions", { ...talk, stream: true });
+    assert.deepEqual(parseEvents(chunks.body).at(-1).choices[0].logprobs.content, content);
+  } finally {
+    await ending.close();
+  }
+});
+
 test("tokenize and detokenize are each other's inverse, and tokenize renders conversations", async () => {
   const { body } = await doors.post("/tokenize", { prompt: PROMPT, return_token_strs: true });
   assert.deepEqual(body.tokens, doors.tokenizer.encode(PROMPT));
