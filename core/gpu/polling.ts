@@ -19,9 +19,12 @@ const immediately = globalThis.setImmediate;
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
 let eagerUntil = 0;
 
-/** dawn.node's polls are unnamed native functions; nobody else hands such a function to setImmediate. */
+/**
+ * dawn.node's polls are unnamed native functions without parameters; nobody else hands such a function to setImmediate:
+ * the function that resolves a promise has one.
+ */
 function isPoll(callback: unknown): callback is Poll {
-  if (typeof callback !== "function" || callback.name !== "") return false;
+  if (typeof callback !== "function" || callback.name !== "" || callback.length > 0) return false;
   return Function.prototype.toString.call(callback).includes("[native code]");
 }
 
