@@ -20,6 +20,7 @@ import { DeferredEngine } from "./engine/deferred-engine.ts";
 import { createEngine } from "./engine/engine.ts";
 import { mergeObservers } from "./engine/merge-observers.ts";
 import type { ModelRunner } from "./engine/model-runner.ts";
+import { STEP_TIMEOUT_MS } from "./engine/step-failure.ts";
 import { runnerLimits } from "./engine/runner-limits.ts";
 import { createRunner } from "./runner.ts";
 
@@ -122,6 +123,8 @@ const loop = createEngine({
   maxNumBatchedTokens: settings.maxNumBatchedTokens,
   maxQueue: settings.maxQueue,
   requestTimeoutMs: settings.requestTimeout * 1000,
+  // A CPU is slow but does not hang, and a shard's answer has a deadline of its own.
+  stepTimeoutMs: gpu ? Math.max(STEP_TIMEOUT_MS, 2000 * settings.dispatchTimeout) : Infinity,
   observer: mergeObservers(logger, statistics.observer, metrics.observer, createRequestTracing()),
   available: () => cluster?.unavailableReason(),
 });

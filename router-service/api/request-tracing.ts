@@ -39,8 +39,9 @@ export function createRequestTracing(decodeEvery = TRACE_DECODE_EVERY): EngineOb
   const requests = new Map<string, TracedRequest>();
   let step: TracedStep | undefined;
 
-  const endStep = (endedAt: number, failed: boolean) => {
-    if (failed) step?.span.setStatus({ code: SpanStatusCode.ERROR });
+  const endStep = (endedAt: number, how: "done" | "failed" | "aborted") => {
+    if (how === "failed") step?.span.setStatus({ code: SpanStatusCode.ERROR });
+    if (how === "aborted") step?.span.setAttribute("switchyard.step.aborted", true);
     step?.span.end(endedAt);
     step = undefined;
   };
@@ -56,7 +57,7 @@ export function createRequestTracing(decodeEvery = TRACE_DECODE_EVERY): EngineOb
   };
 
   function stepContext(sequences: readonly StepSequence[]): Context | undefined {
-    if (step !== undefined) endStep(performance.now(), true);
+    if (step !== undefined) endStep(performance.now(), "failed");
     let requestId: string | undefined;
     let parent: Context | undefined;
     const links: Link[] = [];
@@ -95,7 +96,7 @@ export function createRequestTracing(decodeEvery = TRACE_DECODE_EVERY): EngineOb
   function onRequest(timeline: RequestTimeline): void {
     const { id, traceContext, arrivedAt, scheduledAt, lastTokenAt, finishedAt } = timeline;
     const failed = timeline.outcome === "error";
-    if (failed && step?.requestId === id) endStep(finishedAt, true);
+    if (failed && step?.requestId === id) endStep(finishedAt, "failed");
     const request = requests.get(id);
     requests.delete(id);
     if (traceContext === undefined || !isSampled(traceContext)) return;
@@ -112,7 +113,8 @@ export function createRequestTracing(decodeEvery = TRACE_DECODE_EVERY): EngineOb
 
   return {
     stepContext,
-    onStep: ({ finishedAt }) => endStep(finishedAt, false),
+    onStep: ({ finishedAt }) => endStep(finishedAt, "done"),
+    onStepFailed: ({ finishedAt, aborted }) => endStep(finishedAt, aborted ? "aborted" : "failed"),
     onToken,
     onPreemption: (requestId) => {
       const request = requests.get(requestId);

@@ -13,6 +13,12 @@ import { checkRequest } from "./request-check.ts";
 import type { Engine, EngineEvent, EngineRequest, EngineState } from "./request.ts";
 import { Scheduler, type Chunk } from "./scheduler.ts";
 import { numGenerated, type Sequence } from "./sequence.ts";
+import {
+  STEP_TIMEOUT_MS,
+  stepFailure,
+  StepTimeoutError,
+  withinStepTimeout,
+} from "./step-failure.ts";
 
 /** What an engine is made of; the runner stays its maker's to close. */
 export interface EngineOptions {
@@ -28,6 +34,8 @@ export interface EngineOptions {
   /** Requests that wait. */
   readonly maxQueue: number;
   readonly requestTimeoutMs: number;
+  /** After this time a step counts as never returning, and the engine as lost; STEP_TIMEOUT_MS where absent. */
+  readonly stepTimeoutMs?: number;
   readonly observer?: EngineObserver;
   /** Why no request can be served at the moment; undefined where one can. */
   readonly available?: () => string | undefined;
@@ -231,16 +239,14 @@ class EngineLoop implements RunningEngine {
     this.#flight = flight;
     try {
       const traceContext = this.#observer.stepContext?.(sequences);
-      return await this.#options.runner.forward(batch, {
-        signal: flight.abort.signal,
-        traceContext,
-      });
+      const { signal } = flight.abort;
+      const result = this.#options.runner.forward(batch, { signal, traceContext });
+      return await withinStepTimeout(result, this.#options.stepTimeoutMs ?? STEP_TIMEOUT_MS);
     } catch (error) {
-      this.#fail(
-        parts.map(({ chunk }) => chunk.sequence),
-        `a step of the request failed: ${errorMessage(error)}`,
-        error,
-      );
+      const { aborted } = flight.abort.signal;
+      this.#observer.onStepFailed?.({ finishedAt: this.#now(), aborted });
+      if (error instanceof StepTimeoutError) this.#lose(error.message);
+      for (const active of members) this.#end(active, "error", { error: stepFailure(error) });
       return undefined;
     } finally {
       this.#flight = undefined;
@@ -273,11 +279,11 @@ class EngineLoop implements RunningEngine {
     return active;
   }
 
-  #fail(sequences: readonly Sequence[], reason: string, cause?: unknown): void {
+  #fail(sequences: readonly Sequence[], reason: string): void {
     for (const sequence of sequences) {
       const active = this.#active.get(sequence);
       if (active === undefined) continue;
-      this.#end(active, "error", { error: new UnavailableError(reason, { cause }) });
+      this.#end(active, "error", { error: new UnavailableError(reason) });
     }
   }
 

@@ -26,6 +26,11 @@ export class UnavailableError extends Error {
   override readonly name: string = "UnavailableError";
 }
 
+/** A step of the request failed by a fault of ours; `cause` says which. HTTP 500, gRPC INTERNAL. */
+export class StepFailedError extends Error {
+  override readonly name = "StepFailedError";
+}
+
 /** The request took longer than --request-timeout. HTTP 504, gRPC DEADLINE_EXCEEDED. */
 export class RequestTimeoutError extends Error {
   override readonly name = "RequestTimeoutError";

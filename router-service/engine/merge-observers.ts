@@ -28,6 +28,7 @@ export function mergeObservers(
     stepContext: (sequences) =>
       tell<Context | undefined>((observer) => observer.stepContext?.(sequences)),
     onStep: (report) => tell((observer) => observer.onStep?.(report)),
+    onStepFailed: (report) => tell((observer) => observer.onStepFailed?.(report)),
     onToken: (requestId, gapMs) => tell((observer) => observer.onToken?.(requestId, gapMs)),
     onPreemption: (requestId) => tell((observer) => observer.onPreemption?.(requestId)),
     onRequest: (timeline) => tell((observer) => observer.onRequest?.(timeline)),

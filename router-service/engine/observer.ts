@@ -50,6 +50,8 @@ export interface EngineObserver {
   /** Before a step: the trace context that its dispatch spans hang from; undefined where the step is not sampled. */
   stepContext?(sequences: readonly StepSequence[]): Context | undefined;
   onStep?(report: StepReport): void;
+  /** Instead of onStep where a step gives no result: it failed, or was aborted as nobody wanted it any more. */
+  onStepFailed?(report: { readonly finishedAt: number; readonly aborted: boolean }): void;
   /** Gap to the request's previous token, milliseconds; absent for its first. */
   onToken?(requestId: string, gapMs: number | undefined): void;
   onPreemption?(requestId: string): void;

@@ -260,6 +260,25 @@ test("each failure of the engine has its status, streamed or not", async () => {
   }
 });
 
+test("a fault in a step is an internal error to the client and one line in the log", async () => {
+  const fault = new TypeError("a secret of the step");
+  const beforeStep = () => {
+    throw fault;
+  };
+  const faulty = await openDoors({ toy: { beforeStep } });
+  try {
+    const answer = await faulty.post("/v1/completions", completion({ n: 3 }));
+    assertError(answer, 500, null, "internal_error");
+    assert.equal(answer.headers.get("retry-after"), null);
+    assert.doesNotMatch(answer.body.error.message, /secret/);
+    assert.equal(faulty.logged.length, 1);
+    const { err } = faulty.logged[0].facts as { readonly err: Error };
+    assert.equal(err.cause, fault);
+  } finally {
+    await faulty.close();
+  }
+});
+
 test("while the service is unavailable new requests and /health say 503 with the reason", async () => {
   let reason: string | undefined = "layer 2 expert 7 has no living copy";
   const away = await openDoors({ api: { unavailableReason: () => reason } });

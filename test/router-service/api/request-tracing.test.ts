@@ -148,6 +148,16 @@ test("a failed step and its request end as errors", async () => {
   assert.deepEqual(status, { "chat r1": 0, queue: 0, prefill: 2, step: 2 });
 });
 
+test("a step that nobody wants any more ends at once, and is no error", async () => {
+  const request = traced("r1", observer);
+  observer.stepContext?.([request.part("prefill")]);
+  request.end("abort");
+  observer.onStepFailed?.({ finishedAt: performance.now(), aborted: true });
+  const spans = await traceOf(request.traceId);
+  const step = spans.find(({ name }) => name === "step");
+  assert.deepEqual([step?.statusCode, step?.attributes["switchyard.step.aborted"]], [0, true]);
+});
+
 test("a request that leaves the queue unserved has a queue span only", async () => {
   const request = traced("r1", observer);
   request.end("abort");

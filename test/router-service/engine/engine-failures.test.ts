@@ -2,9 +2,14 @@ import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
 import { describe, it } from "node:test";
 
-import { RequestTimeoutError, UnavailableError } from "../../../router-service/engine/errors.ts";
+import { DispatchTimeoutError } from "../../../router-service/cluster/errors.ts";
+import {
+  RequestTimeoutError,
+  StepFailedError,
+  UnavailableError,
+} from "../../../router-service/engine/errors.ts";
 import type { StepBatch, StepContext } from "../../../router-service/engine/model-runner.ts";
-import type { RequestTimeline } from "../../../router-service/engine/observer.ts";
+import type { EngineObserver, RequestTimeline } from "../../../router-service/engine/observer.ts";
 import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
 import { toyContinuation } from "../../support/toy-runner.ts";
 import { waitFor } from "../../support/wait-for.ts";
@@ -42,19 +47,66 @@ describe("an engine whose step fails", () => {
       {
         numBlocks: 8,
         beforeStep: () => {
-          if (++numSteps === 2) throw new Error("layer 3: shard 1 did not answer");
+          if (++numSteps === 2) throw new DispatchTimeoutError("shard 1", 3, 2000);
         },
       },
       { maxNumSeqs: 1, maxNumBatchedTokens: 32 },
     );
     const failing = collect(engine, engineRequest(prompt(70)));
     const waiting = collect(engine, engineRequest(prompt(20, 4)));
-    await assert.rejects(failing, unavailable(/layer 3: shard 1 did not answer/));
+    await assert.rejects(failing, unavailable(/shard 1 did not answer a dispatch of layer 3/));
     assert.deepEqual((await waiting).tokenIds, toyContinuation(prompt(20, 4), 8));
     const again = await collect(engine, engineRequest(prompt(70)));
     assert.equal(again.cachedTokens, 32, "only what the first step computed");
     assert.deepEqual(again.tokenIds, toyContinuation(prompt(70), 8));
     assert.equal(engine.state().freeBlocks, 8);
+    await engine.close();
+  });
+
+  it("fails with the fault itself where nothing is away, and goes on", async () => {
+    const fault = new RangeError("a step with 9 tokens, at most 8");
+    let numSteps = 0;
+    const { engine } = toyEngine({
+      numBlocks: 8,
+      beforeStep: () => {
+        if (++numSteps === 1) throw fault;
+      },
+    });
+    await assert.rejects(collect(engine, engineRequest(prompt(3))), (error: Error) => {
+      assert.ok(error instanceof StepFailedError && !(error instanceof UnavailableError));
+      return error.cause === fault;
+    });
+    const next = await collect(engine, engineRequest(prompt(3)));
+    assert.deepEqual(next.tokenIds, toyContinuation(prompt(3), 8));
+    await engine.close();
+  });
+
+  it("fails everything and says so when a step does not return in time", async () => {
+    const held: StepContext[] = [];
+    const { engine } = toyEngine(
+      {
+        numBlocks: 8,
+        beforeStep: (_, context) => {
+          held.push(context);
+          return new Promise(() => {}); // a device that hangs heeds no signal either
+        },
+      },
+      { maxNumSeqs: 1, stepTimeoutMs: 40 },
+    );
+    const ended = [3, 4].map((length) =>
+      assert.rejects(
+        collect(engine, engineRequest(prompt(length))),
+        unavailable(/a step did not return within 0\.04 s/),
+      ),
+    );
+    await Promise.all(ended);
+    assert.match(await engine.lost, /a step did not return within 0\.04 s/);
+    assert.equal(held.length, 1);
+    assert.equal(held[0].signal.aborted, true);
+    await assert.rejects(
+      collect(engine, engineRequest(prompt(3))),
+      unavailable(/did not return within/),
+    );
     await engine.close();
   });
 
@@ -160,7 +212,12 @@ describe("a request that is not wanted any more", () => {
 
   it("aborts the step that was for it alone, waiting or not", async () => {
     const { held, beforeStep } = gate();
-    const { engine } = toyEngine({ numBlocks: 8, beforeStep }, { maxNumSeqs: 1 });
+    const failed: boolean[] = [];
+    const observer: EngineObserver = {
+      onStepFailed: ({ aborted }) => failed.push(aborted),
+      onStep: () => assert.fail("no step has a result"),
+    };
+    const { engine } = toyEngine({ numBlocks: 8, beforeStep }, { maxNumSeqs: 1, observer });
     const aborters = [1, 2].map(() => new AbortController());
     const leaving = aborters.map(({ signal }, i) =>
       assert.rejects(collect(engine, engineRequest(prompt(3 + i), {}, { signal })), {
@@ -176,6 +233,7 @@ describe("a request that is not wanted any more", () => {
     await leaving[0];
     assert.equal(held[0].signal.aborted, true);
     await waitFor("all blocks free", () => engine.state().freeBlocks === 8);
+    assert.deepEqual(failed, [true], "observers hear of the aborted step");
     const gone = AbortSignal.abort();
     await assert.rejects(collect(engine, engineRequest(prompt(3), {}, { signal: gone })), {
       name: "AbortError",

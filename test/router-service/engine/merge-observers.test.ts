@@ -9,6 +9,7 @@ import type { EngineObserver } from "../../../router-service/engine/observer.ts"
 function recorder(heard: string[], name: string): EngineObserver {
   return {
     onToken: (requestId) => void heard.push(`${name} token ${requestId}`),
+    onStepFailed: ({ aborted }) => void heard.push(`${name} aborted ${aborted}`),
     onPreemption: (requestId) => void heard.push(`${name} preemption ${requestId}`),
   };
 }
@@ -18,8 +19,10 @@ test("every observer hears everything, in order", () => {
   const log = { error: () => assert.fail("nothing failed") };
   const merged = mergeObservers(log, recorder(heard, "a"), {}, recorder(heard, "b"));
   merged.onToken?.("r1", undefined);
+  merged.onStepFailed?.({ finishedAt: 1, aborted: true });
   merged.onPreemption?.("r2");
-  assert.deepEqual(heard, ["a token r1", "b token r1", "a preemption r2", "b preemption r2"]);
+  const both = (what: string) => [`a ${what}`, `b ${what}`];
+  assert.deepEqual(heard, ["token r1", "aborted true", "preemption r2"].flatMap(both));
 });
 
 test("an observer that throws is logged once and hurts nobody", () => {
