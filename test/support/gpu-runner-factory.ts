@@ -1,21 +1,26 @@
-/** Makes the runners of the suite on a GPU. */
-
+import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
 import type { RunnerFactory } from "./runner-suite.ts";
 
-/** Runners on an open device with local experts, f32 weights and an f32 wire. */
-export function gpuRunnerFactory(gpu: Gpu): RunnerFactory {
+/** Runners on an open device with local experts; f32 unless told otherwise. */
+export function gpuRunnerFactory(
+  gpu: Gpu,
+  { weights, wire }: { readonly weights: WeightsDtype; readonly wire: WeightsDtype } = {
+    weights: "f32",
+    wire: "f32",
+  },
+): RunnerFactory {
   return (checkpoint, limits) =>
     createGpuRunner(gpu, {
       checkpoint,
-      weights: "f32",
-      wire: "f32",
+      weights,
+      wire,
       limits,
       experts: {
         kind: "local",
-        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, "f32", buffers),
+        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, weights, buffers),
       },
     });
 }

@@ -38,6 +38,18 @@ export function batchOf(parts: readonly StepPart[], fullLogits = true): StepBatc
   };
 }
 
+/** Decodes two sequences together, a token each per step. */
+export async function decodeSteps(runner: ModelRunner, steps: number): Promise<void> {
+  for (let position = 0; position < steps; position++) {
+    const parts = [0, 1].map((row) => ({
+      tokenIds: [(position * 7 + row) % 384],
+      from: position,
+      blocks: Array.from({ length: 8 }, (_, i) => row * 8 + i),
+    }));
+    await runner.forward(batchOf(parts, false), NEVER);
+  }
+}
+
 /** Largest difference of two rows of logits. */
 export function distance(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   assert.equal(actual.length, expected.length);

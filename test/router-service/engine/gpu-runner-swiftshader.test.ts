@@ -9,4 +9,4 @@ const { runnerSuite } = await import("../../support/runner-suite.ts");
 const gpu = await openGpu();
 after(() => gpu.close());
 
-await runnerSuite("SwiftShader", gpuRunnerFactory(gpu), []);
+await runnerSuite("SwiftShader", gpuRunnerFactory(gpu), ["chat"]);

@@ -6,57 +6,62 @@ import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
 import { TINY_MODEL } from "../../support/cluster.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
-import { batchOf, runnerSuite } from "../../support/runner-suite.ts";
+import { createdDuring } from "../../support/created-objects.ts";
+import { batchOf, decodeSteps, runnerSuite } from "../../support/runner-suite.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
 
-await runnerSuite("llvmpipe", gpuRunnerFactory(gpu), ["chat", "one_token", "long_code"]);
+const SMALL = { maxTokens: 16, maxSequences: 4, maxSamples: 16, maxModelLen: 256, numBlocks: 32 };
 
-test("100 decode steps create nothing on the device but their command encoders", async () => {
+await runnerSuite("llvmpipe", gpuRunnerFactory(gpu), [
+  "chat",
+  "code",
+  "drama",
+  "long_code",
+  "math",
+  "one_token",
+  "wiki",
+]);
+
+test("100 decode steps with local experts create nothing on the device but their command encoders", async () => {
   const checkpoint = await openCheckpoint(TINY_MODEL);
-  const limits = {
-    maxTokens: 16,
-    maxSequences: 4,
-    maxSamples: 16,
-    maxModelLen: 256,
-    numBlocks: 32,
-  };
-  const runner = await gpuRunnerFactory(gpu)(checkpoint, limits);
-  const created: string[] = [];
-  const { device } = gpu;
-  const prototype = Object.getPrototypeOf(device) as Record<string, unknown>;
-  const names = Object.getOwnPropertyNames(prototype).filter((name) => name.startsWith("create"));
-  assert.ok(names.includes("createBuffer") && names.includes("createBindGroup"), names.join());
-  for (const name of names) {
-    const original = Reflect.get(device, name) as (...args: unknown[]) => unknown;
-    Object.defineProperty(device, name, {
-      configurable: true,
-      value: (...args: unknown[]) => {
-        created.push(name);
-        return original.apply(device, args);
-      },
-    });
-  }
-  try {
-    for (let position = 0; position < 100; position++) {
-      const parts = [0, 1].map((row) => ({
-        tokenIds: [(position * 7 + row) % 384],
-        from: position,
-        blocks: Array.from({ length: 8 }, (_, i) => row * 8 + i),
-      }));
-      await runner.forward(batchOf(parts, false), { signal: new AbortController().signal });
-    }
-  } finally {
-    for (const name of names) Reflect.deleteProperty(device, name);
-    runner.close();
-    await checkpoint.close();
-  }
+  const runner = await gpuRunnerFactory(gpu)(checkpoint, SMALL);
+  const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.equal(created.filter((name) => name === "createCommandEncoder").length, 100);
-  assert.deepEqual(
-    created.filter((name) => name !== "createCommandEncoder"),
-    [],
-  );
+  assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
+  runner.close();
+  await checkpoint.close();
+});
+
+test("a token's logits have the same bits alone, in a batch of 8, and in any chunks of its prompt", async () => {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const limits = { ...SMALL, maxTokens: 64, maxSamples: 64, maxSequences: 8 };
+  const runner = await gpuRunnerFactory(gpu, { weights: "f16", wire: "f16" })(checkpoint, limits);
+  const prompt = Array.from({ length: 20 }, (_, i) => (i * 37 + 5) % 384);
+  const blocksOf = (row: number) => [2 * row, 2 * row + 1];
+  const part = (row: number, from: number, to: number) => ({
+    tokenIds: prompt.slice(from, to),
+    from,
+    blocks: blocksOf(row),
+  });
+  const signal = { signal: new AbortController().signal };
+  const whole = await runner.forward(batchOf([part(0, 0, 20)]), signal);
+  for (let from = 0; from < 20; from += 3) {
+    const { samples } = await runner.forward(batchOf([part(1, from, from + 3)]), signal);
+    for (const [i, { logits }] of samples.entries()) {
+      assert.deepEqual(logits, whole.samples[from + i].logits, `token ${from + i} in a chunk of 3`);
+    }
+  }
+  const rows = [0, 1, 2, 3, 4, 5, 6, 7];
+  await runner.forward(batchOf(rows.slice(2, 5).map((row) => part(row, 0, 19))), signal);
+  await runner.forward(batchOf(rows.slice(5).map((row) => part(row, 0, 19))), signal);
+  const together = await runner.forward(batchOf(rows.map((row) => part(row, 19, 20))), signal);
+  for (const row of rows) {
+    assert.deepEqual(together.samples[row].logits, whole.samples[19].logits, `row ${row}`);
+  }
+  runner.close();
+  await checkpoint.close();
 });
 
 test("a KV cache that no buffer of the device can hold is refused with bytes and limit", async () => {

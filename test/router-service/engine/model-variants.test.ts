@@ -1,0 +1,105 @@
+// Options of the family that the goldens do not have: random weights, the GPU judged by the plain loops.
+import assert from "node:assert/strict";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { after, test } from "node:test";
+
+import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
+import { openGpu } from "../../../core/gpu/device.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { expectedTensors } from "../../../core/model/families.ts";
+import { readModelConfig } from "../../../core/model/load-config.ts";
+import { bytesOf } from "../../../core/tensor.ts";
+import { createCpuRunner } from "../../../router-service/engine/cpu-runner.ts";
+import { createLocalDeviceExperts } from "../../../router-service/engine/local-experts.ts";
+import { encodeSafetensors, temporaryDir } from "../../core/model/safetensors-writer.ts";
+import { TINY_MODEL } from "../../support/cluster.ts";
+import { randomValues } from "../../support/gpu-fixture.ts";
+import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
+import { batchOf, distance } from "../../support/runner-suite.ts";
+
+const gpu = await openGpu();
+after(() => gpu.close());
+
+const VARIANTS: Readonly<Record<string, object>> = {
+  "dense layers and no bias on q, k and v": {
+    mlp_only_layers: [0],
+    decoder_sparse_step: 2,
+    num_hidden_layers: 4,
+    qkv_bias: false,
+  },
+  "no shared expert and top-k weights that are divided by their sum": {
+    shared_expert_intermediate_size: 0,
+    norm_topk_prob: true,
+  },
+  "tied embeddings of 391 tokens and one KV head of 24 for four query heads": {
+    tie_word_embeddings: true,
+    vocab_size: 391,
+    num_key_value_heads: 1,
+    head_dim: 24,
+  },
+};
+
+/** Writes a checkpoint with random weights: matrices scaled by their width, norms around one. */
+async function writeVariant(dir: string, changes: object): Promise<void> {
+  const base = JSON.parse(await readFile(join(TINY_MODEL, "config.json"), "utf8")) as object;
+  await writeFile(join(dir, "config.json"), JSON.stringify({ ...base, ...changes }));
+  const config = await readModelConfig(dir);
+  const tensors = new Map(
+    [...expectedTensors(config)].map(([name, shape], index) => {
+      const length = shape.reduce((a, b) => a * b, 1);
+      const values = randomValues(
+        length,
+        index + 1,
+        shape.length === 1 ? 0.3 : 2 / Math.sqrt(shape[1]),
+      );
+      if (name.includes("norm")) for (let i = 0; i < length; i++) values[i] += 1;
+      return [name, { dtype: "F32", shape, data: bytesOf(values) }] as const;
+    }),
+  );
+  await writeFile(join(dir, "model.safetensors"), encodeSafetensors(tensors));
+}
+
+for (const [what, changes] of Object.entries(VARIANTS)) {
+  test(`the GPU and the plain loops agree on a model with ${what}`, async (t) => {
+    const dir = await temporaryDir(t);
+    await writeVariant(dir, changes);
+    const checkpoint = await openCheckpoint(dir);
+    const limits = {
+      maxTokens: 64,
+      maxSequences: 2,
+      maxSamples: 64,
+      maxModelLen: 64,
+      numBlocks: 8,
+    };
+    const device = createCpuExpertDevice(checkpoint.config, "f32");
+    const runExperts = await createLocalDeviceExperts(device, checkpoint);
+    const cpu = await createCpuRunner({
+      checkpoint,
+      weights: "f32",
+      wire: "f32",
+      limits,
+      runExperts,
+    });
+    const onGpu = await gpuRunnerFactory(gpu)(checkpoint, limits);
+    const tokenIds = Array.from(
+      { length: 40 },
+      (_, i) => (i * 53 + 390) % checkpoint.config.vocabSize,
+    );
+    const batch = batchOf([
+      { tokenIds, from: 0, blocks: [4, 1, 2] },
+      { tokenIds: tokenIds.slice(7, 12), from: 0, blocks: [0] },
+    ]);
+    const context = { signal: new AbortController().signal };
+    const expected = await cpu.forward(batch, context);
+    const actual = await onGpu.forward(batch, context);
+    for (const [row, { logits }] of expected.samples.entries()) {
+      const far = distance(actual.samples[row].logits ?? [], logits ?? []);
+      assert.ok(far <= 1e-4, `token ${row}: ${far}`);
+      assert.equal(actual.samples[row].candidateIds[0], expected.samples[row].candidateIds[0]);
+    }
+    assert.deepEqual([...actual.routing.keys()], [...expected.routing.keys()]);
+    onGpu.close();
+    await checkpoint.close();
+  });
+}
