@@ -33,7 +33,8 @@ const DRIVER_DIRECTORIES = [
   "/usr/local/share/vulkan/icd.d",
   "/etc/vulkan/icd.d",
 ];
-const SWIFTSHADER_DRIVERS = [
+/** Where Chromium's packages put their software Vulkan. */
+export const SWIFTSHADER_DRIVERS = [
   "/usr/lib/chromium/vk_swiftshader_icd.json",
   "/usr/lib64/chromium-browser/vk_swiftshader_icd.json",
   "/opt/google/chrome/vk_swiftshader_icd.json",

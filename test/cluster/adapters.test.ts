@@ -4,8 +4,7 @@ import { after, before, describe, test } from "node:test";
 import { startCluster, type Cluster } from "../support/cluster.ts";
 import { assertGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
-
-const SWIFTSHADER = { VK_ICD_FILENAMES: "/usr/lib/chromium/vk_swiftshader_icd.json" };
+import { SWIFTSHADER } from "../support/swiftshader.ts";
 
 describe("a cluster whose shards compute on different adapters", () => {
   let cluster: Cluster;

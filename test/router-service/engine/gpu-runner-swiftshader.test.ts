@@ -1,7 +1,8 @@
 import { after } from "node:test";
 
-// A second adapter: Chromium's software Vulkan, chosen before the first WebGPU instance.
-process.env["VK_ICD_FILENAMES"] = "/usr/lib/chromium/vk_swiftshader_icd.json";
+import { SWIFTSHADER } from "../../support/swiftshader.ts";
+
+Object.assign(process.env, SWIFTSHADER);
 const { openGpu } = await import("../../../core/gpu/device.ts");
 const { gpuRunnerFactory } = await import("../../support/gpu-runner-factory.ts");
 const { runnerSuite } = await import("../../support/runner-suite.ts");
