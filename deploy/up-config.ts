@@ -28,7 +28,7 @@ export const upConfigSchema = z.object({
     ...expertConfigSchema.shape.memoryLimit.meta(),
     description: "Device memory that the expert weights of one shard may take",
   }),
-  startTimeout: z.number().positive().default(600).meta({
+  startTimeout: z.number().positive().max(86_400).default(600).meta({
     description: "Longest wait until the cluster serves",
     unit: "s",
     placeholder: "SECONDS",

@@ -26,7 +26,7 @@ export interface QueuedDispatch {
 export interface BatcherOptions {
   readonly hiddenSize: number;
   /** Dispatches that wait at most. */
-  readonly maxQueue: number;
+  readonly maxDispatches: number;
   /** Milliseconds, monotonic. */
   readonly now: () => number;
   /** The device has not answered a run within `runDeadlineMs`; nothing behind it can run either. */
@@ -76,11 +76,11 @@ export class Batcher {
 
   /** Queues a dispatch; answers OVERLOADED at once where the queue is full. */
   submit(dispatch: QueuedDispatch): void {
-    const { maxQueue } = this.#options;
-    if (this.#queue.length >= maxQueue) {
+    const { maxDispatches } = this.#options;
+    if (this.#queue.length >= maxDispatches) {
       dispatch.onError(
         DispatchErrorCode.DISPATCH_ERROR_CODE_OVERLOADED,
-        `the shard's queue is full: ${this.#queue.length} dispatches wait, the limit is ${maxQueue}`,
+        `the shard's queue is full: ${this.#queue.length} dispatches wait, the limit is ${maxDispatches}`,
       );
       return;
     }

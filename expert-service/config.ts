@@ -20,9 +20,9 @@ export const expertConfigSchema = z.object({
     description: "Device memory that expert weights may take",
     unit: "bytes",
     placeholder: "BYTES",
-    defaultText: "what the device has",
+    defaultText: "the largest buffer that the adapter takes; half of the free memory on the CPU",
   }),
-  maxQueue: z.int().min(1).default(256).meta({
+  maxDispatches: z.int().min(1).default(256).meta({
     description: "Dispatches that may wait; one more is answered with an error",
     unit: "dispatches",
     placeholder: "N",

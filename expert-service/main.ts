@@ -30,7 +30,7 @@ let progress: Progress | undefined;
 const shard = await startShard(hostPort(config.host, config.port), {
   rank: config.rank,
   weights: config.weights,
-  maxQueue: config.maxQueue,
+  maxDispatches: config.maxDispatches,
   checkpoint,
   device,
   logger,

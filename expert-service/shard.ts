@@ -17,7 +17,7 @@ import { addExpertService } from "./server.ts";
 export interface ShardOptions {
   readonly rank: number;
   readonly weights: WeightsSetting;
-  readonly maxQueue: number;
+  readonly maxDispatches: number;
   readonly checkpoint: Checkpoint;
   readonly device: ShardDevice;
   readonly logger: Logger;
@@ -48,7 +48,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
   const now = () => performance.now();
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,
-    maxQueue: options.maxQueue,
+    maxDispatches: options.maxDispatches,
     now,
     onStuck: options.onFailure,
     runDeadlineMs: options.runDeadlineMs ?? RUN_DEADLINE_MS,

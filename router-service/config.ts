@@ -38,12 +38,12 @@ export const routerConfigSchema = z.object({
   wire: z.enum(["f16", "f32"]).default("f16").meta({
     description: "Dtype of the hidden states sent to shards",
   }),
-  dispatchTimeout: z.number().positive().default(2).meta({
+  dispatchTimeout: z.number().positive().max(3_600).default(2).meta({
     description: "Longest wait for a shard's answer to one dispatch",
     unit: "s",
     placeholder: "SECONDS",
   }),
-  requestTimeout: z.number().positive().default(600).meta({
+  requestTimeout: z.number().positive().max(86_400).default(600).meta({
     description: "Longest life of a request, waiting included",
     unit: "s",
     placeholder: "SECONDS",
@@ -52,7 +52,7 @@ export const routerConfigSchema = z.object({
     description: "Sequences of one step at most",
     placeholder: "N",
   }),
-  maxNumBatchedTokens: z.int().min(1).max(65536).default(256).meta({
+  maxNumBatchedTokens: z.int().min(1).max(65535).default(256).meta({
     description: "Tokens of one step at most, prefill chunks and decodes together",
     placeholder: "N",
   }),
@@ -66,9 +66,10 @@ export const routerConfigSchema = z.object({
     description: "Blocks of 16 tokens in the KV cache",
     unit: "blocks",
     placeholder: "N",
-    defaultText: "room for --max-num-seqs sequences, as device memory allows",
+    defaultText:
+      "room for --max-num-seqs full sequences within 128 MiB, at least for one full sequence",
   }),
-  maxQueue: z.int().min(0).default(256).meta({
+  maxQueue: z.int().min(1).default(256).meta({
     description: "Requests that may wait; one more is answered 429",
     unit: "requests",
     placeholder: "N",

@@ -55,7 +55,7 @@ describe("a shard's queue", () => {
 
   it("answers what does not fit with OVERLOADED, and what waits with its sums", async () => {
     const gate = createGate();
-    const shard = await startTestShard({ maxQueue: 2, wrapDevice: gate.wrap });
+    const shard = await startTestShard({ maxDispatches: 2, wrapDevice: gate.wrap });
     const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
     const send = (dispatchId: number) =>
       connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5], { dispatchId }) });

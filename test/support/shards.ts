@@ -21,7 +21,7 @@ export interface TestShardOptions {
   /** Default: a free one. */
   readonly port?: number;
   readonly weights?: WeightsSetting;
-  readonly maxQueue?: number;
+  readonly maxDispatches?: number;
   readonly memoryLimit?: number;
   /** Default: cpu. */
   readonly device?: "webgpu" | "cpu";
@@ -52,7 +52,7 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
   const shard = await startShard(`127.0.0.1:${options.port ?? 0}`, {
     rank: options.rank ?? 0,
     weights: options.weights ?? "auto",
-    maxQueue: options.maxQueue ?? 256,
+    maxDispatches: options.maxDispatches ?? 256,
     checkpoint,
     device: options.wrapDevice?.(device) ?? device,
     logger: silentLogger,

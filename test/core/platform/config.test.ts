@@ -166,6 +166,36 @@ test("every flag of both services has a description, and the defaults are a conf
   }
 });
 
+test("settings that the process could not keep are refused", () => {
+  const problems = (...argv: string[]) => {
+    const parsed = parseConfig(routerConfigSchema, argv, {});
+    return parsed.kind === "invalid" ? parsed.problems : [];
+  };
+  // A timer takes 2^31 - 1 ms at most, and runs at once where it is asked for more.
+  assert.deepEqual(problems("--dispatch-timeout=2147484", "--request-timeout=2147484"), [
+    '--dispatch-timeout is "2147484", expected a number above 0 to 3600 (s)',
+    '--request-timeout is "2147484", expected a number above 0 to 86400 (s)',
+  ]);
+  // A device takes 65535 workgroups per dimension.
+  assert.equal(problems("--max-num-batched-tokens=65536").length, 1);
+  assert.deepEqual(problems("--max-num-batched-tokens=65535"), []);
+  assert.equal(problems("--max-queue=0").length, 1);
+});
+
+test("a variable means the same to a router and to a shard that it is passed on to", () => {
+  const shared = Object.keys(expertConfigSchema.shape).filter(
+    (key) => key in routerConfigSchema.shape,
+  );
+  for (const key of shared) {
+    const [router, shard] = [routerConfigSchema, expertConfigSchema].map(
+      ({ shape }) => z.globalRegistry.get(shape[key as keyof typeof shape])?.description,
+    );
+    assert.equal(router, shard, key);
+  }
+  const queue = parseConfig(expertConfigSchema, [], { SWITCHYARD_MAX_QUEUE: "1" });
+  assert.equal(queue.kind === "config" && queue.config.maxDispatches, 256);
+});
+
 test("a process with bad settings exits with 2 and lists them on stderr", () => {
   const script =
     'import { loadConfig } from "./core/platform/config.ts";' +
@@ -192,7 +222,7 @@ test("a process with bad settings exits with 2 and lists them on stderr", () => 
     "switchyard router: 3 problems with the configuration\n" +
       '  --shards is "x", expected a list like 10.0.0.1:50061,10.0.0.2:50061\n' +
       '  --wire is "f64", expected one of f16, f32\n' +
-      '  --max-queue is "-1", expected an integer from 0 up (requests)\n' +
+      '  --max-queue is "-1", expected an integer from 1 up (requests)\n' +
       "See switchyard router --help.\n",
   );
 });
