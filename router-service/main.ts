@@ -99,6 +99,7 @@ const api = createApi({
   apiKey: settings.apiKey,
   unavailableReason: () => cluster?.unavailableReason() ?? engine.unavailableReason(),
   metricsText: () => metrics.text(),
+  onPrompt: (report) => metrics.onPrompt(report),
   numShards: () => settings.shards.length,
   log: logger,
 });

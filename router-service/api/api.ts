@@ -6,6 +6,7 @@ import { bindServer, stopServer } from "../../core/platform/grpc.ts";
 import { hostPort } from "../../core/platform/service-options.ts";
 import type { Engine } from "../engine/request.ts";
 import { createApiKeyCheck } from "./api-key.ts";
+import type { PromptReport } from "./choices.ts";
 import { createGrpcServer } from "./grpc-server.ts";
 import { createHttpServer } from "./http-server.ts";
 import { OpenRequests } from "./open-requests.ts";
@@ -26,6 +27,8 @@ export interface ApiOptions {
   readonly unavailableReason: () => string | undefined;
   /** Text of GET /metrics, in Prometheus' format. */
   readonly metricsText: () => string | Promise<string>;
+  /** Told of each prompt whose completions have all come to their end; absent: nobody is. */
+  readonly onPrompt?: (report: PromptReport) => void;
   /** Shards in the placement; absent: none. */
   readonly numShards?: () => number;
   readonly log: Serving["log"];
@@ -62,6 +65,7 @@ export function createApi(options: ApiOptions): Api {
     openRequests,
     limits: { ...DEFAULT_LIMITS, ...options.limits },
     log,
+    onPrompt: options.onPrompt ?? (() => undefined),
     numShards: options.numShards ?? (() => 0),
   };
   const checkApiKey = createApiKeyCheck(options.apiKey);

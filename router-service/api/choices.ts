@@ -1,4 +1,4 @@
-/** The completions of one request: each is one engine request, all run together. */
+/** The completions of one request: each is one engine request. */
 
 import type { Context } from "@opentelemetry/api";
 
@@ -43,6 +43,14 @@ export interface UsageCount {
   cachedTokens: number;
 }
 
+/** What is known of a prompt when all its completions have come to their end. */
+export interface PromptReport {
+  /** Completions of the prompt. */
+  readonly n: number;
+  /** Tokens generated for the longest of them. */
+  readonly maxCompletionTokens: number;
+}
+
 /** n choices of each prompt, in the order of their index; seeds count up from the client's. */
 export function planChoices(
   prompts: readonly Prompt[],
@@ -61,7 +69,8 @@ export function planChoices(
 }
 
 /**
- * Runs all choices at once and hands each event on as it comes; waits where the receiver waits.
+ * Runs the choices in their order, as many at once as the engine runs, and hands each event on as it comes; waits where
+ * the receiver waits. A full queue refuses the first choice; the others come as there is room.
  * The first failure aborts the others and is thrown when all have ended.
  */
 export async function runChoices(
@@ -70,32 +79,71 @@ export async function runChoices(
   run: Run,
   onEvent: (choice: Choice, event: TextEvent) => void | Promise<void>,
 ): Promise<void> {
-  const failures: unknown[] = [];
+  const { engine, tokenizer } = serving;
+  const { signal } = run.abort;
+  const arrivedAt = performance.now();
+  const report = promptReporter(choices, serving.onPrompt);
   const runOne = async (choice: Choice): Promise<void> => {
     const request: EngineRequest = {
       id: choices.length === 1 ? run.id : `${run.id}-${choice.index}`,
       promptTokenIds: choice.prompt.tokenIds,
       sampling: choice.sampling,
       task: run.task,
-      signal: run.abort.signal,
+      signal,
       traceContext: run.traceContext,
+      arrivedAt,
     };
-    const source = { engine: serving.engine, tokenizer: serving.tokenizer, request };
-    for await (const event of generateText(source)) {
+    for await (const event of generateText({ engine, tokenizer, request })) {
       await onEvent(choice, event);
+      report(choice, event);
     }
   };
-  const guarded = choices.map(async (choice) => {
-    try {
-      await runOne(choice);
-    } catch (error) {
-      // Once aborted, the engine only says that it was; the abort's reason says why.
-      failures.push(run.abort.signal.aborted ? run.abort.signal.reason : error);
-      run.abort.abort(failures[0]);
+  const failures: unknown[] = [];
+  const fail = (error: unknown): void => {
+    // Once aborted, the engine only says that it was; the abort's reason says why.
+    failures.push(signal.aborted ? signal.reason : error);
+    run.abort.abort(failures[0]);
+  };
+  const running = new Set<Promise<void>>();
+  try {
+    for (const [i, choice] of choices.entries()) {
+      while (running.size >= engine.maxNumSeqs) await Promise.race(running);
+      // The engine takes a choice in before anything else can happen, so that room asked for here is room there.
+      let room = i === 0 ? undefined : engine.room(signal);
+      while (room !== undefined) {
+        await room;
+        room = engine.room(signal);
+      }
+      signal.throwIfAborted();
+      const one: Promise<void> = runOne(choice)
+        .catch(fail)
+        .finally(() => running.delete(one));
+      running.add(one);
     }
-  });
-  await Promise.all(guarded);
+  } catch (error) {
+    fail(error);
+  }
+  await Promise.all(running);
   if (failures.length > 0) throw failures[0];
+}
+
+/** Tells of each prompt when the last of its choices has finished. */
+function promptReporter(
+  choices: readonly Choice[],
+  onPrompt: (report: PromptReport) => void,
+): (choice: Choice, event: TextEvent) => void {
+  const prompts = new Map<Prompt, { n: number; left: number; maxCompletionTokens: number }>();
+  for (const { prompt } of choices) {
+    const n = (prompts.get(prompt)?.n ?? 0) + 1;
+    prompts.set(prompt, { n, left: n, maxCompletionTokens: 0 });
+  }
+  return ({ prompt }, event) => {
+    const counts = prompts.get(prompt);
+    if (event.type !== "finish" || counts === undefined) return;
+    counts.left--;
+    counts.maxCompletionTokens = Math.max(counts.maxCompletionTokens, event.completionTokens);
+    if (counts.left === 0) onPrompt(counts);
+  };
 }
 
 /** Runs all choices and returns them whole, in the order of their index. */

@@ -4,6 +4,7 @@ import type { Metrics } from "../../core/platform/metrics.ts";
 import { BLOCK_SIZE } from "../engine/model-runner.ts";
 import type { RequestTimeline, StepReport } from "../engine/observer.ts";
 import type { EngineState } from "../engine/request.ts";
+import type { PromptReport } from "./choices.ts";
 
 /** vLLM's bucket bounds, seconds. */
 const TTFT_BUCKETS = [
@@ -16,6 +17,7 @@ const TPOT_BUCKETS = [
 const REQUEST_BUCKETS = [
   0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
 ];
+const N_BUCKETS = [1, 2, 5, 10, 20];
 const STEP_TOKENS_BUCKETS = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
 /** What the engine's metrics are made of. */
@@ -138,6 +140,12 @@ export function engineMetrics(
     "max_tokens asked for",
     tokenBuckets,
   );
+  const numCompletions = histogram("vllm:request_params_n", "n asked for", N_BUCKETS);
+  const mostGenerated = histogram(
+    "vllm:request_max_num_generation_tokens",
+    "Tokens generated for the longest completion of a prompt",
+    tokenBuckets,
+  );
   const stepTokens = histogram(
     "vllm:iteration_tokens_total",
     "Tokens of an engine step",
@@ -148,7 +156,7 @@ export function engineMetrics(
     const { arrivedAt, scheduledAt, firstTokenAt, lastTokenAt, finishedAt, outcome } = timeline;
     success.inc({ ...labels, finished_reason: outcome });
     if (scheduledAt !== undefined) {
-      queries.inc(timeline.promptTokens);
+      queries.inc(timeline.lookedUpTokens);
       hits.inc(timeline.cachedTokens);
       queued.observe(seconds(arrivedAt, scheduledAt));
     }
@@ -179,6 +187,10 @@ export function engineMetrics(
     },
     onPreemption: () => preemptions.inc(),
     onRequest,
+    onPrompt: ({ n, maxCompletionTokens }: PromptReport) => {
+      numCompletions.observe(n);
+      mostGenerated.observe(maxCompletionTokens);
+    },
   };
 }
 

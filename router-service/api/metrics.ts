@@ -6,6 +6,7 @@ import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
 import type { DispatchReport } from "../cluster/remote-experts.ts";
 import type { EngineObserver, StepReport } from "../engine/observer.ts";
+import type { PromptReport } from "./choices.ts";
 import { engineMetrics, type EngineMetricsOptions } from "./engine-metrics.ts";
 
 /** From a loopback hop to the default dispatch timeout and beyond, seconds. */
@@ -22,6 +23,8 @@ export interface RouterMetricsOptions extends EngineMetricsOptions {
 /** The router's metrics and those who feed them. */
 export interface RouterMetrics {
   readonly observer: EngineObserver;
+  /** A prompt's completions have all come to their end. */
+  onPrompt(report: PromptReport): void;
   onDispatch(report: DispatchReport): void;
   /** Load of the statistics' last window; one without tokens leaves the gauges as they are. */
   onWindow(window: LoadWindow): void;
@@ -46,6 +49,7 @@ export function createRouterMetrics(options: RouterMetricsOptions): RouterMetric
       onPreemption: engine.onPreemption,
       onRequest: engine.onRequest,
     },
+    onPrompt: engine.onPrompt,
     onDispatch: experts.onDispatch,
     onWindow: experts.onWindow,
     onFlush: experts.onFlush,

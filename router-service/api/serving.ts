@@ -6,6 +6,7 @@ import type { Log } from "../../core/platform/log.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { Engine } from "../engine/request.ts";
 import { NotFoundError } from "./api-errors.ts";
+import type { PromptReport } from "./choices.ts";
 import type { OpenRequests } from "./open-requests.ts";
 
 /** Bounds of both doors. */
@@ -33,6 +34,8 @@ export interface Serving {
   readonly openRequests: OpenRequests;
   readonly limits: ApiLimits;
   readonly log: Pick<Log, "warn" | "error">;
+  /** Told of each prompt whose completions have all come to their end. */
+  readonly onPrompt: (report: PromptReport) => void;
   /** Shards in the placement; 0: the router holds all experts. */
   readonly numShards: () => number;
 }

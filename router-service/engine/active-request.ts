@@ -62,7 +62,7 @@ export class ActiveRequest {
     const eosTokenIds = sampling.ignoreEos ? [] : options.eosTokenIds;
     this.#endingTokenIds = [...new Set([...eosTokenIds, ...sampling.stopTokenIds])];
     this.#promptTokenIds = new Set(sampling.repetitionPenalty === 1 ? [] : promptTokenIds);
-    this.#arrivedAt = options.now();
+    this.#arrivedAt = request.arrivedAt ?? options.now();
   }
 
   /** What must be read back for the next token. */
@@ -104,7 +104,8 @@ export class ActiveRequest {
   /** Tells of the request's abort and of its time running out, until `unwatch`. */
   watch(onAbort: () => void, onTimeout: () => void, timeoutMs: number): void {
     const { signal } = this.request;
-    const timer = setTimeout(onTimeout, Math.min(timeoutMs, MAX_TIMER_MS));
+    const leftMs = timeoutMs - (this.#options.now() - this.#arrivedAt);
+    const timer = setTimeout(onTimeout, Math.min(Math.max(0, leftMs), MAX_TIMER_MS));
     signal.addEventListener("abort", onAbort);
     this.unwatch = () => {
       clearTimeout(timer);
@@ -123,6 +124,7 @@ export class ActiveRequest {
       lastTokenAt: this.#lastTokenAt,
       finishedAt: this.#options.now(),
       promptTokens: this.sequence.promptLength,
+      lookedUpTokens: this.sequence.wantsPromptLogprobs ? 0 : this.sequence.promptLength,
       cachedTokens: this.sequence.cachedTokens ?? 0,
       completionTokens,
       maxTokens: sampling.maxTokens,

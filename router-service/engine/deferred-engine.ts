@@ -30,6 +30,14 @@ export class DeferredEngine implements Engine {
     return this.#engine === undefined ? "the model is being loaded" : undefined;
   }
 
+  get maxNumSeqs(): number {
+    return this.#engine?.maxNumSeqs ?? 1;
+  }
+
+  room(signal: AbortSignal): Promise<void> | undefined {
+    return this.#engine?.room(signal);
+  }
+
   async *submit(request: EngineRequest): AsyncGenerator<EngineEvent, void> {
     if (this.#engine === undefined) throw new UnavailableError("the model is being loaded");
     yield* this.#engine.submit(request);

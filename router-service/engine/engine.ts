@@ -9,6 +9,7 @@ import { BlockPool } from "./block-pool.ts";
 import { RequestTimeoutError, UnavailableError } from "./errors.ts";
 import type { ModelRunner, StepResult } from "./model-runner.ts";
 import type { EngineObserver, RequestTimeline, StepSequence } from "./observer.ts";
+import { QueueRoom } from "./queue-room.ts";
 import { checkRequest } from "./request-check.ts";
 import type { Engine, EngineEvent, EngineRequest, EngineState } from "./request.ts";
 import { Scheduler, type Chunk } from "./scheduler.ts";
@@ -73,7 +74,9 @@ interface Flight {
 
 class EngineLoop implements RunningEngine {
   readonly maxModelLen: number;
+  readonly maxNumSeqs: number;
   readonly lost: Promise<string>;
+  readonly #room = new QueueRoom();
   readonly #options: EngineOptions;
   readonly #observer: EngineObserver;
   readonly #activeOptions: ActiveRequestOptions;
@@ -97,6 +100,7 @@ class EngineLoop implements RunningEngine {
     this.lost = lost.promise;
     this.#resolveLost = lost.resolve;
     this.maxModelLen = options.maxModelLen;
+    this.maxNumSeqs = Math.min(options.maxNumSeqs, runner.maxSequences);
     this.#options = options;
     this.#observer = options.observer ?? {};
     this.#now = options.now ?? (() => performance.now());
@@ -108,7 +112,7 @@ class EngineLoop implements RunningEngine {
     };
     this.#pool = new BlockPool(runner.numBlocks);
     this.#scheduler = new Scheduler(this.#pool, {
-      maxSequences: Math.min(options.maxNumSeqs, runner.maxSequences),
+      maxSequences: this.maxNumSeqs,
       maxTokens: Math.min(options.maxNumBatchedTokens, runner.maxTokens),
       maxSamples: runner.maxSamples,
       maxWaiting: options.maxQueue,
@@ -124,6 +128,7 @@ class EngineLoop implements RunningEngine {
       this.#failWhereUnavailable();
       const { chunks, preempted } = this.#scheduler.schedule();
       this.#notePreempted(preempted);
+      this.#room.wake(this.#numRoom());
       if (chunks.length === 0) {
         await this.#sleep();
         continue;
@@ -152,6 +157,15 @@ class EngineLoop implements RunningEngine {
       const outcome = request.signal.aborted ? "abort" : "stop";
       this.#end(active, outcome, { completionTokens: active.numDelivered });
     }
+  }
+
+  room(signal: AbortSignal): Promise<void> | undefined {
+    if (this.#stopped !== undefined || this.#numRoom() > 0) return undefined;
+    return this.#room.wait(signal);
+  }
+
+  #numRoom(): number {
+    return this.#options.maxQueue - this.#scheduler.waiting.length;
   }
 
   state(): EngineState {
@@ -315,6 +329,7 @@ class EngineLoop implements RunningEngine {
   #stop(reason: string): void {
     this.#stopped ??= reason;
     this.#fail([...this.#active.keys()], this.#stopped);
+    this.#room.wake(Infinity);
     this.#wake();
   }
 

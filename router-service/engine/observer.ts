@@ -38,6 +38,8 @@ export interface RequestTimeline {
   readonly lastTokenAt?: number;
   readonly finishedAt: number;
   readonly promptTokens: number;
+  /** Prompt tokens looked up in the prefix cache: all, or none where every position is computed anyway. */
+  readonly lookedUpTokens: number;
   readonly cachedTokens: number;
   readonly completionTokens: number;
   readonly maxTokens: number;

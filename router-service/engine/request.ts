@@ -40,6 +40,8 @@ export interface EngineRequest {
   readonly signal: AbortSignal;
   /** Trace context of the request's server span. */
   readonly traceContext?: Context;
+  /** When its client asked for it, milliseconds of performance.now(): its time runs from then; absent: when it is submitted. */
+  readonly arrivedAt?: number;
 }
 
 /** A token's natural log-probability, before temperature and truncation. */
@@ -99,8 +101,12 @@ export interface Engine {
    */
   submit(request: EngineRequest): AsyncIterable<EngineEvent>;
   state(): EngineState;
+  /** Undefined while the queue has room; else settles when it may have some: ask again then. Rejects with the signal's reason. */
+  room(signal: AbortSignal): Promise<void> | undefined;
   /** Longest prompt and completion together. */
   readonly maxModelLen: number;
+  /** Requests that run at a time. */
+  readonly maxNumSeqs: number;
   /** Stops the loop; running requests end with UnavailableError. */
   close(): Promise<void>;
 }

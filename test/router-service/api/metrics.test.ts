@@ -25,6 +25,7 @@ const TIMELINE: RequestTimeline = {
   lastTokenAt: 4_000,
   finishedAt: 4_000,
   promptTokens: 48,
+  lookedUpTokens: 48,
   cachedTokens: 32,
   completionTokens: 5,
   maxTokens: 16,
@@ -81,6 +82,8 @@ test("vLLM's names are all there before the first request, and the page parses",
     "vllm:request_prompt_tokens",
     "vllm:request_generation_tokens",
     "vllm:request_params_max_tokens",
+    "vllm:request_params_n",
+    "vllm:request_max_num_generation_tokens",
     "vllm:iteration_tokens_total",
   ];
   for (const name of histograms) assert.equal(samples.get(`${name}_count{${LABELS}}`), 0, name);
@@ -122,6 +125,16 @@ test("a request's times go where vLLM puts them", async () => {
   for (const [name, value] of sums) assert.equal(samples.get(`${name}{${LABELS}}`), value, name);
   const success = `vllm:request_success_total{${LABELS},finished_reason="length"}`;
   assert.equal(samples.get(success), 1);
+});
+
+test("prompts that bypass the prefix cache are no queries of it, and completions count by prompt", async () => {
+  const metrics = routerMetrics();
+  metrics.observer.onRequest?.({ ...TIMELINE, lookedUpTokens: 0, cachedTokens: 0 });
+  metrics.onPrompt({ n: 4, maxCompletionTokens: 7 });
+  const samples = parsePage(await metrics.text());
+  assert.equal(samples.get(`vllm:prefix_cache_queries_total{${LABELS}}`), 0);
+  assert.equal(samples.get(`vllm:request_params_n_sum{${LABELS}}`), 4);
+  assert.equal(samples.get(`vllm:request_max_num_generation_tokens_sum{${LABELS}}`), 7);
 });
 
 test("a request that never ran counts by its outcome only", async () => {

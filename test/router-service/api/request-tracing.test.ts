@@ -53,6 +53,7 @@ function traced(id: string, observer: EngineObserver) {
       lastTokenAt,
       finishedAt: performance.now(),
       promptTokens: 8,
+      lookedUpTokens: 8,
       cachedTokens: 0,
       completionTokens: 5,
       maxTokens: 5,

@@ -8,8 +8,10 @@ import {
   SamplingParams,
 } from "../../../proto/gen/switchyard/v1/inference.ts";
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
+import type { EngineObserver } from "../../../router-service/engine/observer.ts";
 import type { Engine, EngineEvent } from "../../../router-service/engine/request.ts";
 import { toyEngine } from "../../support/engine-requests.ts";
+import { toyContinuation } from "../../support/toy-runner.ts";
 import { waitFor } from "../../support/wait-for.ts";
 import { type DoorOptions, type Doors, openDoors } from "./doors.ts";
 
@@ -73,15 +75,69 @@ test("a failure in mid-stream is one error event, then the end without [DONE]", 
 });
 
 test("when one choice of a request fails the others are aborted", async () => {
-  await withDoors({ engine: { maxQueue: 2, maxNumSeqs: 1 } }, async (doors) => {
+  let numSteps = 0;
+  const beforeStep = () => {
+    if (++numSteps === 3) throw new UnavailableError("shard 1 was lost");
+  };
+  await withDoors({ toy: { beforeStep }, engine: { maxNumSeqs: 2 } }, async (doors) => {
     const answer = await doors.post("/v1/completions", { ...streaming, n: 8, stream: false });
-    assert.equal(answer.status, 429);
-    await waitFor("an idle engine", () => {
-      const { running, waiting } = doors.engine.state();
-      return running + waiting === 0;
-    });
-    const streamed = await doors.post("/v1/completions", { ...streaming, n: 8 });
-    assert.equal(streamed.status, 429, "a stream that fails before its first event has its status");
+    assert.equal(answer.status, 503);
+    assert.equal(numSteps, 3, "those that were still to come do not");
+    const { running, waiting } = doors.engine.state();
+    assert.equal(running + waiting, 0);
+  });
+});
+
+test("a request of more completions than may wait is answered, in order, and others are not held up by it", async () => {
+  const ended: string[] = [];
+  const observer: EngineObserver = { onRequest: ({ id }) => ended.push(id) };
+  const engine = { maxQueue: 2, maxNumSeqs: 2, observer };
+  await withDoors({ engine }, async (doors) => {
+    const prompts = Array.from({ length: 6 }, (_, i) => [i, i + 1]);
+    const ask = { prompt: prompts, n: 2, max_tokens: 3, ignore_eos: true, return_token_ids: true };
+    const whole = doors.post("/v1/completions", ask);
+    await waitFor("the first two to run", () => doors.engine.state().running === 2);
+    const alone = await doors.post("/v1/completions", { ...ask, prompt: [[9, 9]], n: 1 });
+    assert.equal(alone.status, 200);
+    assert.ok(ended.length <= 6, `it had its turn after ${ended.length} others`);
+    const { status, body } = await whole;
+    assert.equal(status, 200);
+    const choices = body.choices as { readonly index: number; readonly token_ids: number[] }[];
+    assert.deepEqual(
+      choices.map(({ index, token_ids }) => [index, token_ids]),
+      prompts.flatMap((prompt, i) =>
+        [0, 1].map((k) => [2 * i + k, toyContinuation(prompt, 3, 4096)]),
+      ),
+    );
+    const indices = ended.flatMap((id) => /^cmpl-.*-(\d+)$/.exec(id)?.[1] ?? []).map(Number);
+    assert.deepEqual(
+      indices.filter((i) => i < 12),
+      [...indices].sort((a, b) => a - b),
+    );
+
+    const streamed = await doors.post("/v1/completions", { ...ask, stream: true });
+    assert.equal(streamed.status, 200);
+    assert.equal(eventsOf(streamed.body).at(-1), "[DONE]");
+  });
+});
+
+test("a full queue refuses a request of several completions before anything of it is answered", async () => {
+  const { beforeStep, release } = gate(1);
+  const engine = { maxQueue: 2, maxNumSeqs: 1 };
+  await withDoors({ toy: { beforeStep }, engine }, async (doors) => {
+    const ask = { ...streaming, n: 3 };
+    const first = doors.post("/v1/completions", ask);
+    const alone = doors.post("/v1/completions", streaming);
+    await waitFor("one to run", () => doors.engine.state().running === 1);
+    const other = doors.post("/v1/completions", streaming);
+    await waitFor("a full queue", () => doors.engine.state().waiting === 2);
+    for (const stream of [true, false]) {
+      const refused = await doors.post("/v1/completions", { ...ask, stream });
+      assert.equal(refused.status, 429);
+      assert.equal(refused.body.error.code, "queue_full");
+    }
+    release();
+    for (const answer of await Promise.all([first, alone, other])) assert.equal(answer.status, 200);
   });
 });
 
@@ -125,7 +181,15 @@ function endlessEngine(engine: Engine): { engine: Engine; left: () => number } {
     }
   }
   const state = () => engine.state();
-  const endless = { maxModelLen: 256, state, close: () => engine.close(), submit };
+  const room = () => undefined;
+  const endless = {
+    maxModelLen: 256,
+    maxNumSeqs: 32,
+    room,
+    state,
+    close: () => engine.close(),
+    submit,
+  };
   return { engine: endless, left: () => left };
 }
 

@@ -260,6 +260,25 @@ describe("a request that is not wanted any more", () => {
     await engine.close();
   });
 
+  it("has its time from its client's asking, and its prompt is looked up unless each position is wanted", async () => {
+    const timelines: RequestTimeline[] = [];
+    const observer: EngineObserver = { onRequest: (timeline) => timelines.push(timeline) };
+    const { held, open, beforeStep } = gate();
+    const { engine } = toyEngine({ numBlocks: 8, beforeStep }, { observer });
+    const late = { arrivedAt: performance.now() - 60_001 };
+    const ended = collect(engine, engineRequest(prompt(3), {}, late));
+    await assert.rejects(ended, RequestTimeoutError);
+    assert.ok(timelines[0].finishedAt - timelines[0].arrivedAt >= 60_000);
+    assert.equal(timelines[0].lookedUpTokens, 3);
+    const before = held.length;
+    const scored = collect(engine, engineRequest(prompt(3), { maxTokens: 1, promptLogprobs: 0 }));
+    await waitFor("its step", () => held.length > before);
+    open();
+    await scored;
+    assert.equal(timelines[1].lookedUpTokens, 0);
+    await engine.close();
+  });
+
   it("counts as stopped when its reader leaves before the finish, with the tokens that it took", async () => {
     const timelines: RequestTimeline[] = [];
     const { engine } = toyEngine(
