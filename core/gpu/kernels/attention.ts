@@ -16,6 +16,8 @@ export interface AttentionOptions {
 const SPLITS = 8;
 /** Tokens of a workgroup. */
 const TOKENS = 4;
+/** Widest head whose query and result stay in registers; wider ones would spill, and take compilers a minute to unroll. */
+const MAX_UNROLLED = 64;
 
 /**
  * Causal attention over the paged cache with online softmax, for prefill chunks and decodes in one batch.
@@ -28,6 +30,7 @@ const TOKENS = 4;
  */
 export function attention(options: AttentionOptions): Kernel<StepSizes> {
   const { numHeads, numKvHeads, headDim, blockSize, blocksPerSequence } = options;
+  const columns = headDim <= MAX_UNROLLED ? "D4" : "D4 + counts.zero";
   return {
     label: `attention ${numHeads}/${numKvHeads}×${headDim}`,
     grid: (sizes) => [ceilDiv(sizes.tokens, TOKENS), numHeads, 1],
@@ -62,7 +65,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   var top = -3.0e38;
   var sum = 0.0;
   if (valid) {
-    for (var d = 0u; d < D4; d++) { query[d] = q[base + d] * ${headDim ** -0.5}; }
+    for (var d = 0u; d < ${columns}; d++) { query[d] = q[base + d] * ${headDim ** -0.5}; }
     let table = sequence_rows[token] * ${blocksPerSequence}u;
     let last = positions[token];
     for (var key = split; key <= last; key += SPLITS) {
@@ -71,18 +74,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let v = k + KV_HEADS * D4;
       // Zeroed by hand: some compilers keep the value of a loop's variable from one round to the next.
       var score = 0.0;
-      for (var d = 0u; d < D4; d++) { score += dot(query[d], cache[k + d]); }
+      for (var d = 0u; d < ${columns}; d++) { score += dot(query[d], cache[k + d]); }
       let highest = max(top, score);
       let fade = exp(top - highest);
       let p = exp(score - highest);
       sum = sum * fade + p;
-      for (var d = 0u; d < D4; d++) { acc[d] = acc[d] * fade + p * cache[v + d]; }
+      for (var d = 0u; d < ${columns}; d++) { acc[d] = acc[d] * fade + p * cache[v + d]; }
       top = highest;
     }
   }
   tops[lane] = top;
   sums[lane] = sum;
-  for (var d = 0u; d < D4; d++) { parts[lane * D4 + d] = acc[d]; }
+  for (var d = 0u; d < ${columns}; d++) { parts[lane * D4 + d] = acc[d]; }
   workgroupBarrier();
   if (!valid) { return; }
   // The token's lanes put its parts together, each for its share of the columns.
