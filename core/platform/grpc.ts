@@ -30,11 +30,16 @@ export const channelOptions: ChannelOptions = {
 /** Options of every server. */
 export const serverOptions: ServerOptions = sharedOptions;
 
-/** Binds a server without TLS and returns its port (chosen where `address` ends in ":0"). Rejects where the address is taken. */
+/** An address can not be listened on. */
+export class ListenError extends Error {
+  override readonly name = "ListenError";
+}
+
+/** Binds a server without TLS and returns its port (chosen where `address` ends in ":0"). Rejects with ListenError where the address is taken. */
 export function bindServer(server: Server, address: string): Promise<number> {
   return new Promise((resolve, reject) => {
     server.bindAsync(address, ServerCredentials.createInsecure(), (error, port) => {
-      if (error) reject(new Error(`can not listen on ${address}: ${error.message}`));
+      if (error) reject(new ListenError(`can not listen on ${address}: ${error.message}`));
       else resolve(port);
     });
   });

@@ -41,7 +41,8 @@ const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 /**
  * Takes over signals and uncaught errors of this process.
  * SIGINT, SIGTERM, SIGHUP: close in reverse order, exit 0; a second one exits at once with 128 + its number.
- * An uncaught error is logged, then the same with exit 1. What is not closed by the deadline is named, exit 1.
+ * An uncaught error is logged, then the same with exit 1: one that tells what is wrong with the settings, the model or
+ * the machine by its message alone. What the stop itself makes fail is neither. What is not closed by the deadline is named, exit 1.
  */
 export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): Lifecycle {
   const closers: { readonly name: string; readonly close: () => void | Promise<void> }[] = [];
@@ -68,9 +69,15 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
     });
   }
   const fail = (error: unknown): void => {
-    logger.fatal({ err: error }, "uncaught error");
+    if (isCausedByStop(error, controller.signal)) {
+      logger.debug({ err: error }, "ended by the stop");
+      return;
+    }
+    const known = error instanceof Error && isStartError(error);
+    if (known) logger.fatal({ error: error.name }, `can not start: ${error.message}`);
+    else logger.fatal({ err: error }, "uncaught error");
     if (controller.signal.aborted) process.exit(1);
-    stop("uncaught error", 1);
+    stop(known ? error.message : "uncaught error", 1);
   };
   process.on("uncaughtException", fail);
   process.on("unhandledRejection", fail);
@@ -80,6 +87,34 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
     onStop: (name, close) => void closers.push({ name, close }),
     stop,
   };
+}
+
+/** Errors that name what is wrong with the settings, the model or the machine: their stack says nothing more. */
+const START_ERRORS: ReadonlySet<string> = new Set([
+  "CheckpointError",
+  "HandshakeError",
+  "JsonFileError",
+  "LimitError",
+  "ListenError",
+  "ModelConfigError",
+  "NoAdapterError",
+  "OutOfDeviceMemoryError",
+  "PlacementError",
+  "SafetensorsError",
+  "TokenizerError",
+  "WeightOverflowError",
+]);
+
+/** Errors by which a closed part tells those that wait for it that it is gone. */
+const STOP_ERRORS: ReadonlySet<string> = new Set(["AbortError", "UnavailableError"]);
+
+function isStartError(error: NodeJS.ErrnoException): boolean {
+  return START_ERRORS.has(error.name) || (error.syscall === "listen" && error.code !== undefined);
+}
+
+function isCausedByStop(error: unknown, { aborted, reason }: AbortSignal): boolean {
+  if (!aborted || !(error instanceof Error)) return false;
+  return error === reason || STOP_ERRORS.has(error.name);
 }
 
 /** Calls them in reverse order, each after the one before; false where one failed or the deadline passed. */

@@ -1,9 +1,16 @@
 import assert from "node:assert/strict";
+import { fork } from "node:child_process";
+import { once } from "node:events";
+import { createServer, type AddressInfo } from "node:net";
 import { test } from "node:test";
 
+import { childEnvironment } from "../../core/platform/config.ts";
+import { freePort } from "../../deploy/redis-process.ts";
 import { streamCompletion } from "../support/api.ts";
 import { DEMO_MODEL } from "../support/cluster.ts";
+import { runCommand } from "../support/run-command.ts";
 import { startService } from "../support/service-process.ts";
+import { waitFor } from "../support/wait-for.ts";
 
 test("a router that is stopped in mid-stream ends the stream with an error and exits 0 in time", async (t) => {
   const router = await startService({
@@ -23,3 +30,66 @@ test("a router that is stopped in mid-stream ends the stream with an error and e
   assert.equal(code, "unavailable", `${numChunks} chunks came`);
   assert.deepEqual(await router.exited, { code: 0, signal: null }, router.output());
 });
+
+const CPU_MODEL = ["--model", DEMO_MODEL, "--device", "cpu"];
+const FREE_PORTS = ["--http-port", "0", "--grpc-port", "0"];
+
+test("a router that is stopped while it waits for its shards exits 0 without a fatal line", async (t) => {
+  const shards = ["--shards", `127.0.0.1:${await freePort()}`];
+  const httpPort = await freePort();
+  const router = fork(
+    "router-service/main.ts",
+    [...CPU_MODEL, ...shards, "--http-port", String(httpPort), "--grpc-port", "0"],
+    { silent: true, env: childEnvironment({ NODE_TEST_CONTEXT: undefined }) },
+  );
+  t.after(() => router.kill("SIGKILL"));
+  let output = "";
+  router.stderr?.on("data", (bytes: Buffer) => (output += bytes.toString()));
+  await waitFor("a router that waits", () => /shard not ready/.test(output), 30_000);
+  router.kill("SIGTERM");
+  const [code] = (await once(router, "close", {
+    signal: AbortSignal.timeout(15_000),
+  })) as unknown[];
+  assert.equal(code, 0, output);
+  assert.doesNotMatch(output, /fatal|uncaught/);
+});
+
+const MISTAKES: readonly [name: string, script: string, argv: readonly string[], said: RegExp][] = [
+  ["no model", "router-service/main.ts", ["--model", "/nowhere", ...FREE_PORTS], /config\.json/],
+  ["no model", "expert-service/main.ts", ["--model", "/nowhere", "--port", "0"], /config\.json/],
+  [
+    "a context beyond the model's",
+    "router-service/main.ts",
+    [...CPU_MODEL, ...FREE_PORTS, "--max-model-len", "100000"],
+    /--max-model-len 100000/,
+  ],
+];
+
+for (const [name, script, argv, said] of MISTAKES) {
+  test(`${script} with ${name} ends with one clear line and exit code 1`, async () => {
+    const { code, stderr } = await runCommand(script, argv);
+    assertFatal(code, stderr, said);
+  });
+}
+
+test("an address that is taken ends either service with one clear line and exit code 1", async (t) => {
+  const other = createServer().listen(0, "127.0.0.1");
+  t.after(() => other.close());
+  await once(other, "listening");
+  const { port } = other.address() as AddressInfo;
+  const [router, shard] = await Promise.all([
+    runCommand("router-service/main.ts", [...CPU_MODEL, "--grpc-port=0", `--http-port=${port}`]),
+    runCommand("expert-service/main.ts", [...CPU_MODEL, `--port=${port}`]),
+  ]);
+  for (const { code, stderr } of [router, shard]) assertFatal(code, stderr, /EADDRINUSE/);
+});
+
+/** Fails unless it ended with 1 and one fatal line that says this, without a stack anywhere. */
+function assertFatal(code: number | null, stderr: string, said: RegExp): void {
+  assert.equal(code, 1, stderr);
+  const fatal = stderr.split("\n").filter((line) => line.includes('"level":"fatal"'));
+  assert.equal(fatal.length, 1, stderr);
+  assert.match(fatal[0], said);
+  assert.match(fatal[0], /can not start/);
+  assert.doesNotMatch(stderr, /"stack"|\n {4}at /);
+}

@@ -99,6 +99,26 @@ test("an uncaught error is logged, everything is closed, the exit code is 1", as
   assert.match(text, /closed first/);
 });
 
+test("an error that says all by its message is one line without a stack", async (t) => {
+  const { code, text } = await start(t, ["misconfigured"]).ended();
+  assert.equal(code, 1, text);
+  const fatal = text.split("\n").filter((line) => line.includes('"level":"fatal"'));
+  assert.equal(fatal.length, 1, text);
+  assert.match(fatal[0], /"msg":"can not start: --limit 9: the model has 8"/);
+  assert.doesNotMatch(text, /stack|service\.ts:/);
+  assert.match(text, /closed first/);
+});
+
+test("what fails by the stop alone is not fatal", async (t) => {
+  const service = start(t, ["waiting"]);
+  await service.said(/ready/);
+  service.child.kill("SIGTERM");
+  const { code, text } = await service.ended();
+  assert.equal(code, 0, text);
+  assert.doesNotMatch(text, /fatal/);
+  assert.match(text, /closed first/);
+});
+
 test("a service tells its launcher when it is ready", async (t) => {
   const service = start(t, [], { ipc: true });
   const [message] = (await once(service.child, "message", {
