@@ -33,6 +33,8 @@ function assertError(answer: Answer, status: number, param: string | null, code?
 const chat = (fields: object) => ({ messages: [{ role: "user", content: "hi" }], ...fields });
 const completion = (fields: object) => ({ prompt: "hi", max_tokens: 1, ...fields });
 
+const user = { role: "user", content: "hi" };
+
 /** A bad field of a chat body, and the name that the error must have for it. */
 const BAD_CHAT: [fields: object, param: string, message: RegExp][] = [
   [{ messages: undefined }, "messages", /is missing/],
@@ -86,6 +88,22 @@ const BAD_CHAT: [fields: object, param: string, message: RegExp][] = [
   [{ stream: true, prompt_logprobs: 1 }, "prompt_logprobs", /stream/],
   [{ stream: "yes" }, "stream", /expected boolean, got "yes"/],
   [{ response_format: { type: "json_object" } }, "response_format", /not supported/],
+  [{ response_format: { type: "text", json_schema: {} } }, "response_format", /not supported/],
+  [
+    { messages: [user, { role: "assistant", content: "x", reasoning_content: "I think" }] },
+    "messages[1].reasoning_content",
+    /not supported \(got "I think"\)/,
+  ],
+  [
+    { messages: [{ ...user, tool_call_id: "call_1" }] },
+    "messages[0].tool_call_id",
+    /not supported/,
+  ],
+  [
+    { stream: true, stream_options: { continuous_usage_stats: true } },
+    "stream_options.continuous_usage_stats",
+    /not supported \(got true\)/,
+  ],
   [{ tool_choice: "required" }, "tool_choice", /not supported \(got "required"\)/],
   [{ functions: [{}] }, "functions", /not supported/],
   [{ modalities: ["text", "audio"] }, "modalities", /not supported/],
@@ -161,6 +179,45 @@ test("unknown fields are ignored with one warning", async () => {
   assert.equal(answer.status, 200);
   assert.equal(doors.logged.length, 1);
   assert.deepEqual(doors.logged.pop()?.facts, { fields: ["foo", "bar"], count: 2 });
+});
+
+test("unknown fields inside of others are ignored with one warning, what a client sends back of an answer without", async () => {
+  const part = { type: "text", text: "hi", cache_control: {} };
+  const back = {
+    role: "assistant",
+    content: "x",
+    refusal: null,
+    annotations: [],
+    audio: null,
+    tool_calls: null,
+    reasoning_content: "",
+  };
+  const good = { messages: [user, back], stream_options: { include_obfuscation: false } };
+  const ask = { max_tokens: 1, stream: true };
+  assert.equal((await doors.post("/v1/chat/completions", { ...ask, ...good })).status, 200);
+  assert.deepEqual(doors.logged, []);
+  const strange = {
+    messages: [
+      { ...user, name: "Ann" },
+      { role: "user", content: [part], name: "Bob" },
+    ],
+    stream_options: { include_usage: true, include_prices: true },
+  };
+  assert.equal((await doors.post("/v1/chat/completions", { ...ask, ...strange })).status, 200);
+  assert.deepEqual(
+    doors.logged.map(({ facts }) => facts),
+    [
+      {
+        fields: [
+          "messages[].name",
+          "messages[].content[].cache_control",
+          "stream_options.include_prices",
+        ],
+        count: 3,
+      },
+    ],
+  );
+  doors.logged.length = 0;
 });
 
 test("bodies that are no JSON object are refused", async () => {
