@@ -8,8 +8,13 @@ import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
 import { redisUrl } from "../core/platform/service-options.ts";
 import { PHASES } from "../core/statistics/counters.ts";
 import { RETENTION_SECONDS } from "../core/statistics/encoding.ts";
-import { selectSeries, type SeriesFilter } from "../core/statistics/load.ts";
-import { listModels, readStatistics } from "../core/statistics/reader.ts";
+import {
+  decayedLoad,
+  selectSeries,
+  sumBuckets,
+  type SeriesFilter,
+} from "../core/statistics/load.ts";
+import { listModels, readBuckets } from "../core/statistics/reader.ts";
 import { formatModels, formatReport, reportJson } from "../core/statistics/report.ts";
 import { isTaskLabel, TASK_LABEL_FORMAT } from "../core/statistics/task-labels.ts";
 
@@ -41,6 +46,12 @@ const schema = z.object({
     description: "How far back to look",
     unit: "s",
     placeholder: "SECONDS",
+  }),
+  halfLife: z.number().positive().max(RETENTION_SECONDS).optional().meta({
+    description: "Load per expert in which a token counts half after every so many seconds",
+    unit: "s",
+    placeholder: "SECONDS",
+    defaultText: "none: every token of the window counts in full",
   }),
   json: z.boolean().default(false).meta({ description: "JSON instead of text" }),
 });
@@ -86,7 +97,9 @@ async function report(redis: RedisConnection, config: StatsConfig, now: number):
   }
 
   const [{ modelHash }] = models;
-  const all = await readStatistics(redis, modelHash, { windowSeconds: config.window, now });
+  const window = { windowSeconds: config.window, now };
+  const { shape, buckets } = await readBuckets(redis, modelHash, window);
+  const all = sumBuckets(shape, buckets);
   const filter: SeriesFilter = { task: config.task, phase: config.phase };
   const series = selectSeries(all.series, filter);
   if (series.length === 0) {
@@ -100,6 +113,12 @@ async function report(redis: RedisConnection, config: StatsConfig, now: number):
     modelHash,
     windowSeconds: config.window,
     statistics: { ...all, series },
+    ...(config.halfLife !== undefined && {
+      decayed: {
+        halfLifeSeconds: config.halfLife,
+        load: decayedLoad(shape, buckets, config.halfLife, now, filter),
+      },
+    }),
     width: process.stdout.columns ?? 100,
   };
   return config.json ? `${JSON.stringify(reportJson(subject))}\n` : formatReport(subject);

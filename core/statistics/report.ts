@@ -15,8 +15,17 @@ export interface ReportSubject {
   readonly windowSeconds: number;
   /** Series are of this selection. */
   readonly statistics: StatisticsSum;
+  /** The same selection with decay; absent: every token counts in full. */
+  readonly decayed?: DecayedLoad;
   /** Columns of the terminal. */
   readonly width: number;
+}
+
+/** Load in which a token counts half after every half-life. */
+export interface DecayedLoad {
+  readonly halfLifeSeconds: number;
+  /** [numMoeLayers, numExperts] */
+  readonly load: Float64Array;
 }
 
 /** The report: a table of tasks, a bar chart of each MoE layer's experts, the pairs that follow one another most. */
@@ -24,6 +33,7 @@ export function formatReport({
   modelHash,
   windowSeconds,
   statistics,
+  decayed,
   width,
 }: ReportSubject): string {
   const { series, layers, numExperts, topK, modelName } = statistics;
@@ -37,7 +47,10 @@ export function formatReport({
     "",
     ...taskTable(statistics),
     "",
-    ...layerCharts(statistics, width),
+    ...(decayed === undefined
+      ? []
+      : [`below, tokens count half after every ${duration(decayed.halfLifeSeconds)}`, ""]),
+    ...layerCharts(statistics, decayed?.load ?? totalLoad(statistics, series), width),
     "",
     ...pairLines(statistics),
     "",
@@ -45,7 +58,8 @@ export function formatReport({
 }
 
 /** The same facts as a JSON value; expert counts by layer. */
-export function reportJson({ modelHash, windowSeconds, statistics }: ReportSubject): object {
+export function reportJson(subject: ReportSubject): object {
+  const { modelHash, windowSeconds, statistics, decayed } = subject;
   const { series, layers, numExperts, topK, modelName, coactivation } = statistics;
   const square = numExperts ** 2;
   return {
@@ -63,6 +77,16 @@ export function reportJson({ modelHash, windowSeconds, statistics }: ReportSubje
         weightSums: [...row(weightSums, l, numExperts)],
       })),
     })),
+    ...(decayed && {
+      decayedLoad: {
+        halfLifeSeconds: decayed.halfLifeSeconds,
+        layers: layers.map((layer, l) => ({
+          layer,
+          imbalance: imbalance(row(decayed.load, l, numExperts)),
+          expertTokens: [...row(decayed.load, l, numExperts)],
+        })),
+      },
+    }),
     coactivation: layers.slice(1).map((nextLayer, pair) => ({
       layer: layers[pair],
       nextLayer,
@@ -108,12 +132,11 @@ function taskTable(statistics: StatisticsSum): string[] {
   return table([header, ...rows], [false, false, true, true, true, false]);
 }
 
-function layerCharts(statistics: StatisticsSum, width: number): string[] {
-  const { series, layers, numExperts } = statistics;
-  const load = totalLoad(statistics, series);
-  const tokens = totalTokens(series);
+function layerCharts(statistics: StatisticsSum, load: Float64Array, width: number): string[] {
+  const { layers, numExperts, topK } = statistics;
   const rows = layers.map((layer, l) => {
     const ofLayer = row(load, l, numExperts);
+    const tokens = ofLayer.reduce((sum, one) => sum + one, 0) / topK || 1;
     return [
       String(layer),
       imbalance(ofLayer).toFixed(2),

@@ -32,6 +32,17 @@ async function flush(modelHash: string, task: string, numTokens: number): Promis
   await statistics.close();
 }
 
+interface Decayed {
+  readonly decayedLoad: {
+    readonly halfLifeSeconds: number;
+    readonly layers: readonly {
+      readonly layer: number;
+      readonly imbalance: number;
+      readonly expertTokens: readonly number[];
+    }[];
+  };
+}
+
 function stats(
   ...argv: readonly string[]
 ): Promise<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }> {
@@ -73,6 +84,15 @@ test("stats shows the one model there is, and lists several", async () => {
   };
   assert.deepEqual([model.hash, tokens], ["bbbb", 3]);
 
+  const half = ["--redis-url", redis.url, "--model-hash=b", "--half-life"];
+  const slow = JSON.parse((await stats(...half, "3600", "--json")).stdout) as Decayed;
+  assert.equal(slow.decayedLoad.halfLifeSeconds, 3600);
+  const [first] = slow.decayedLoad.layers;
+  assert.ok(first.expertTokens[2] > 2.9 && first.expertTokens[2] <= 3, `${first.expertTokens[2]}`);
+  assert.deepEqual([first.layer, first.imbalance], [0, 3]);
+  const text = await stats(...half, "60");
+  assert.match(text.stdout, /tokens count half after every 60 s/);
+
   const nothing = await stats("--redis-url", redis.url, "--model-hash=b", "--task=poetry");
   assert.equal(nothing.code, 1);
   assert.match(
@@ -91,7 +111,15 @@ test("without a Redis the command says so and ends with 1", async () => {
 test("--help names every flag, a bad value ends with 2", async () => {
   const [help, bad] = await Promise.all([stats("--help"), stats("--window", "0", "--phase=x")]);
   assert.equal(help.code, 0);
-  for (const flag of ["--redis-url", "--model-hash", "--task", "--phase", "--window", "--json"]) {
+  for (const flag of [
+    "--redis-url",
+    "--model-hash",
+    "--task",
+    "--phase",
+    "--window",
+    "--half-life",
+    "--json",
+  ]) {
     assert.ok(help.stdout.includes(flag), flag);
   }
   assert.equal(bad.code, 2);

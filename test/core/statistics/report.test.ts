@@ -60,6 +60,15 @@ layers  experts that follow one another most, all tasks (share of pairs)
   );
 });
 
+test("with decay the layers show the decayed load, the tasks what was counted", () => {
+  const load = Float64Array.of(6, 0, 0, 0, 0, 0, 0, 2, ...new Array<number>(8).fill(0));
+  const text = formatReport({ ...SUBJECT, decayed: { halfLifeSeconds: 60, load } });
+  assert.match(text, /: 1,004 tokens in the last 10 min\n/);
+  assert.match(text, /\nbelow, tokens count half after every 60 s\n/);
+  assert.match(text, /\n +0 +5\.00 +150\.0% +0 150\.0%, 7 50\.0%\n +2 +0\.00 +0\.0%\n/);
+  assert.match(text, /\n +0 {2}█······▃\n/);
+});
+
 test("experts that do not fit the terminal's width go on in the next line", () => {
   const numExperts = 20;
   const load = Float64Array.from({ length: 20 }, (_, i) => (i === 9 ? 16 : i));
