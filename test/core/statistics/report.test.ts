@@ -61,7 +61,7 @@ layers  experts that follow one another most, all tasks (share of pairs)
 });
 
 test("with decay the layers show the decayed load, the tasks what was counted", () => {
-  const load = Float64Array.of(6, 0, 0, 0, 0, 0, 0, 2, ...new Array<number>(8).fill(0));
+  const load = Float64Array.from({ length: 16 }, (_, i) => ({ 0: 6, 7: 2 })[i] ?? 0);
   const text = formatReport({ ...SUBJECT, decayed: { halfLifeSeconds: 60, load } });
   assert.match(text, /: 1,004 tokens in the last 10 min\n/);
   assert.match(text, /\nbelow, tokens count half after every 60 s\n/);
