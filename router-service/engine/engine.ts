@@ -164,8 +164,9 @@ class EngineLoop implements RunningEngine {
     return this.#room.wait(signal);
   }
 
+  /** Places for those who can wait for one: the last is left to new requests, which would be refused. */
   #numRoom(): number {
-    return this.#options.maxQueue - this.#scheduler.waiting.length;
+    return Math.max(1, this.#options.maxQueue - 1) - this.#scheduler.waiting.length;
   }
 
   state(): EngineState {

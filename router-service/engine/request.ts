@@ -101,7 +101,7 @@ export interface Engine {
    */
   submit(request: EngineRequest): AsyncIterable<EngineEvent>;
   state(): EngineState;
-  /** Undefined while the queue has room; else settles when it may have some: ask again then. Rejects with the signal's reason. */
+  /** Undefined while the queue has room, and a place for another request besides; else settles when it may have some: ask again then. Rejects with the signal's reason. */
   room(signal: AbortSignal): Promise<void> | undefined;
   /** Longest prompt and completion together. */
   readonly maxModelLen: number;

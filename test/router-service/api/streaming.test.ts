@@ -92,13 +92,16 @@ test("a request of more completions than may wait is answered, in order, and oth
   const ended: string[] = [];
   const observer: EngineObserver = { onRequest: ({ id }) => ended.push(id) };
   const engine = { maxQueue: 2, maxNumSeqs: 2, observer };
-  await withDoors({ engine }, async (doors) => {
+  const { beforeStep, release } = gate(2);
+  await withDoors({ toy: { beforeStep }, engine }, async (doors) => {
     const prompts = Array.from({ length: 6 }, (_, i) => [i, i + 1]);
     const ask = { prompt: prompts, n: 2, max_tokens: 3, ignore_eos: true, return_token_ids: true };
     const whole = doors.post("/v1/completions", ask);
     await waitFor("the first two to run", () => doors.engine.state().running === 2);
-    const alone = await doors.post("/v1/completions", { ...ask, prompt: [[9, 9]], n: 1 });
-    assert.equal(alone.status, 200);
+    const alone = doors.post("/v1/completions", { ...ask, prompt: [[9, 9]], n: 1 });
+    await waitFor("another to wait", () => doors.engine.state().waiting === 1);
+    release();
+    assert.equal((await alone).status, 200);
     assert.ok(ended.length <= 6, `it had its turn after ${ended.length} others`);
     const { status, body } = await whole;
     assert.equal(status, 200);
@@ -118,6 +121,22 @@ test("a request of more completions than may wait is answered, in order, and oth
     const streamed = await doors.post("/v1/completions", { ...ask, stream: true });
     assert.equal(streamed.status, 200);
     assert.equal(eventsOf(streamed.body).at(-1), "[DONE]");
+  });
+});
+
+test("a request of many completions leaves a place in the queue to others", async () => {
+  const { beforeStep, release } = gate(0);
+  const engine = { maxQueue: 3, maxNumSeqs: 8 };
+  await withDoors({ toy: { beforeStep }, engine }, async (doors) => {
+    const ask = { ...streaming, max_tokens: 2, n: 8 };
+    const many = doors.post("/v1/completions", ask);
+    await waitFor("a queue with one place left", () => doors.engine.state().waiting === 2);
+    const others = [ask, ask].map((body) => doors.post("/v1/completions", { ...body, n: 1 }));
+    const refused = await Promise.race(others);
+    assert.equal(refused.status, 429);
+    release();
+    const statuses = (await Promise.all([many, ...others])).map(({ status }) => status);
+    assert.deepEqual(statuses.toSorted(), [200, 200, 429]);
   });
 });
 

@@ -85,7 +85,7 @@ describe("an engine under random requests, aborts and failing steps", () => {
             numBlocks: run.numBlocks,
             maxSamples: run.maxSamples,
             beforeStep: () => {
-              if (numSteps++ === failAt) throw new Error("a shard is gone");
+              if (numSteps++ === failAt) throw new UnavailableError("a shard is gone");
             },
           },
           { maxNumSeqs: run.maxNumSeqs, maxNumBatchedTokens: run.maxNumBatchedTokens },
