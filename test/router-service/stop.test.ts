@@ -63,6 +63,12 @@ const MISTAKES: readonly [name: string, script: string, argv: readonly string[],
     [...CPU_MODEL, ...FREE_PORTS, "--max-model-len", "100000"],
     /--max-model-len 100000/,
   ],
+  [
+    "a KV cache that its GPU can not hold",
+    "router-service/main.ts",
+    ["--model", DEMO_MODEL, "--device", "webgpu", ...FREE_PORTS, "--kv-blocks", "4000000"],
+    /KV cache of layer 0, 4000000 blocks .* needs \d+ bytes of device memory, at most \d+/,
+  ],
 ];
 
 for (const [name, script, argv, said] of MISTAKES) {
