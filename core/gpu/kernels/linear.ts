@@ -2,7 +2,7 @@ import type { WeightsDtype } from "../../expert-device.ts";
 import type { Kernel } from "../kernel.ts";
 import { WEIGHT_ELEMENT, WEIGHTS_8 } from "../weights.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
-import { LOOKUP, type Lookup, numTiles } from "./tile.ts";
+import { FOUR_COLUMNS, LOOKUP, type Lookup, numTiles } from "./tile.ts";
 
 export interface LinearOptions {
   /** Columns of the input; a multiple of 8. */
@@ -57,26 +57,16 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   let tile = id.y;
   let slot = tile_slot(tile);
   if (col >= N || slot == NONE) { return; }
-  let at = (slot * N + col) * K8;
+  let at0 = (slot * N + col) * K8;
+  let at1 = at0 + K8;
+  let at2 = at1 + K8;
+  let at3 = at2 + K8;
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
     row[r] = select(pair, 0u, pair == NONE) * K8 * 2u;
   }
-  var acc: array<vec4<f32>, ROWS>;
-  for (var i = 0u; i < K8 + counts.zero; i++) {
-    let w0 = weights8(at + i);
-    let w1 = weights8(at + K8 + i);
-    let w2 = weights8(at + 2u * K8 + i);
-    let w3 = weights8(at + 3u * K8 + i);
-    for (var r = 0u; r < ROWS; r++) {
-      let a = x[row[r] + i * 2u];
-      let b = x[row[r] + i * 2u + 1u];
-      acc[r] += vec4<f32>(
-        dot(w0.a, a) + dot(w0.b, b), dot(w1.a, a) + dot(w1.b, b),
-        dot(w2.a, a) + dot(w2.b, b), dot(w3.a, a) + dot(w3.b, b));
-    }
-  }
+  ${FOUR_COLUMNS}
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
     if (pair != NONE) { ${EPILOGUE[epilogue].statement} }
