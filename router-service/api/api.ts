@@ -6,7 +6,7 @@ import { bindServer, stopServer } from "../../core/platform/grpc.ts";
 import { hostPort } from "../../core/platform/service-options.ts";
 import type { Engine } from "../engine/request.ts";
 import { createApiKeyCheck } from "./api-key.ts";
-import type { PromptReport } from "./choices.ts";
+import type { PromptReport } from "./serving.ts";
 import { createGrpcServer } from "./grpc-server.ts";
 import { createHttpServer } from "./http-server.ts";
 import { OpenRequests } from "./open-requests.ts";

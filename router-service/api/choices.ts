@@ -6,7 +6,7 @@ import type { EngineRequest, PositionLogprobs, SamplingParams } from "../engine/
 import { generateText, type TextEvent } from "../engine/text-stream.ts";
 import type { Prompt } from "./prompts.ts";
 import { seedOf } from "./sampling.ts";
-import type { Serving } from "./serving.ts";
+import type { Serving, PromptReport } from "./serving.ts";
 
 /** One completion to be made. */
 export interface Choice {
@@ -41,14 +41,6 @@ export interface UsageCount {
   promptTokens: number;
   completionTokens: number;
   cachedTokens: number;
-}
-
-/** What is known of a prompt when all its completions have come to their end. */
-export interface PromptReport {
-  /** Completions of the prompt. */
-  readonly n: number;
-  /** Tokens generated for the longest of them. */
-  readonly maxCompletionTokens: number;
 }
 
 /** n choices of each prompt, in the order of their index; seeds count up from the client's. */

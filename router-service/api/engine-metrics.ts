@@ -4,7 +4,7 @@ import type { Metrics } from "../../core/platform/metrics.ts";
 import { BLOCK_SIZE } from "../engine/model-runner.ts";
 import type { RequestTimeline, StepReport } from "../engine/observer.ts";
 import type { EngineState } from "../engine/request.ts";
-import type { PromptReport } from "./choices.ts";
+import type { PromptReport } from "./serving.ts";
 
 /** vLLM's bucket bounds, seconds. */
 const TTFT_BUCKETS = [

@@ -6,7 +6,7 @@ import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
 import type { DispatchReport } from "../cluster/remote-experts.ts";
 import type { EngineObserver, StepReport } from "../engine/observer.ts";
-import type { PromptReport } from "./choices.ts";
+import type { PromptReport } from "./serving.ts";
 import { engineMetrics, type EngineMetricsOptions } from "./engine-metrics.ts";
 
 /** From a loopback hop to the default dispatch timeout and beyond, seconds. */

@@ -6,7 +6,6 @@ import type { Log } from "../../core/platform/log.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { Engine } from "../engine/request.ts";
 import { NotFoundError } from "./api-errors.ts";
-import type { PromptReport } from "./choices.ts";
 import type { OpenRequests } from "./open-requests.ts";
 
 /** Bounds of both doors. */
@@ -15,6 +14,14 @@ export interface ApiLimits {
   readonly bodyBytes: number;
   /** Milliseconds that a client may leave a full connection unread before it is dropped. */
   readonly unreadMs: number;
+}
+
+/** What is known of a prompt when all its completions have come to their end. */
+export interface PromptReport {
+  /** Completions of the prompt. */
+  readonly n: number;
+  /** Tokens generated for the longest of them. */
+  readonly maxCompletionTokens: number;
 }
 
 /** The model and the engine behind the doors. */
