@@ -98,3 +98,29 @@ export function checkRun(
   }
   return topK;
 }
+
+/** Runs any number of rows on a device, at most its maxRows at a time; arguments and result as of `ExpertDevice.run`. */
+export async function runInParts(
+  device: ExpertDevice,
+  layer: number,
+  hiddenSize: number,
+  rows: Float32Array,
+  slots: Uint32Array,
+  weights: Float32Array,
+): Promise<Float32Array> {
+  const numRows = rows.length / hiddenSize;
+  if (numRows <= device.maxRows) return device.run(layer, rows, slots, weights);
+  const topK = slots.length / numRows;
+  const sums = new Float32Array(rows.length);
+  for (let from = 0; from < numRows; from += device.maxRows) {
+    const to = Math.min(numRows, from + device.maxRows);
+    const part = await device.run(
+      layer,
+      rows.subarray(from * hiddenSize, to * hiddenSize),
+      slots.subarray(from * topK, to * topK),
+      weights.subarray(from * topK, to * topK),
+    );
+    sums.set(part, from * hiddenSize);
+  }
+  return sums;
+}

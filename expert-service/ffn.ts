@@ -1,6 +1,6 @@
 /** From rows and logical expert ids to partial sums on the device. */
 
-import { NO_SLOT } from "../core/expert-device.ts";
+import { NO_SLOT, runInParts } from "../core/expert-device.ts";
 import type { DispatchRows } from "../core/wire.ts";
 import { DispatchRefusedError, NO_EXPERT } from "../core/wire.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
@@ -42,25 +42,7 @@ export async function runFfn(
   { device }: HeldLayer,
 ): Promise<Float32Array[]> {
   const { rows, slots, topkWeights } = concat(dispatches);
-  const numRows = rows.length / hiddenSize;
-  const topK = slots.length / numRows;
-  const runRows = (from: number, to: number) =>
-    device.run(
-      layer,
-      rows.subarray(from * hiddenSize, to * hiddenSize),
-      slots.subarray(from * topK, to * topK),
-      topkWeights.subarray(from * topK, to * topK),
-    );
-  let sums: Float32Array;
-  if (numRows <= device.maxRows) {
-    sums = await runRows(0, numRows);
-  } else {
-    sums = new Float32Array(rows.length);
-    for (let from = 0; from < numRows; from += device.maxRows) {
-      const to = Math.min(numRows, from + device.maxRows);
-      sums.set(await runRows(from, to), from * hiddenSize);
-    }
-  }
+  const sums = await runInParts(device, layer, hiddenSize, rows, slots, topkWeights);
   let offset = 0;
   return dispatches.map((dispatch) => {
     const end = offset + dispatch.rows.length;

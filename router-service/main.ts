@@ -7,6 +7,7 @@ import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
 import { loadTokenizer } from "../core/model/tokenizer.ts";
 import { loadConfig } from "../core/platform/config.ts";
+import { MAX_MESSAGE_BYTES } from "../core/platform/grpc.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startTelemetry } from "../core/platform/telemetry.ts";
@@ -21,7 +22,7 @@ import { createEngine } from "./engine/engine.ts";
 import { mergeObservers } from "./engine/merge-observers.ts";
 import type { ModelRunner } from "./engine/model-runner.ts";
 import { STEP_TIMEOUT_MS } from "./engine/step-failure.ts";
-import { runnerLimits } from "./engine/runner-limits.ts";
+import { checkMessageSize, runnerLimits } from "./engine/runner-limits.ts";
 import { createRunner } from "./runner.ts";
 
 const settings = loadConfig(routerConfigSchema, routerAbout);
@@ -45,6 +46,8 @@ if (unexpectedTensors.length > 0) {
 const tokenizer = await loadTokenizer(settings.model, config);
 const modelName = settings.servedModelName ?? basename(resolve(settings.model));
 const limits = runnerLimits(settings, config);
+const layers = moeLayers(config);
+if (settings.shards.length > 0) checkMessageSize(limits, config, MAX_MESSAGE_BYTES);
 
 const gpu = await openDevice(settings.device, settings.adapter, logger);
 if (gpu !== undefined) {
@@ -62,7 +65,7 @@ const statistics = createStatistics({
   redisUrl: settings.redisUrl,
   modelHash,
   modelName,
-  layers: moeLayers(config),
+  layers,
   numExperts: config.numExperts,
   topK: config.numExpertsPerToken,
   log: logger,
@@ -114,7 +117,12 @@ const httpPort = await api.listenHttp(settings.host, settings.httpPort);
 const grpcPort = await api.listenGrpc(settings.host, settings.grpcPort);
 logger.info({ httpPort, grpcPort }, "listening");
 
-runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
+runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger }).catch(
+  (error) => {
+    // A stop closes what a load reads from: what it then ran into is not the reason.
+    throw lifecycle.signal.aborted ? lifecycle.signal.reason : error;
+  },
+);
 const loop = createEngine({
   runner,
   vocabSize: config.vocabSize,
@@ -124,8 +132,8 @@ const loop = createEngine({
   maxNumBatchedTokens: settings.maxNumBatchedTokens,
   maxQueue: settings.maxQueue,
   requestTimeoutMs: settings.requestTimeout * 1000,
-  // A CPU is slow but does not hang, and a shard's answer has a deadline of its own.
-  stepTimeoutMs: gpu ? Math.max(STEP_TIMEOUT_MS, 2000 * settings.dispatchTimeout) : Infinity,
+  // A CPU is slow but does not hang; each layer's dispatches have a deadline of their own.
+  stepTimeoutMs: gpu ? STEP_TIMEOUT_MS + layers.length * settings.dispatchTimeout * 1000 : Infinity,
   observer: mergeObservers(logger, statistics.observer, metrics.observer, createRequestTracing()),
   available: () => cluster?.unavailableReason(),
 });

@@ -30,6 +30,11 @@ export interface ExpertBuffers {
   readonly maxPairs: number;
 }
 
+/** A layer has more experts than the kernels sort rows by. */
+export class SlotLimitError extends Error {
+  override readonly name = "SlotLimitError";
+}
+
 /** Pairs per slot from which sorting the pairs by slot saves more weight reads than it costs. */
 export const GROUPED_FROM = 4;
 
@@ -89,7 +94,9 @@ export class GpuExpertFfn {
   allocate(layer: number, numSlots: number): void {
     if (this.#layers.has(layer)) throw new RangeError(`layer ${layer} already has slots`);
     if (numSlots > MAX_SLOTS) {
-      throw new RangeError(`layer ${layer}: ${numSlots} slots, at most ${MAX_SLOTS}`);
+      throw new SlotLimitError(
+        `layer ${layer}: ${numSlots} experts on one GPU, at most ${MAX_SLOTS}`,
+      );
     }
     const bytes = this.#projectionBytes();
     const label = (part: string) => `layer ${layer}: ${part} weights of ${numSlots} experts`;

@@ -1,11 +1,14 @@
 /** Kernels: WGSL source and launch geometry as one value, and the pipelines and bind groups made from them once. */
 
+import { errorMessage } from "../error-message.ts";
 import type { Gpu } from "./device.ts";
 
 /** Source and geometry of one kernel. `Sizes` are the counts that change from step to step. */
 export interface Kernel<Sizes> {
   readonly label: string;
   readonly wgsl: string;
+  /** Bytes of workgroup memory, where they grow with a model's sizes. */
+  readonly workgroupBytes?: number;
   /** Workgroups in x, y and z for the sizes at hand. */
   readonly grid: (sizes: Sizes) => readonly [number, number, number];
 }
@@ -49,12 +52,18 @@ function bindingTypes(wgsl: string): GPUBufferBindingType[] {
   return types;
 }
 
-/** Compiles a kernel. Rejects with KernelError: line, column, message, source line. */
+/** Compiles a kernel. Rejects with KernelError: line, column, message and source line, or the limit that it passes. */
 export async function compileKernel<Sizes>(
   gpu: Gpu,
   kernel: Kernel<Sizes>,
 ): Promise<CompiledKernel<Sizes>> {
   const { device } = gpu;
+  const { maxComputeWorkgroupStorageSize: workgroupLimit } = device.limits;
+  if (kernel.workgroupBytes !== undefined && kernel.workgroupBytes > workgroupLimit) {
+    throw new KernelError(
+      `kernel ${kernel.label} needs ${kernel.workgroupBytes} bytes of workgroup memory, ${gpu.adapter} has ${workgroupLimit}`,
+    );
+  }
   device.pushErrorScope("validation");
   const module = device.createShaderModule({ label: kernel.label, code: kernel.wgsl });
   const info = await module.getCompilationInfo();
@@ -75,11 +84,17 @@ export async function compileKernel<Sizes>(
       buffer: { type },
     })),
   });
-  const pipeline = await device.createComputePipelineAsync({
-    label: kernel.label,
-    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-    compute: { module, entryPoint: "main" },
-  });
+  let pipeline: GPUComputePipeline;
+  try {
+    pipeline = await device.createComputePipelineAsync({
+      label: kernel.label,
+      layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module, entryPoint: "main" },
+    });
+  } catch (error) {
+    await device.popErrorScope();
+    throw new KernelError(`kernel ${kernel.label}: ${errorMessage(error)}`, { cause: error });
+  }
   const error = await device.popErrorScope();
   if (error !== null) throw new KernelError(`kernel ${kernel.label}: ${error.message}`);
   const maxWorkgroups = device.limits.maxComputeWorkgroupsPerDimension;

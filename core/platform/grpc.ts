@@ -4,7 +4,7 @@ import type { ChannelOptions, Server, ServerOptions } from "@grpc/grpc-js";
 import { ServerCredentials, status } from "@grpc/grpc-js";
 
 /** Largest message of any service, bytes; both ends set it. */
-const MAX_MESSAGE_BYTES = 256 * 1024 * 1024;
+export const MAX_MESSAGE_BYTES = 256 * 1024 * 1024;
 
 /** Flow-control window: a large dispatch need not wait for window updates, bytes. */
 const FLOW_CONTROL_WINDOW = 16 * 1024 * 1024;

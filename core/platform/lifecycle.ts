@@ -94,6 +94,7 @@ const START_ERRORS: ReadonlySet<string> = new Set([
   "CheckpointError",
   "HandshakeError",
   "JsonFileError",
+  "KernelError",
   "LimitError",
   "ListenError",
   "ModelConfigError",
@@ -101,6 +102,7 @@ const START_ERRORS: ReadonlySet<string> = new Set([
   "OutOfDeviceMemoryError",
   "PlacementError",
   "SafetensorsError",
+  "SlotLimitError",
   "TokenizerError",
   "WeightOverflowError",
 ]);

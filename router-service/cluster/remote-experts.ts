@@ -92,7 +92,8 @@ function send(
     if (state.kind === "ready") return state.stream;
     throw new ShardLostError(`shard ${address}`, state.reason);
   });
-  return parts.map((part, index) => {
+  const sent: Sent[] = [];
+  const sendPart = (part: ShardRows, index: number): Sent => {
     const { rank } = plan.shards[part.shard];
     const span = startDispatchSpan(routing.traceContext, {
       "moe.layer": layer,
@@ -120,8 +121,17 @@ function send(
         outcome,
       }),
     );
+    // Handled by whoever awaits the layer; until then it may fail unseen.
+    answer.catch(() => {});
     return { handle, answer };
-  });
+  };
+  try {
+    for (const [index, part] of parts.entries()) sent.push(sendPart(part, index));
+  } catch (error) {
+    for (const { handle } of sent) handle.cancel(error);
+    throw error;
+  }
+  return sent;
 }
 
 async function observe(

@@ -74,6 +74,8 @@ export class GpuStep {
   putSums(sums: ExpertSums): void {
     if (sums.kind === "gpu") return;
     const { values } = sums;
+    // A write happens before what is submitted later: what was encoded so far may still read the layer's before.
+    this.submit();
     this.#gpu.device.queue.writeBuffer(
       this.#buffers.sums,
       0,

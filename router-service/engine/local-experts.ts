@@ -1,6 +1,6 @@
 /** The local half of `runExperts` on an expert device of this process. */
 
-import type { ExpertDevice } from "../../core/expert-device.ts";
+import { type ExpertDevice, runInParts } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
@@ -16,9 +16,9 @@ export async function createLocalDeviceExperts(
   onExpert?: OnExpert,
 ): Promise<RunExperts> {
   await loadAllExperts(checkpoint, device, onExpert);
-  return async (layer, _hiddenStates, routing) => {
+  return async (layer, { hiddenSize }, routing) => {
     const { rows, routing: chosen } = await routing.read();
-    const values = await device.run(layer, rows, chosen.ids, chosen.weights);
+    const values = await runInParts(device, layer, hiddenSize, rows, chosen.ids, chosen.weights);
     return { kind: "host", values };
   };
 }

@@ -61,6 +61,23 @@ export function runnerLimits(settings: LimitSettings, config: ModelConfig): Runn
   };
 }
 
+/** Throws LimitError where the rows of a full step do not fit one message to or from a shard. */
+export function checkMessageSize(
+  limits: RunnerLimits,
+  config: ModelConfig,
+  maxMessageBytes: number,
+): void {
+  // In f32, as partial sums come back; ids, weights and header take less than a row of them.
+  const bytes =
+    (limits.maxTokens + 1) * config.hiddenSize * 4 +
+    limits.maxTokens * config.numExpertsPerToken * 6;
+  if (bytes > maxMessageBytes) {
+    throw new LimitError(
+      `--max-num-batched-tokens ${limits.maxTokens}: a dispatch of ${bytes} bytes, a message takes at most ${maxMessageBytes}`,
+    );
+  }
+}
+
 /** Throws RangeError where a step passes a bound, naming it. */
 export function checkBatch(batch: StepBatch, limits: RunnerLimits): void {
   const within = (what: string, value: number, limit: number) => {

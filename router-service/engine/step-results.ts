@@ -72,8 +72,9 @@ export async function readResults(
     }
     const samples = batch.samples.map((sample, row): SampleLogits => {
       const at = layout.candidates + row * STRIDE * 4;
-      const ids = new Uint32Array(mapped, at, sample.numCandidates);
-      const values = new Float32Array(mapped, at + MAX_CANDIDATES * 4, sample.numCandidates);
+      const numCandidates = Math.min(sample.numCandidates, config.vocabSize);
+      const ids = new Uint32Array(mapped, at, numCandidates);
+      const values = new Float32Array(mapped, at + MAX_CANDIDATES * 4, numCandidates);
       const [logSumExp, target] = new Float32Array(mapped, at + 2 * MAX_CANDIDATES * 4, 2);
       const logitsAt = layout.logits[row];
       return {

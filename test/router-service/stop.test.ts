@@ -34,25 +34,39 @@ test("a router that is stopped in mid-stream ends the stream with an error and e
 const CPU_MODEL = ["--model", DEMO_MODEL, "--device", "cpu"];
 const FREE_PORTS = ["--http-port", "0", "--grpc-port", "0"];
 
-test("a router that is stopped while it waits for its shards exits 0 without a fatal line", async (t) => {
-  const shards = ["--shards", `127.0.0.1:${await freePort()}`];
-  const httpPort = await freePort();
-  const router = fork(
-    "router-service/main.ts",
-    [...CPU_MODEL, ...shards, "--http-port", String(httpPort), "--grpc-port", "0"],
-    { silent: true, env: childEnvironment({ NODE_TEST_CONTEXT: undefined }) },
-  );
-  t.after(() => router.kill("SIGKILL"));
-  let output = "";
-  router.stderr?.on("data", (bytes: Buffer) => (output += bytes.toString()));
-  await waitFor("a router that waits", () => /shard not ready/.test(output), 30_000);
-  router.kill("SIGTERM");
-  const [code] = (await once(router, "close", {
-    signal: AbortSignal.timeout(15_000),
-  })) as unknown[];
-  assert.equal(code, 0, output);
-  assert.doesNotMatch(output, /fatal|uncaught/);
-});
+const STOPPED_EARLY: readonly [
+  when: string,
+  argv: () => Promise<readonly string[]>,
+  said: RegExp,
+][] = [
+  [
+    "while it waits for its shards",
+    async () => ["--shards", `127.0.0.1:${await freePort()}`],
+    /shard not ready/,
+  ],
+  ["while it loads its weights", async () => [], /loading weights/],
+];
+
+for (const [when, argv, said] of STOPPED_EARLY) {
+  test(`a router that is stopped ${when} exits 0 without a fatal line`, async (t) => {
+    const httpPort = await freePort();
+    const router = fork(
+      "router-service/main.ts",
+      [...CPU_MODEL, ...(await argv()), "--http-port", String(httpPort), "--grpc-port", "0"],
+      { silent: true, env: childEnvironment({ NODE_TEST_CONTEXT: undefined }) },
+    );
+    t.after(() => router.kill("SIGKILL"));
+    let output = "";
+    router.stderr?.on("data", (bytes: Buffer) => (output += bytes.toString()));
+    await waitFor(String(said), () => said.test(output), 30_000);
+    router.kill("SIGTERM");
+    const [code] = (await once(router, "close", {
+      signal: AbortSignal.timeout(15_000),
+    })) as unknown[];
+    assert.equal(code, 0, output);
+    assert.doesNotMatch(output, /fatal|uncaught/);
+  });
+}
 
 const MISTAKES: readonly [name: string, script: string, argv: readonly string[], said: RegExp][] = [
   ["no model", "router-service/main.ts", ["--model", "/nowhere", ...FREE_PORTS], /config\.json/],

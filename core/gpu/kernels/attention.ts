@@ -33,6 +33,7 @@ export function attention(options: AttentionOptions): Kernel<StepSizes> {
   const columns = headDim <= MAX_UNROLLED ? "D4" : "D4 + counts.zero";
   return {
     label: `attention ${numHeads}/${numKvHeads}×${headDim}`,
+    workgroupBytes: SPLITS * TOKENS * (2 + headDim) * 4,
     grid: (sizes) => [ceilDiv(sizes.tokens, TOKENS), numHeads, 1],
     wgsl: /* wgsl */ `
 ${COUNTS}

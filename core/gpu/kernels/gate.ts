@@ -32,6 +32,7 @@ export function gate(options: GateOptions): Kernel<StepSizes> {
   const { numExperts, topK, normTopkProb } = options;
   return {
     label: `gate top${topK} of ${numExperts}`,
+    workgroupBytes: (numExperts + topK) * 4,
     grid: (sizes) => [sizes.tokens, 1, 1],
     wgsl: /* wgsl */ `
 ${COUNTS}

@@ -28,10 +28,12 @@ const VARIANTS: Readonly<Record<string, object>> = {
     num_hidden_layers: 4,
     qkv_bias: false,
   },
-  "no shared expert and top-k weights that are divided by their sum": {
-    shared_expert_intermediate_size: 0,
-    norm_topk_prob: true,
-  },
+  "no shared expert, top-k weights that are divided by their sum and fewer tokens than candidates":
+    {
+      vocab_size: 48,
+      shared_expert_intermediate_size: 0,
+      norm_topk_prob: true,
+    },
   "tied embeddings of 391 tokens and one KV head of 24 for four query heads": {
     tie_word_embeddings: true,
     vocab_size: 391,
@@ -90,12 +92,17 @@ for (const [what, changes] of Object.entries(VARIANTS)) {
       { tokenIds, from: 0, blocks: [4, 1, 2] },
       { tokenIds: tokenIds.slice(7, 12), from: 0, blocks: [0] },
     ]);
+    const samples = batch.samples.map((sample) => ({ ...sample, numCandidates: 64 }));
     const context = { signal: new AbortController().signal };
-    const expected = await cpu.forward(batch, context);
-    const actual = await onGpu.forward(batch, context);
+    const expected = await cpu.forward({ ...batch, samples }, context);
+    const actual = await onGpu.forward({ ...batch, samples }, context);
     for (const [row, { logits }] of expected.samples.entries()) {
       const far = distance(actual.samples[row].logits ?? [], logits ?? []);
       assert.ok(far <= 1e-4, `token ${row}: ${far}`);
+      assert.equal(
+        actual.samples[row].candidateLogits.length,
+        Math.min(64, checkpoint.config.vocabSize),
+      );
       assert.equal(actual.samples[row].candidateIds[0], expected.samples[row].candidateIds[0]);
     }
     assert.deepEqual([...actual.routing.keys()], [...expected.routing.keys()]);

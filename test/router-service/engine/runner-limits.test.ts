@@ -2,7 +2,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { readModelConfig } from "../../../core/model/load-config.ts";
-import { LimitError, runnerLimits } from "../../../router-service/engine/runner-limits.ts";
+import {
+  checkMessageSize,
+  LimitError,
+  runnerLimits,
+} from "../../../router-service/engine/runner-limits.ts";
 import { DEMO_MODEL } from "../../support/cluster.ts";
 
 const config = await readModelConfig(DEMO_MODEL);
@@ -43,4 +47,14 @@ test("samples of a step have room for every sequence and a chunk of prompt log-p
   assert.equal(runnerLimits(settings, config).maxSamples, 64);
   assert.equal(runnerLimits({ ...settings, maxNumSeqs: 128 }, config).maxSamples, 128);
   assert.equal(runnerLimits({ maxNumSeqs: 4, maxNumBatchedTokens: 16 }, config).maxSamples, 16);
+});
+
+test("a step whose rows do not fit one message to a shard is refused with both sizes", () => {
+  const limits = { ...runnerLimits(settings, config), maxTokens: 40_000 };
+  checkMessageSize(limits, config, 2 ** 28);
+  const wide = { ...config, hiddenSize: 2048 };
+  assert.throws(
+    () => checkMessageSize(limits, wide, 2 ** 28),
+    /40000: a dispatch of 3\d+ bytes.*268435456/,
+  );
 });
