@@ -225,6 +225,7 @@ test("without a tokenizer token ids are served, and text is refused by name", as
   }
 });
 
+// What an event looks like is what the tests are about.
 // oxlint-disable-next-line typescript/no-explicit-any
 function parseEvents(text: string): any[] {
   const events = text.trimEnd().split("\n\n");

@@ -222,6 +222,7 @@ function failingEngine(error: Error): Engine {
   return {
     ...doors.engine,
     maxModelLen: 256,
+    // It fails before its first event.
     // oxlint-disable-next-line require-yield
     async *submit() {
       throw error;
