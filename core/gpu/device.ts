@@ -39,24 +39,49 @@ const LIMITS = [
   "maxComputeWorkgroupSizeX",
 ] as const;
 
+/** How long a driver may take to answer, milliseconds. */
+const OPEN_TIMEOUT_MS = 60_000;
+
+/** Rejects with NoAdapterError where a driver does not answer in time. */
+async function inTime<T>(what: string, answer: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(new NoAdapterError(`no answer to ${what} within ${OPEN_TIMEOUT_MS} ms`)),
+      OPEN_TIMEOUT_MS,
+    );
+  });
+  try {
+    return await Promise.race([answer, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /**
  * Opens a device with the adapter's own limits.
  * @param adapterName part of the wanted adapter's name; absent: the adapter that the driver prefers
- * Throws NoAdapterError where there is none.
+ * Throws NoAdapterError where there is none, or its driver does not answer.
  */
 export async function openGpu(adapterName?: string): Promise<Gpu> {
   pacePolling();
   const instance = create(adapterName === undefined ? [] : [`adapter=${adapterName}`]);
   instances.push(instance);
-  const adapter = await instance.requestAdapter({ powerPreference: "high-performance" });
+  const adapter = await inTime(
+    "requestAdapter",
+    instance.requestAdapter({ powerPreference: "high-performance" }),
+  );
   if (adapter === null) {
     const wanted = adapterName === undefined ? "" : ` named like "${adapterName}"`;
     throw new NoAdapterError(`WebGPU finds no adapter${wanted}; is a Vulkan driver installed?`);
   }
   const shaderF16 = adapter.features.has("shader-f16");
-  const device = await adapter.requestDevice({
-    requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
-  });
+  const device = await inTime(
+    "requestDevice",
+    adapter.requestDevice({
+      requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
+    }),
+  );
 
   const lost = Promise.withResolvers<string>();
   let closed = false;

@@ -4,7 +4,7 @@
  * dawn.node asks by `setImmediate`, without a pause for as long as anything is awaited, and with a new function each
  * time. That takes a whole core, which a software GPU would compute on, and hundreds of megabytes of garbage a minute.
  * Here it asks without a pause in the first moments of a wait only, so that a fast GPU is answered at once; after that
- * the thread sleeps for a moment before each question.
+ * the thread sleeps for a moment before each question: what that costs and saves is in bench/RESULTS.md.
  */
 
 /** How long a wait is asked for without a pause, milliseconds. */
