@@ -7,6 +7,7 @@ import type { GenerationConfig, ModelConfig } from "./config.ts";
 import { expectedTensors } from "./families.ts";
 import { isJsonObject, readJsonFile, shownJson } from "./json-file.ts";
 import { parseModelConfig, readGenerationConfig, readRawConfig } from "./load-config.ts";
+import type { TensorSource } from "./model-family.ts";
 import { hashModel, type HashedTensor } from "./model-hash.ts";
 import { SafetensorsFile } from "./safetensors.ts";
 
@@ -33,7 +34,7 @@ export interface Checkpoint {
   /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads them. */
   readonly unexpectedTensors: readonly string[];
   /** Reads one tensor. Throws CheckpointError where there is none or its dtype is not a DType, SafetensorsError where the file has shrunk. */
-  read(name: string): Promise<HostTensor>;
+  read(source: TensorSource): Promise<HostTensor>;
   /** Bytes read from the weight files so far, headers and the hash's samples included. */
   bytesRead(): number;
   /** Closes the files; reads fail from then on. */
@@ -70,7 +71,7 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       modelHash: await hashModel(rawConfig, hashed),
       tensorNames,
       unexpectedTensors: tensorNames.filter((name) => !expected.has(name)),
-      read: (name) => readTensor(dir, name, fileOf.get(name)),
+      read: ({ name }) => readTensor(dir, name, fileOf.get(name)),
       bytesRead: () => files.reduce((sum, file) => sum + file.bytesRead(), 0),
       close,
     };

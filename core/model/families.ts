@@ -1,7 +1,7 @@
 /** The model families that the engine runs. */
 
 import type { ModelConfig } from "./config.ts";
-import type { ModelFamily } from "./model-family.ts";
+import type { ModelFamily, TensorSource } from "./model-family.ts";
 import { qwen2Moe } from "./qwen2-moe.ts";
 
 /** Every known family. */
@@ -14,49 +14,38 @@ export function familyOf(config: ModelConfig): ModelFamily {
   return family;
 }
 
-/** Name and shape of every tensor that a checkpoint of this config must have. */
-export function expectedTensors(config: ModelConfig): Map<string, readonly number[]> {
+/** Every tensor source that a checkpoint of this config must have. */
+export function expectedSources(config: ModelConfig): TensorSource[] {
   const family = familyOf(config);
-  const { hiddenSize } = config;
-  const shapes = new Map<string, readonly number[]>();
-  const add = (name: string | undefined, shape: readonly number[]) => {
-    if (name !== undefined) shapes.set(name, shape);
-  };
-  const addFfn = (names: { gate: string; up: string; down: string }, width: number) => {
-    add(names.gate, [width, hiddenSize]);
-    add(names.up, [width, hiddenSize]);
-    add(names.down, [hiddenSize, width]);
-  };
-
-  const model = family.modelTensorNames(config);
-  add(model.embedding, [config.vocabSize, hiddenSize]);
-  add(model.finalNorm, [hiddenSize]);
-  add(model.lmHead, [config.vocabSize, hiddenSize]);
-
-  const qSize = config.numHeads * config.headDim;
-  const kvSize = config.numKvHeads * config.headDim;
+  const sources = [...sourcesIn(family.modelSources(config))];
   for (const [layer, kind] of config.layers.entries()) {
-    const attention = family.attentionTensorNames(config, layer);
-    add(attention.inputNorm, [hiddenSize]);
-    add(attention.qWeight, [qSize, hiddenSize]);
-    add(attention.kWeight, [kvSize, hiddenSize]);
-    add(attention.vWeight, [kvSize, hiddenSize]);
-    add(attention.qBias, [qSize]);
-    add(attention.kBias, [kvSize]);
-    add(attention.vBias, [kvSize]);
-    add(attention.oWeight, [hiddenSize, qSize]);
-    add(attention.postAttentionNorm, [hiddenSize]);
+    sources.push(...sourcesIn(family.attentionSources(config, layer)));
     if (kind === "dense") {
-      addFfn(family.denseTensorNames(layer), config.denseIntermediateSize);
+      sources.push(...sourcesIn(family.denseSources(config, layer)));
       continue;
     }
-    const moe = family.moeTensorNames(config, layer);
-    add(moe.gate, [config.numExperts, hiddenSize]);
-    if (moe.sharedExpert) addFfn(moe.sharedExpert, config.sharedExpertIntermediateSize);
-    add(moe.sharedExpertGate, [1, hiddenSize]);
+    sources.push(...sourcesIn(family.moeSources(config, layer)));
     for (let expert = 0; expert < config.numExperts; expert++) {
-      addFfn(family.expertTensorNames(layer, expert), config.expertIntermediateSize);
+      sources.push(...sourcesIn(family.expertSources(config, layer, expert)));
     }
   }
-  return shapes;
+  return sources;
+}
+
+/** Name and shape of every tensor that a checkpoint of this config must have. */
+export function expectedTensors(config: ModelConfig): Map<string, readonly number[]> {
+  return new Map(expectedSources(config).map(({ name, shape }) => [name, shape]));
+}
+
+/** The tensor sources anywhere within a group of them. */
+function* sourcesIn(group: object): Generator<TensorSource> {
+  for (const value of Object.values(group)) {
+    if (typeof value !== "object" || value === null) continue;
+    if (isSource(value)) yield value;
+    else yield* sourcesIn(value);
+  }
+}
+
+function isSource(value: object): value is TensorSource {
+  return "name" in value && "shape" in value;
 }

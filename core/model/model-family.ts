@@ -1,63 +1,119 @@
-/** What differs between model families: how their `config.json` reads, and how their tensors are named and shaped. */
+/** What differs between model families: how their `config.json` reads, and where their tensors stand in a checkpoint. */
 
-import type { ExpertTensorNames, ModelConfig } from "./config.ts";
+import type { ModelConfig, ModelType } from "./config.ts";
 import type { ConfigProblem } from "./config-error.ts";
 import type { JsonObject } from "./json-file.ts";
 
-/** Names of the tensors outside of the decoder layers. */
-export interface ModelTensorNames {
+/** Where a matrix or a vector stands in a checkpoint. */
+export interface TensorSource {
+  /** Name of the tensor. */
+  readonly name: string;
+  /** Shape that the model needs; a matrix is [out, in]. */
+  readonly shape: readonly number[];
+}
+
+/** A projection's weight [out, in] and bias [out]. */
+export interface ProjectionSource {
+  readonly weight: TensorSource;
+  readonly bias?: TensorSource;
+}
+
+/** The tensors outside of the decoder layers. */
+export interface ModelSources {
   /** [vocabSize, hiddenSize] */
-  readonly embedding: string;
+  readonly embedding: TensorSource;
   /** [hiddenSize] */
-  readonly finalNorm: string;
-  /** [vocabSize, hiddenSize]; the embedding's name where the two are tied. */
-  readonly lmHead: string;
+  readonly finalNorm: TensorSource;
+  /** [vocabSize, hiddenSize]; the same source as the embedding where the two are tied. */
+  readonly lmHead: TensorSource;
 }
 
-/** Names of one decoder layer's attention and norm tensors. */
-export interface AttentionTensorNames {
-  /** [hiddenSize] */
-  readonly inputNorm: string;
+/** Attention with keys and values per head. */
+export interface HeadsSources {
+  readonly kind: "heads";
   /** [numHeads · headDim, hiddenSize] */
-  readonly qWeight: string;
+  readonly q: ProjectionSource;
   /** [numKvHeads · headDim, hiddenSize] */
-  readonly kWeight: string;
+  readonly k: ProjectionSource;
   /** [numKvHeads · headDim, hiddenSize] */
-  readonly vWeight: string;
-  /** [numHeads · headDim]; there where config.qkvBias says so, as kBias and vBias. */
-  readonly qBias?: string;
-  /** [numKvHeads · headDim] */
-  readonly kBias?: string;
-  /** [numKvHeads · headDim] */
-  readonly vBias?: string;
+  readonly v: ProjectionSource;
   /** [hiddenSize, numHeads · headDim] */
-  readonly oWeight: string;
-  /** [hiddenSize] */
-  readonly postAttentionNorm: string;
+  readonly o: ProjectionSource;
+  /** [headDim], or [numHeads · headDim] where qkNorm is "whole". */
+  readonly qNorm?: TensorSource;
+  /** [headDim], or [numKvHeads · headDim]. */
+  readonly kNorm?: TensorSource;
+  /** [numHeads] */
+  readonly sinks?: TensorSource;
 }
 
-/** Names of an MoE layer's tensors beside its routed experts. */
-export interface MoeTensorNames {
-  /** The layer's gate [numExperts, hiddenSize] */
-  readonly gate: string;
-  /** The shared expert, [sharedExpertIntermediateSize, hiddenSize] and its transpose; absent where there is none. */
-  readonly sharedExpert?: ExpertTensorNames;
-  /** The shared expert's own gate [1, hiddenSize] */
-  readonly sharedExpertGate?: string;
+/** Multi-head latent attention. */
+export interface LatentSources {
+  readonly kind: "latent";
+  /** [qLoraRank, hiddenSize]; absent where the query is projected at once. */
+  readonly qDown?: TensorSource;
+  /** [qLoraRank] */
+  readonly qNorm?: TensorSource;
+  /** [numHeads · (nopeDim + ropeDim), qLoraRank or hiddenSize]; per head the columns without positions first. */
+  readonly q: TensorSource;
+  /** [kvLoraRank + ropeDim, hiddenSize]; the latent vector first, then the key that positions turn. */
+  readonly kvDown: TensorSource;
+  /** [kvLoraRank] */
+  readonly kvNorm: TensorSource;
+  /** [numHeads · (nopeDim + valueDim), kvLoraRank]; per head the key's rows first, then the value's. */
+  readonly kvUp: TensorSource;
+  /** [hiddenSize, numHeads · valueDim] */
+  readonly o: ProjectionSource;
+}
+
+/** One decoder layer's norms and attention. */
+export interface AttentionSources {
+  /** [hiddenSize] */
+  readonly inputNorm: TensorSource;
+  readonly attention: HeadsSources | LatentSources;
+  /** [hiddenSize] */
+  readonly postAttentionNorm: TensorSource;
+}
+
+/** One gated FFN: down(activation(gate·x, up·x)). */
+export interface FfnSources {
+  /** [intermediateSize, hiddenSize] */
+  readonly gate: TensorSource;
+  /** [intermediateSize, hiddenSize] */
+  readonly up: TensorSource;
+  /** [hiddenSize, intermediateSize] */
+  readonly down: TensorSource;
+  /** [intermediateSize]; the biases are there where config.expertBias says so. */
+  readonly gateBias?: TensorSource;
+  /** [intermediateSize] */
+  readonly upBias?: TensorSource;
+  /** [hiddenSize] */
+  readonly downBias?: TensorSource;
+}
+
+/** An MoE layer's tensors beside its routed experts. */
+export interface MoeSources {
+  /** The layer's gate [numExperts, hiddenSize], and its bias [numExperts]. */
+  readonly gate: ProjectionSource;
+  /** [numExperts]; what is added to scores for the choice of experts. */
+  readonly correction?: TensorSource;
+  readonly shared?: FfnSources;
+  /** [1, hiddenSize]; the gate of the shared expert. */
+  readonly sharedGate?: TensorSource;
 }
 
 /** One model family. */
 export interface ModelFamily {
   /** `model_type` of its config.json. */
-  readonly modelType: ModelConfig["modelType"];
+  readonly modelType: ModelType;
   /** Reads a config.json of this family, or lists everything that is wrong with it. */
   parseConfig(
     raw: JsonObject,
   ): { readonly config: ModelConfig } | { readonly problems: readonly ConfigProblem[] };
-  modelTensorNames(config: ModelConfig): ModelTensorNames;
-  attentionTensorNames(config: ModelConfig, layer: number): AttentionTensorNames;
-  moeTensorNames(config: ModelConfig, layer: number): MoeTensorNames;
-  expertTensorNames(layer: number, expert: number): ExpertTensorNames;
-  /** The FFN of a dense layer, [denseIntermediateSize, hiddenSize] and its transpose. */
-  denseTensorNames(layer: number): ExpertTensorNames;
+  modelSources(config: ModelConfig): ModelSources;
+  attentionSources(config: ModelConfig, layer: number): AttentionSources;
+  moeSources(config: ModelConfig, layer: number): MoeSources;
+  expertSources(config: ModelConfig, layer: number, expert: number): FfnSources;
+  /** The FFN of a dense layer. */
+  denseSources(config: ModelConfig, layer: number): FfnSources;
 }

@@ -5,10 +5,10 @@
 
 import { z } from "zod";
 
-import type { ExpertTensorNames, LayerKind, ModelConfig } from "./config.ts";
+import { type HeadsAttention, type LayerKind, type ModelConfig, NO_MULTIPLIERS } from "./config.ts";
 import { type ConfigProblem, zodProblems } from "./config-error.ts";
 import type { JsonObject } from "./json-file.ts";
-import type { ModelFamily } from "./model-family.ts";
+import type { FfnSources, ModelFamily, TensorSource } from "./model-family.ts";
 
 /** Largest value of one size: far above real models, and small enough that products of three stay exact. */
 const MAX_SIZE = 2 ** 24;
@@ -85,26 +85,51 @@ function toModelConfig(
     const sparse = (layer + 1) % fields.decoder_sparse_step === 0;
     return sparse && !fields.mlp_only_layers.includes(layer) ? "moe" : "dense";
   });
+  const headDim = fields.head_dim ?? Math.floor(fields.hidden_size / fields.num_attention_heads);
   return {
     modelType: "qwen2_moe",
     vocabSize: fields.vocab_size,
     hiddenSize: fields.hidden_size,
     numLayers: fields.num_hidden_layers,
     layers,
-    numHeads: fields.num_attention_heads,
-    numKvHeads: fields.num_key_value_heads,
-    headDim: fields.head_dim ?? Math.floor(fields.hidden_size / fields.num_attention_heads),
-    qkvBias: fields.qkv_bias,
+    attention: {
+      kind: "heads",
+      numHeads: fields.num_attention_heads,
+      numKvHeads: fields.num_key_value_heads,
+      headDim,
+      scale: headDim ** -0.5,
+      qkvBias: fields.qkv_bias,
+      outputBias: false,
+      qkNorm: "none",
+      sinks: false,
+      windows: layers.map(() => undefined),
+    },
+    rope: {
+      dim: headDim,
+      theta: newerRopeTheta ?? fields.rope_theta ?? 10000,
+      interleaved: false,
+      magnitude: 1,
+    },
     maxPositions: fields.max_position_embeddings,
-    ropeTheta: newerRopeTheta ?? fields.rope_theta ?? 10000,
     rmsNormEps: fields.rms_norm_eps,
     tieWordEmbeddings: fields.tie_word_embeddings,
+    gate: {
+      score: "softmax",
+      bias: false,
+      correction: false,
+      normTopkProb: fields.norm_topk_prob,
+      scaling: 1,
+    },
     numExperts: fields.num_experts,
     numExpertsPerToken: fields.num_experts_per_tok,
     expertIntermediateSize: fields.moe_intermediate_size,
-    sharedExpertIntermediateSize: fields.shared_expert_intermediate_size,
-    denseIntermediateSize: fields.intermediate_size,
-    normTopkProb: fields.norm_topk_prob,
+    activation: { kind: "silu" },
+    expertBias: false,
+    ...(fields.shared_expert_intermediate_size > 0 && {
+      sharedExpert: { intermediateSize: fields.shared_expert_intermediate_size, gated: true },
+    }),
+    denseIntermediateSize: layers.includes("dense") ? fields.intermediate_size : 0,
+    multipliers: NO_MULTIPLIERS,
   };
 }
 
@@ -154,7 +179,8 @@ function contradictions(config: ModelConfig): ConfigProblem[] {
   const require = (holds: boolean, name: string, value: unknown, expectation: string) => {
     if (!holds) problems.push({ name, value, expectation });
   };
-  const { numHeads, numKvHeads, headDim, numExperts, numExpertsPerToken } = config;
+  const { numExperts, numExpertsPerToken } = config;
+  const { numHeads, numKvHeads, headDim } = headsOf(config);
   require(headDim % SIZE_STEP ===
     0, "head_dim", headDim, `a multiple of ${SIZE_STEP} (hidden_size / num_attention_heads where it is not given)`);
   require(numHeads % numKvHeads ===
@@ -168,12 +194,21 @@ function contradictions(config: ModelConfig): ConfigProblem[] {
   return problems;
 }
 
-/** Tensor names of a gated FFN below a prefix. */
-function ffnNames(prefix: string): ExpertTensorNames {
+function headsOf(config: ModelConfig): HeadsAttention {
+  if (config.attention.kind !== "heads") throw new TypeError("Qwen2-MoE has attention per head");
+  return config.attention;
+}
+
+function source(name: string, ...shape: readonly number[]): TensorSource {
+  return { name, shape };
+}
+
+/** Tensors of a gated FFN of a width below a prefix. */
+function ffnSources(config: ModelConfig, prefix: string, width: number): FfnSources {
   return {
-    gate: `${prefix}.gate_proj.weight`,
-    up: `${prefix}.up_proj.weight`,
-    down: `${prefix}.down_proj.weight`,
+    gate: source(`${prefix}.gate_proj.weight`, width, config.hiddenSize),
+    up: source(`${prefix}.up_proj.weight`, width, config.hiddenSize),
+    down: source(`${prefix}.down_proj.weight`, config.hiddenSize, width),
   };
 }
 
@@ -181,37 +216,53 @@ function ffnNames(prefix: string): ExpertTensorNames {
 export const qwen2Moe: ModelFamily = {
   modelType: "qwen2_moe",
   parseConfig,
-  modelTensorNames: (config) => ({
-    embedding: "model.embed_tokens.weight",
-    finalNorm: "model.norm.weight",
-    lmHead: config.tieWordEmbeddings ? "model.embed_tokens.weight" : "lm_head.weight",
-  }),
-  attentionTensorNames: (config, layer) => {
+  modelSources: ({ vocabSize, hiddenSize, tieWordEmbeddings }) => {
+    const embedding = source("model.embed_tokens.weight", vocabSize, hiddenSize);
+    return {
+      embedding,
+      finalNorm: source("model.norm.weight", hiddenSize),
+      lmHead: tieWordEmbeddings ? embedding : source("lm_head.weight", vocabSize, hiddenSize),
+    };
+  },
+  attentionSources: (config, layer) => {
     const prefix = `model.layers.${layer}`;
+    const { hiddenSize } = config;
+    const { numHeads, numKvHeads, headDim, qkvBias } = headsOf(config);
+    const projection = (name: string, heads: number) => ({
+      weight: source(`${prefix}.self_attn.${name}.weight`, heads * headDim, hiddenSize),
+      ...(qkvBias && { bias: source(`${prefix}.self_attn.${name}.bias`, heads * headDim) }),
+    });
     return {
-      inputNorm: `${prefix}.input_layernorm.weight`,
-      qWeight: `${prefix}.self_attn.q_proj.weight`,
-      kWeight: `${prefix}.self_attn.k_proj.weight`,
-      vWeight: `${prefix}.self_attn.v_proj.weight`,
-      ...(config.qkvBias && {
-        qBias: `${prefix}.self_attn.q_proj.bias`,
-        kBias: `${prefix}.self_attn.k_proj.bias`,
-        vBias: `${prefix}.self_attn.v_proj.bias`,
-      }),
-      oWeight: `${prefix}.self_attn.o_proj.weight`,
-      postAttentionNorm: `${prefix}.post_attention_layernorm.weight`,
+      inputNorm: source(`${prefix}.input_layernorm.weight`, hiddenSize),
+      attention: {
+        kind: "heads",
+        q: projection("q_proj", numHeads),
+        k: projection("k_proj", numKvHeads),
+        v: projection("v_proj", numKvHeads),
+        o: {
+          weight: source(`${prefix}.self_attn.o_proj.weight`, hiddenSize, numHeads * headDim),
+        },
+      },
+      postAttentionNorm: source(`${prefix}.post_attention_layernorm.weight`, hiddenSize),
     };
   },
-  moeTensorNames: (config, layer) => {
+  moeSources: (config, layer) => {
     const prefix = `model.layers.${layer}.mlp`;
+    const { numExperts, hiddenSize, sharedExpert } = config;
     return {
-      gate: `${prefix}.gate.weight`,
-      ...(config.sharedExpertIntermediateSize > 0 && {
-        sharedExpert: ffnNames(`${prefix}.shared_expert`),
-        sharedExpertGate: `${prefix}.shared_expert_gate.weight`,
+      gate: { weight: source(`${prefix}.gate.weight`, numExperts, hiddenSize) },
+      ...(sharedExpert && {
+        shared: ffnSources(config, `${prefix}.shared_expert`, sharedExpert.intermediateSize),
+        sharedGate: source(`${prefix}.shared_expert_gate.weight`, 1, hiddenSize),
       }),
     };
   },
-  expertTensorNames: (layer, expert) => ffnNames(`model.layers.${layer}.mlp.experts.${expert}`),
-  denseTensorNames: (layer) => ffnNames(`model.layers.${layer}.mlp`),
+  expertSources: (config, layer, expert) =>
+    ffnSources(
+      config,
+      `model.layers.${layer}.mlp.experts.${expert}`,
+      config.expertIntermediateSize,
+    ),
+  denseSources: (config, layer) =>
+    ffnSources(config, `model.layers.${layer}.mlp`, config.denseIntermediateSize),
 };

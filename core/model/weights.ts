@@ -3,8 +3,14 @@
 import type { ExpertWeights } from "../expert-device.ts";
 import type { HostTensor } from "../tensor.ts";
 import type { Checkpoint } from "./checkpoint.ts";
-import type { ExpertTensorNames } from "./config.ts";
 import { familyOf } from "./families.ts";
+import type {
+  FfnSources,
+  HeadsSources,
+  LatentSources,
+  ProjectionSource,
+  TensorSource,
+} from "./model-family.ts";
 
 /** Tensors outside of the decoder layers. */
 export interface ModelWeights {
@@ -22,10 +28,9 @@ export interface Projection {
   readonly bias?: HostTensor;
 }
 
-/** One decoder layer without its routed experts. */
-export interface LayerWeights {
-  /** [hiddenSize] */
-  readonly inputNorm: HostTensor;
+/** Attention with keys and values per head. */
+export interface HeadsWeights {
+  readonly kind: "heads";
   /** [numHeads · headDim, hiddenSize] */
   readonly q: Projection;
   /** [numKvHeads · headDim, hiddenSize] */
@@ -33,7 +38,39 @@ export interface LayerWeights {
   /** [numKvHeads · headDim, hiddenSize] */
   readonly v: Projection;
   /** [hiddenSize, numHeads · headDim] */
-  readonly o: HostTensor;
+  readonly o: Projection;
+  /** [headDim], or [numHeads · headDim] where qkNorm is "whole". */
+  readonly qNorm?: HostTensor;
+  /** [headDim], or [numKvHeads · headDim]. */
+  readonly kNorm?: HostTensor;
+  /** [numHeads] */
+  readonly sinks?: HostTensor;
+}
+
+/** Multi-head latent attention. */
+export interface LatentWeights {
+  readonly kind: "latent";
+  /** [qLoraRank, hiddenSize] with its norm [qLoraRank]; absent where the query is projected at once. */
+  readonly qDown?: { readonly weight: HostTensor; readonly norm: HostTensor };
+  /** [numHeads · (nopeDim + ropeDim), qLoraRank or hiddenSize]; per head the columns without positions first. */
+  readonly q: HostTensor;
+  /** [kvLoraRank + ropeDim, hiddenSize]; the latent vector first, then the key that positions turn. */
+  readonly kvDown: HostTensor;
+  /** [kvLoraRank] */
+  readonly kvNorm: HostTensor;
+  /** [numHeads · (nopeDim + valueDim), kvLoraRank]; per head the key's rows first, then the value's. */
+  readonly kvUp: HostTensor;
+  /** [hiddenSize, numHeads · valueDim] */
+  readonly o: Projection;
+}
+
+export type AttentionWeights = HeadsWeights | LatentWeights;
+
+/** One decoder layer without its routed experts. */
+export interface LayerWeights {
+  /** [hiddenSize] */
+  readonly inputNorm: HostTensor;
+  readonly attention: AttentionWeights;
   /** [hiddenSize] */
   readonly postAttentionNorm: HostTensor;
   readonly ffn: LayerFfn;
@@ -44,65 +81,95 @@ export type LayerFfn =
   | { readonly kind: "dense"; readonly dense: ExpertWeights }
   | {
       readonly kind: "moe";
-      /** [numExperts, hiddenSize] */
-      readonly gate: HostTensor;
+      /** [numExperts, hiddenSize], and its bias [numExperts]. */
+      readonly gate: Projection;
+      /** [numExperts]; what is added to scores for the choice of experts. */
+      readonly correction?: HostTensor;
       readonly shared?: SharedExpertWeights;
     };
 
 /** The shared expert, and the gate [1, hiddenSize] whose sigmoid weighs it. */
 export interface SharedExpertWeights {
   readonly expert: ExpertWeights;
-  readonly gate: HostTensor;
+  readonly gate?: HostTensor;
 }
 
 /** Reads embedding, final norm and output head. Throws as `checkpoint.read`. */
 export async function readModelWeights(checkpoint: Checkpoint): Promise<ModelWeights> {
   const { config } = checkpoint;
-  const names = familyOf(config).modelTensorNames(config);
-  const embedding = await checkpoint.read(names.embedding);
+  const sources = familyOf(config).modelSources(config);
+  const embedding = await checkpoint.read(sources.embedding);
   return {
     embedding,
-    finalNorm: await checkpoint.read(names.finalNorm),
-    lmHead: names.lmHead === names.embedding ? embedding : await checkpoint.read(names.lmHead),
+    finalNorm: await checkpoint.read(sources.finalNorm),
+    lmHead:
+      sources.lmHead.name === sources.embedding.name
+        ? embedding
+        : await checkpoint.read(sources.lmHead),
   };
 }
 
 /** Reads one decoder layer without its routed experts. Throws as `checkpoint.read`. */
 export async function readLayer(checkpoint: Checkpoint, layer: number): Promise<LayerWeights> {
   const { config } = checkpoint;
-  const names = familyOf(config).attentionTensorNames(config, layer);
-  const projection = async (weight: string, bias: string | undefined): Promise<Projection> => ({
-    weight: await checkpoint.read(weight),
-    bias: bias === undefined ? undefined : await checkpoint.read(bias),
-  });
+  const sources = familyOf(config).attentionSources(config, layer);
   return {
-    inputNorm: await checkpoint.read(names.inputNorm),
-    q: await projection(names.qWeight, names.qBias),
-    k: await projection(names.kWeight, names.kBias),
-    v: await projection(names.vWeight, names.vBias),
-    o: await checkpoint.read(names.oWeight),
-    postAttentionNorm: await checkpoint.read(names.postAttentionNorm),
-    ffn: await readFfn(checkpoint, layer),
+    inputNorm: await checkpoint.read(sources.inputNorm),
+    attention:
+      sources.attention.kind === "heads"
+        ? await readHeads(checkpoint, sources.attention)
+        : await readLatent(checkpoint, sources.attention),
+    postAttentionNorm: await checkpoint.read(sources.postAttentionNorm),
+    ffn: await readLayerFfn(checkpoint, layer),
   };
 }
 
-async function readFfn(checkpoint: Checkpoint, layer: number): Promise<LayerFfn> {
+async function readHeads(checkpoint: Checkpoint, sources: HeadsSources): Promise<HeadsWeights> {
+  return {
+    kind: "heads",
+    q: await readProjection(checkpoint, sources.q),
+    k: await readProjection(checkpoint, sources.k),
+    v: await readProjection(checkpoint, sources.v),
+    o: await readProjection(checkpoint, sources.o),
+    qNorm: await readOptional(checkpoint, sources.qNorm),
+    kNorm: await readOptional(checkpoint, sources.kNorm),
+    sinks: await readOptional(checkpoint, sources.sinks),
+  };
+}
+
+async function readLatent(checkpoint: Checkpoint, sources: LatentSources): Promise<LatentWeights> {
+  return {
+    kind: "latent",
+    qDown:
+      sources.qDown && sources.qNorm
+        ? {
+            weight: await checkpoint.read(sources.qDown),
+            norm: await checkpoint.read(sources.qNorm),
+          }
+        : undefined,
+    q: await checkpoint.read(sources.q),
+    kvDown: await checkpoint.read(sources.kvDown),
+    kvNorm: await checkpoint.read(sources.kvNorm),
+    kvUp: await checkpoint.read(sources.kvUp),
+    o: await readProjection(checkpoint, sources.o),
+  };
+}
+
+async function readLayerFfn(checkpoint: Checkpoint, layer: number): Promise<LayerFfn> {
   const { config } = checkpoint;
   const family = familyOf(config);
   if (config.layers[layer] === "dense") {
-    return { kind: "dense", dense: await readTriple(checkpoint, family.denseTensorNames(layer)) };
+    return { kind: "dense", dense: await readFfn(checkpoint, family.denseSources(config, layer)) };
   }
-  const { gate, sharedExpert, sharedExpertGate } = family.moeTensorNames(config, layer);
+  const { gate, correction, shared, sharedGate } = family.moeSources(config, layer);
   return {
     kind: "moe",
-    gate: await checkpoint.read(gate),
-    shared:
-      sharedExpert && sharedExpertGate
-        ? {
-            expert: await readTriple(checkpoint, sharedExpert),
-            gate: await checkpoint.read(sharedExpertGate),
-          }
-        : undefined,
+    gate: await readProjection(checkpoint, gate),
+    correction: await readOptional(checkpoint, correction),
+    shared: shared && {
+      expert: await readFfn(checkpoint, shared),
+      gate: await readOptional(checkpoint, sharedGate),
+    },
   };
 }
 
@@ -118,16 +185,27 @@ export async function readExpert(
     const limits = `${config.numLayers} layers of ${config.numExperts} experts`;
     throw new RangeError(`layer ${layer} expert ${expert}: not an expert; the model has ${limits}`);
   }
-  return readTriple(checkpoint, familyOf(config).expertTensorNames(layer, expert));
+  return readFfn(checkpoint, familyOf(config).expertSources(config, layer, expert));
 }
 
-async function readTriple(
-  checkpoint: Checkpoint,
-  names: ExpertTensorNames,
-): Promise<ExpertWeights> {
+async function readFfn(checkpoint: Checkpoint, sources: FfnSources): Promise<ExpertWeights> {
   return {
-    gate: await checkpoint.read(names.gate),
-    up: await checkpoint.read(names.up),
-    down: await checkpoint.read(names.down),
+    gate: await checkpoint.read(sources.gate),
+    up: await checkpoint.read(sources.up),
+    down: await checkpoint.read(sources.down),
   };
+}
+
+async function readProjection(
+  checkpoint: Checkpoint,
+  { weight, bias }: ProjectionSource,
+): Promise<Projection> {
+  return { weight: await checkpoint.read(weight), bias: await readOptional(checkpoint, bias) };
+}
+
+async function readOptional(
+  checkpoint: Checkpoint,
+  source: TensorSource | undefined,
+): Promise<HostTensor | undefined> {
+  return source && checkpoint.read(source);
 }

@@ -3,6 +3,7 @@
 import * as cpu from "../../core/cpu/operations.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import { kvWidth } from "../../core/model/config.ts";
 import { type LayerWeights, readLayer, readModelWeights } from "../../core/model/weights.ts";
 import type { HostTensor } from "../../core/tensor.ts";
 import { stackWeights } from "../../core/weights.ts";
@@ -17,6 +18,7 @@ import {
 } from "./model-runner.ts";
 import type { Routing, RunExperts } from "./run-experts.ts";
 import { checkBatch, type RunnerLimits } from "./runner-limits.ts";
+import { headsOf, UnsupportedModelError } from "./supported.ts";
 
 /** What a runner on the CPU is made of. */
 export interface CpuRunnerOptions {
@@ -45,13 +47,14 @@ interface Layer {
 interface SharedExpert {
   readonly gateUp: Float32Array;
   readonly down: Float32Array;
-  readonly gate: Float32Array;
+  readonly gate?: Float32Array;
 }
 
 /** Loads a model into host memory. Rejects with WeightOverflowError, and as reading does. */
 export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelRunner> {
   const { checkpoint, weights, limits } = options;
   const { config } = checkpoint;
+  const heads = headsOf(config);
   const whole = await readModelWeights(checkpoint);
   const embedding = load("embedding", [whole.embedding], weights);
   const tied = whole.lmHead === whole.embedding;
@@ -60,11 +63,11 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
   const layers: Layer[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
     const of = await readLayer(checkpoint, layer);
-    const cacheSize = limits.numBlocks * BLOCK_SIZE * 2 * config.numKvHeads * config.headDim;
+    const cacheSize = limits.numBlocks * BLOCK_SIZE * kvWidth(config.attention);
     layers.push(loadLayer(`layer ${layer}`, of, weights, cacheSize));
     options.onProgress?.(layer + 1, config.numLayers);
   }
-  const rope = cpu.ropeTable(limits.maxModelLen, config.headDim, config.ropeTheta);
+  const rope = cpu.ropeTable(limits.maxModelLen, heads.headDim, config.rope.theta);
 
   const forward = async (batch: StepBatch, context: StepContext): Promise<StepResult> => {
     checkBatch(batch, limits);
@@ -82,8 +85,11 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
         continue;
       }
       const logits = cpu.linear(normed, ffn.gate, config.hiddenSize);
-      const { numExperts, numExpertsPerToken: topK, normTopkProb } = config;
-      const chosen = { ...cpu.softmaxTopK(logits, numExperts, topK, normTopkProb), topK };
+      const { numExperts, numExpertsPerToken: topK } = config;
+      const chosen = {
+        ...cpu.softmaxTopK(logits, numExperts, topK, config.gate.normTopkProb),
+        topK,
+      };
       routing.set(index, chosen);
       const rows = options.wire === "f16" ? cpu.roundRows(normed, config.hiddenSize) : normed;
       const pending = options.runExperts(
@@ -100,7 +106,8 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
   };
 
   function attend(layer: Layer, hidden: Float32Array, batch: StepBatch): Float32Array {
-    const { hiddenSize, headDim } = config;
+    const { hiddenSize } = config;
+    const { headDim } = heads;
     const normed = cpu.rmsNorm(hidden, layer.inputNorm, config.rmsNormEps);
     const [q, k, v] = layer.qkv.map(({ weight, bias }) =>
       cpu.linear(normed, weight, hiddenSize, bias),
@@ -110,19 +117,20 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
     const slotOf = (token: number, position: number) =>
       batch.blockTables[batch.sequenceRows[token]][Math.floor(position / BLOCK_SIZE)] * BLOCK_SIZE +
       (position % BLOCK_SIZE);
-    const width = config.numKvHeads * headDim;
+    const width = heads.numKvHeads * headDim;
     batch.positions.forEach((position, token) => {
       const at = slotOf(token, position) * 2 * width;
       layer.cache.set(k.subarray(token * width, (token + 1) * width), at);
       layer.cache.set(v.subarray(token * width, (token + 1) * width), at + width);
     });
-    const attended = cpu.attention(q, batch.positions, { values: layer.cache, slotOf }, config);
-    return cpu.linear(attended, layer.output, config.numHeads * headDim);
+    const attended = cpu.attention(q, batch.positions, { values: layer.cache, slotOf }, heads);
+    return cpu.linear(attended, layer.output, heads.numHeads * headDim);
   }
 
   function runShared(shared: SharedExpert, normed: Float32Array): Float32Array {
     const { hiddenSize } = config;
     const out = cpu.swiGlu(normed, shared.gateUp, shared.down, hiddenSize);
+    if (shared.gate === undefined) return out;
     const gates = cpu.linear(normed, shared.gate, hiddenSize);
     return out.map((value, i) => cpu.sigmoid(gates[Math.floor(i / hiddenSize)]) * value);
   }
@@ -159,14 +167,17 @@ function loadLayer(at: string, of: LayerWeights, dtype: WeightsDtype, cacheSize:
   const matrix = (name: string, ...tensors: readonly HostTensor[]) =>
     load(`${at} ${name}`, tensors, dtype);
   const vector = (name: string, tensor: HostTensor) => load(`${at} ${name}`, [tensor], "f32");
-  const { ffn } = of;
+  const { ffn, attention } = of;
+  if (attention.kind !== "heads") {
+    throw new UnsupportedModelError(`${at}: latent attention is not supported`);
+  }
   return {
     inputNorm: vector("input norm", of.inputNorm),
-    qkv: [of.q, of.k, of.v].map(({ weight, bias }) => ({
+    qkv: [attention.q, attention.k, attention.v].map(({ weight, bias }) => ({
       weight: matrix("q, k and v", weight),
       bias: bias && vector("q, k and v bias", bias),
     })),
-    output: matrix("attention output", of.o),
+    output: matrix("attention output", attention.o.weight),
     ffnNorm: vector("post-attention norm", of.postAttentionNorm),
     ffn:
       ffn.kind === "dense"
@@ -177,11 +188,11 @@ function loadLayer(at: string, of: LayerWeights, dtype: WeightsDtype, cacheSize:
           }
         : {
             kind: "moe",
-            gate: vector("gate", ffn.gate),
+            gate: vector("gate", ffn.gate.weight),
             shared: ffn.shared && {
               gateUp: matrix("shared gate and up", ffn.shared.expert.gate, ffn.shared.expert.up),
               down: matrix("shared down", ffn.shared.expert.down),
-              gate: vector("shared gate", ffn.shared.gate),
+              gate: ffn.shared.gate && vector("shared gate", ffn.shared.gate),
             },
           },
     cache: new Float32Array(cacheSize),

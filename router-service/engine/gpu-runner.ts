@@ -4,7 +4,12 @@ import type { Gpu } from "../../core/gpu/device.ts";
 import { type ExpertBuffers, GROUPED_FROM } from "../../core/gpu/expert-ffn.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { moeLayers } from "../../core/model/config.ts";
-import { type GpuModel, type GpuModelOptions, loadGpuModel } from "./gpu-model.ts";
+import type { WeightsDtype } from "../../core/expert-device.ts";
+import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { WireSetting } from "../../core/wire.ts";
+import { compileModelKernels } from "./gpu-kernels.ts";
+import { bindModel, type GpuModel } from "./gpu-model.ts";
+import { loadGpuWeights } from "./gpu-weights.ts";
 import { GpuStep } from "./gpu-step.ts";
 import {
   BLOCK_SIZE,
@@ -14,12 +19,23 @@ import {
   type StepResult,
 } from "./model-runner.ts";
 import type { RunExperts } from "./run-experts.ts";
-import { checkBatch } from "./runner-limits.ts";
-import { allocateStepBuffers, type StepBuffers, writeInputs } from "./step-buffers.ts";
+import { checkBatch, type RunnerLimits } from "./runner-limits.ts";
+import {
+  allocateCaches,
+  allocateStepBuffers,
+  type StepBuffers,
+  writeInputs,
+} from "./step-buffers.ts";
 import { encodeResults, readResults } from "./step-results.ts";
 
 /** What a runner on the GPU is made of. */
-export interface GpuRunnerOptions extends GpuModelOptions {
+export interface GpuRunnerOptions {
+  readonly checkpoint: Checkpoint;
+  readonly weights: WeightsDtype;
+  readonly wire: WireSetting;
+  readonly limits: RunnerLimits;
+  /** Called after each layer that was loaded. */
+  readonly onProgress?: (loaded: number, total: number) => void;
   /** Local experts work on the runner's buffers and are made over them. */
   readonly experts:
     | { readonly kind: "local"; readonly create: (buffers: ExpertBuffers) => Promise<RunExperts> }
@@ -29,8 +45,20 @@ export interface GpuRunnerOptions extends GpuModelOptions {
 /** Loads a model onto a GPU; the device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, WeightOverflowError. */
 export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Promise<ModelRunner> {
   const { checkpoint, limits } = options;
-  const buffers = allocateStepBuffers(gpu, checkpoint.config, limits);
-  const model = await loadGpuModel(gpu, buffers, options);
+  const { config } = checkpoint;
+  const buffers = allocateStepBuffers(gpu, config, limits);
+  const caches = allocateCaches(gpu, config, limits);
+  const { maxModelLen } = limits;
+  const { weights, wire, onProgress } = options;
+  const model = bindModel(
+    {
+      kernels: await compileModelKernels(gpu, config, weights, wire, buffers.blocksPerSequence),
+      weights: await loadGpuWeights(gpu, { checkpoint, weights, maxModelLen, onProgress }),
+      caches,
+      wire,
+    },
+    buffers,
+  );
   const runExperts =
     options.experts.kind === "remote"
       ? options.experts.runExperts
@@ -39,9 +67,9 @@ export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Prom
           rows: options.wire === "f16" ? buffers.rounded : buffers.normed,
           routing: buffers.routingOf,
           sums: buffers.sums,
-          maxPairs: limits.maxTokens * checkpoint.config.numExpertsPerToken,
+          maxPairs: limits.maxTokens * config.numExpertsPerToken,
         });
-  const runner = new GpuRunner(gpu, options, buffers, model, runExperts);
+  const runner = new GpuRunner(gpu, options, buffers, caches, model, runExperts);
   await runner.warmUp();
   return runner;
 }
@@ -56,6 +84,7 @@ class GpuRunner implements ModelRunner {
   readonly #gpu: Gpu;
   readonly #options: GpuRunnerOptions;
   readonly #buffers: StepBuffers;
+  readonly #caches: readonly GPUBuffer[];
   readonly #model: GpuModel;
   readonly #runExperts: RunExperts;
   readonly #moeLayers: readonly number[];
@@ -64,6 +93,7 @@ class GpuRunner implements ModelRunner {
     gpu: Gpu,
     options: GpuRunnerOptions,
     buffers: StepBuffers,
+    caches: readonly GPUBuffer[],
     model: GpuModel,
     runExperts: RunExperts,
   ) {
@@ -76,6 +106,7 @@ class GpuRunner implements ModelRunner {
     this.#gpu = gpu;
     this.#options = options;
     this.#buffers = buffers;
+    this.#caches = caches;
     this.#model = model;
     this.#runExperts = runExperts;
     this.#moeLayers = moeLayers(options.checkpoint.config);
@@ -161,8 +192,7 @@ class GpuRunner implements ModelRunner {
   }
 
   close(): void {
-    const { caches, ...rest } = this.#buffers;
-    for (const buffer of [...caches, ...Object.values(rest)]) {
+    for (const buffer of [...this.#caches, ...Object.values(this.#buffers)]) {
       if (typeof buffer === "object" && "destroy" in buffer) buffer.destroy();
     }
   }

@@ -1,6 +1,6 @@
 /** What a model runner is given room for. */
 
-import type { ModelConfig } from "../../core/model/config.ts";
+import { kvWidth, type ModelConfig } from "../../core/model/config.ts";
 import { BLOCK_SIZE, type StepBatch } from "./model-runner.ts";
 
 /** Bounds of a step and of the KV cache. */
@@ -44,7 +44,7 @@ export function runnerLimits(settings: LimitSettings, config: ModelConfig): Runn
     );
   }
   const blocksPerSequence = Math.ceil(longest / BLOCK_SIZE);
-  const blockBytes = config.numLayers * BLOCK_SIZE * 2 * config.numKvHeads * config.headDim * 4;
+  const blockBytes = config.numLayers * BLOCK_SIZE * kvWidth(config.attention) * 4;
   const affordable = Math.max(blocksPerSequence, Math.floor(DEFAULT_CACHE_BYTES / blockBytes));
   const numBlocks = settings.kvBlocks ?? Math.min(maxNumSeqs * blocksPerSequence, affordable);
   if (settings.maxModelLen !== undefined && longest > numBlocks * BLOCK_SIZE) {

@@ -1,7 +1,7 @@
-/** Every GPU buffer of the engine's steps, allocated once, and what the host writes into them. */
+/** Every GPU buffer of a step, allocated once, and what the host writes into them; and the KV caches that steps share. */
 
 import type { ModelConfig } from "../../core/model/config.ts";
-import { moeLayers } from "../../core/model/config.ts";
+import { kvWidth, moeLayers } from "../../core/model/config.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "../../core/gpu/device.ts";
 import type { Binding } from "../../core/gpu/kernel.ts";
 import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
@@ -9,6 +9,7 @@ import { gateStride } from "../../core/gpu/kernels/gate.ts";
 import { candidateStride } from "../../core/gpu/kernels/top-candidates.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES, type StepBatch } from "./model-runner.ts";
 import type { RunnerLimits } from "./runner-limits.ts";
+import { headsOf } from "./supported.ts";
 
 /** Offsets of storage bindings must be multiples of this on every adapter. */
 const ALIGNMENT = 256;
@@ -24,10 +25,11 @@ export function logitStride(config: ModelConfig): number {
   return Math.ceil(config.vocabSize / 4) * 4;
 }
 
-/** Allocates everything. Throws OutOfDeviceMemoryError. */
+/** Allocates the buffers of steps that run one after another. Throws OutOfDeviceMemoryError. */
 export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: RunnerLimits) {
-  const { maxTokens, maxSamples, maxSequences, maxModelLen, numBlocks } = limits;
-  const { hiddenSize, numHeads, numKvHeads, headDim, numExpertsPerToken } = config;
+  const { maxTokens, maxSamples, maxSequences, maxModelLen } = limits;
+  const { hiddenSize, numExpertsPerToken } = config;
+  const { numHeads, headDim } = headsOf(config);
   const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
   const f32 = (label: string, count: number) => allocate(gpu, label, count * 4, STORAGE);
 
@@ -48,7 +50,11 @@ export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: Runne
   const resultBytes =
     maxTokens * numExpertsPerToken * 8 * routed.length +
     maxSamples * (candidateStride(MAX_CANDIDATES) + logitStride(config)) * 4;
-  const innerSize = Math.max(config.sharedExpertIntermediateSize, config.denseIntermediateSize, 4);
+  const innerSize = Math.max(
+    config.sharedExpert?.intermediateSize ?? 0,
+    config.denseIntermediateSize,
+    4,
+  );
 
   return {
     blocksPerSequence,
@@ -68,12 +74,6 @@ export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: Runne
     sampled: f32("sampled hidden states", maxSamples * hiddenSize),
     logits: f32("logits", maxSamples * logitStride(config)),
     candidates: f32("candidates", maxSamples * candidateStride(MAX_CANDIDATES)),
-    caches: Array.from({ length: config.numLayers }, (_, layer) =>
-      f32(
-        `KV cache of layer ${layer}, ${numBlocks} blocks`,
-        numBlocks * BLOCK_SIZE * 2 * numKvHeads * headDim,
-      ),
-    ),
     routing,
     routingBytes,
     results: allocate(gpu, "step read-back", resultBytes, READ_BACK),
@@ -87,6 +87,14 @@ export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: Runne
       size: routingBytes,
     }),
   };
+}
+
+/** Allocates the KV cache of each layer, f32 [numBlocks · BLOCK_SIZE, kvWidth]. Throws OutOfDeviceMemoryError. */
+export function allocateCaches(gpu: Gpu, config: ModelConfig, { numBlocks }: RunnerLimits) {
+  const bytes = numBlocks * BLOCK_SIZE * kvWidth(config.attention) * 4;
+  return config.layers.map((_, layer) =>
+    allocate(gpu, `KV cache of layer ${layer}, ${numBlocks} blocks`, bytes, STORAGE),
+  );
 }
 
 type Section =

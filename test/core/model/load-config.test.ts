@@ -66,12 +66,12 @@ test("options that are absent or null take Hugging Face's defaults", () => {
       rope_scaling: absent,
       use_sliding_window: absent,
     });
-    assert.equal(config.ropeTheta, 10000);
+    assert.equal(config.rope.theta, 10000);
     assert.equal(config.rmsNormEps, 1e-6);
     assert.equal(config.maxPositions, 32768);
     assert.equal(config.tieWordEmbeddings, false);
-    assert.equal(config.qkvBias, true);
-    assert.equal(config.normTopkProb, false);
+    assert.ok(config.attention.kind === "heads" && config.attention.qkvBias);
+    assert.equal(config.gate.normTopkProb, false);
     assert.deepEqual(moeLayers(config), [0, 1, 2]);
   }
 });
@@ -96,7 +96,7 @@ test("rope_parameters of newer files give rope_theta", () => {
     rope_theta: undefined,
     rope_parameters: { rope_type: "default", rope_theta: 5e5 },
   });
-  assert.equal(config.ropeTheta, 5e5);
+  assert.equal(config.rope.theta, 5e5);
 });
 
 const refused: [Record<string, unknown>, string][] = [
