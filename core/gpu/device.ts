@@ -18,11 +18,35 @@ export interface Gpu {
   readonly adapter: string;
   /** The adapter offers shader-f16. */
   readonly shaderF16: boolean;
+  /** Vendor, architecture and driver of the adapter: what a measured choice of kernels holds for. */
+  readonly driver: string;
+  /** What the adapter offers beyond WebGPU's core; all of it is switched on. */
+  readonly offers: AdapterOffers;
   /** Settles with the reason when the device is lost, fails or runs out of memory; never otherwise. */
   readonly lost: Promise<string>;
   /** Makes the device count as lost; for errors that leave its state unknown. */
   readonly fail: (reason: string) => void;
   close(): void;
+}
+
+/** Optional features that kernels make use of. */
+export interface AdapterOffers {
+  readonly shaderF16: boolean;
+  readonly subgroups: boolean;
+  readonly timestamps: boolean;
+  /** Shapes and types of the matrices that a subgroup multiplies at once; empty where it does not. */
+  readonly subgroupMatrix: readonly SubgroupMatrixConfig[];
+  /** Largest subgroup that the adapter may run a kernel with; 1 without subgroups. */
+  readonly maxSubgroupSize: number;
+}
+
+/** One shape that subgroup matrices come in: C [M, N] += A [M, K] · B [K, N]. */
+export interface SubgroupMatrixConfig {
+  readonly componentType: string;
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
 }
 
 /** No adapter can be had. */
@@ -58,14 +82,43 @@ async function inTime<T>(what: string, answer: Promise<T>): Promise<T> {
   }
 }
 
+const SUBGROUP_MATRIX = "chromium-experimental-subgroup-matrix";
+
+/** Features that are switched on where the adapter offers them. */
+const FEATURES = ["shader-f16", "subgroups", "timestamp-query", SUBGROUP_MATRIX] as const;
+
+/** What is read of an adapter's info beyond the standard. */
+interface DawnAdapterInfo extends GPUAdapterInfo {
+  readonly subgroupMatrixConfigs?: Iterable<SubgroupMatrixConfig>;
+}
+
+/** What an adapter offers of the features that kernels make use of. */
+function offersOf(adapter: GPUAdapter): AdapterOffers {
+  const has = (name: string) => adapter.features.has(name);
+  const info: DawnAdapterInfo = adapter.info;
+  return {
+    shaderF16: has("shader-f16"),
+    subgroups: has("subgroups"),
+    timestamps: has("timestamp-query"),
+    subgroupMatrix: has(SUBGROUP_MATRIX) ? [...(info.subgroupMatrixConfigs ?? [])] : [],
+    maxSubgroupSize: has("subgroups") ? (info.subgroupMaxSize ?? 1) : 1,
+  };
+}
+
 /**
- * Opens a device with the adapter's own limits.
+ * Opens a device with the adapter's own limits and optional features.
  * @param adapterName part of the wanted adapter's name; absent: the adapter that the driver prefers
+ * @param backend "null" is Dawn's own adapter that offers every feature, validates kernels and runs nothing
  * Throws NoAdapterError where there is none, or its driver does not answer.
  */
-export async function openGpu(adapterName?: string): Promise<Gpu> {
+export async function openGpu(adapterName?: string, backend?: "null"): Promise<Gpu> {
   pacePolling();
-  const instance = create(adapterName === undefined ? [] : [`adapter=${adapterName}`]);
+  const instance = create([
+    // Subgroup matrices are an experiment of Dawn's, which it offers only so.
+    "enable-dawn-features=allow_unsafe_apis",
+    ...(adapterName === undefined ? [] : [`adapter=${adapterName}`]),
+    ...(backend === undefined ? [] : [`backend=${backend}`]),
+  ]);
   instances.push(instance);
   const adapter = await inTime(
     "requestAdapter",
@@ -75,10 +128,11 @@ export async function openGpu(adapterName?: string): Promise<Gpu> {
     const wanted = adapterName === undefined ? "" : ` named like "${adapterName}"`;
     throw new NoAdapterError(`WebGPU finds no adapter${wanted}; is a Vulkan driver installed?`);
   }
-  const shaderF16 = adapter.features.has("shader-f16");
+  const offers = offersOf(adapter);
   const device = await inTime(
     "requestDevice",
     adapter.requestDevice({
+      requiredFeatures: FEATURES.filter((name) => adapter.features.has(name)) as GPUFeatureName[],
       requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
     }),
   );
@@ -95,7 +149,9 @@ export async function openGpu(adapterName?: string): Promise<Gpu> {
   return {
     device,
     adapter: adapter.info.description || `${adapter.info.vendor} ${adapter.info.architecture}`,
-    shaderF16,
+    shaderF16: offers.shaderF16,
+    driver: [adapter.info.vendor, adapter.info.architecture, adapter.info.device].join(" "),
+    offers,
     lost: lost.promise,
     fail: lost.resolve,
     close() {

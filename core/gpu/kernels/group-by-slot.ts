@@ -1,6 +1,6 @@
 import type { Kernel } from "../kernel.ts";
 import { COUNTS, type StepSizes } from "./counts.ts";
-import { GROUP_ROWS, GROUP_STRIDE } from "./tile.ts";
+import { GROUP_ROWS, type GroupRows, groupStride } from "./tile.ts";
 
 /** Slots of a layer at most: workgroup memory holds two counters for each. */
 export const MAX_SLOTS = 1024;
@@ -8,14 +8,15 @@ export const MAX_SLOTS = 1024;
 const WORKGROUP = 64;
 
 /**
- * Sorts the pairs of a batch by slot into tiles of GROUP_ROWS pairs of one slot each.
+ * Sorts the pairs of a batch by slot into tiles of `rows` pairs of one slot each.
  *
- * 0 counts; 1 routing u32 [numRows, topK, 2] (slot or NONE, weight bits); 2 tiles u32 [maxGroupedTiles, GROUP_STRIDE]
+ * 0 counts; 1 routing u32 [numRows, topK, 2] (slot or NONE, weight bits); 2 tiles u32 [maxGroupedTiles, 1 + rows]
  * Which of a slot's tiles a pair comes to is not determined; nothing that reads the tiles depends on it.
  */
-export function groupBySlot(): Kernel<StepSizes> {
+export function groupBySlot(rows: GroupRows = GROUP_ROWS): Kernel<StepSizes> {
+  const stride = groupStride(rows);
   return {
-    label: "group-by-slot",
+    label: `group-by-slot ×${rows}`,
     grid: (sizes) => [sizes.tokens === 0 ? 0 : 1, 1, 1],
     wgsl: /* wgsl */ `
 ${COUNTS}
@@ -41,19 +42,19 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     var next = 0u;
     for (var s = 0u; s < num_slots; s++) {
       start[s] = next;
-      next += (atomicLoad(&held[s]) + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u;
+      next += (atomicLoad(&held[s]) + ${rows - 1}u) / ${rows}u;
     }
     total = next;
   }
   workgroupBarrier();
   // Every tile that the matrix kernels will look at: named by its slot, all places empty.
-  let limit = (pairs + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u + min(num_slots, pairs);
-  for (var t = total + lane; t < limit; t += LANES) { tiles[t * ${GROUP_STRIDE}u] = NONE; }
+  let limit = (pairs + ${rows - 1}u) / ${rows}u + min(num_slots, pairs);
+  for (var t = total + lane; t < limit; t += LANES) { tiles[t * ${stride}u] = NONE; }
   for (var s = lane; s < num_slots; s += LANES) {
-    let used = (atomicLoad(&held[s]) + ${GROUP_ROWS - 1}u) / ${GROUP_ROWS}u;
+    let used = (atomicLoad(&held[s]) + ${rows - 1}u) / ${rows}u;
     for (var t = start[s]; t < start[s] + used; t++) {
-      tiles[t * ${GROUP_STRIDE}u] = s;
-      for (var r = 1u; r <= ${GROUP_ROWS}u; r++) { tiles[t * ${GROUP_STRIDE}u + r] = NONE; }
+      tiles[t * ${stride}u] = s;
+      for (var r = 1u; r <= ${rows}u; r++) { tiles[t * ${stride}u + r] = NONE; }
     }
   }
   workgroupBarrier();
@@ -64,7 +65,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     let slot = routing[p].x;
     if (slot >= num_slots) { continue; }
     let at = atomicAdd(&held[slot], 1u);
-    tiles[(start[slot] + at / ${GROUP_ROWS}u) * ${GROUP_STRIDE}u + 1u + at % ${GROUP_ROWS}u] = p;
+    tiles[(start[slot] + at / ${rows}u) * ${stride}u + 1u + at % ${rows}u] = p;
   }
 }`,
   };

@@ -14,18 +14,31 @@ import { ceilDiv, type StepSizes } from "./counts.ts";
 export type Lookup =
   | { readonly kind: "tokens" | "samples"; readonly rows: 1 | 4 }
   | { readonly kind: "direct"; readonly rows: 1 }
-  | { readonly kind: "grouped"; readonly rows: 4 };
+  | { readonly kind: "grouped"; readonly rows: GroupRows };
 
-/** Rows of a tile that `group-by-slot` makes. */
+/** Rows of a tile that `group-by-slot` can make. */
+export type GroupRows = 2 | 4 | 8 | 16 | 32 | 64 | 128;
+
+/** Rows of a tile that `group-by-slot` makes unless told otherwise. */
 export const GROUP_ROWS = 4;
 
-/** u32 of one grouped tile: its slot, then GROUP_ROWS pairs. */
-export const GROUP_STRIDE = 1 + GROUP_ROWS;
+/** u32 of one grouped tile: its slot, then its pairs. */
+export function groupStride(rows: GroupRows): number {
+  return 1 + rows;
+}
+
+/** u32 of one grouped tile of GROUP_ROWS pairs. */
+export const GROUP_STRIDE = groupStride(GROUP_ROWS);
 
 /** Tiles that grouping `rows` rows with `topK` experts each can need. */
-export function maxGroupedTiles(rows: number, topK: number, numSlots: number): number {
+export function maxGroupedTiles(
+  rows: number,
+  topK: number,
+  numSlots: number,
+  tileRows: GroupRows = GROUP_ROWS,
+): number {
   const pairs = rows * topK;
-  return ceilDiv(pairs, GROUP_ROWS) + Math.min(numSlots, pairs);
+  return ceilDiv(pairs, tileRows) + Math.min(numSlots, pairs);
 }
 
 export function numTiles(lookup: Lookup, sizes: StepSizes): number {
@@ -37,7 +50,7 @@ export function numTiles(lookup: Lookup, sizes: StepSizes): number {
     case "direct":
       return sizes.tokens * sizes.topK;
     case "grouped":
-      return maxGroupedTiles(sizes.tokens, sizes.topK, sizes.numSlots);
+      return maxGroupedTiles(sizes.tokens, sizes.topK, sizes.numSlots, lookup.rows);
   }
 }
 
@@ -61,10 +74,10 @@ fn row_of(pair: u32) -> u32 { return pair / counts.top_k; }
 fn tile_slot(tile: u32) -> u32 { return tiles[tile * 2u]; }
 fn tile_pair(tile: u32, r: u32) -> u32 { return tile; }`,
   grouped: /* wgsl */ `
-@group(0) @binding(4) var<storage, read> tiles: array<u32>; // [numTiles] of (slot, ${GROUP_ROWS} pairs)
+@group(0) @binding(4) var<storage, read> tiles: array<u32>; // [numTiles] of (slot, ROWS pairs)
 fn row_of(pair: u32) -> u32 { return pair / counts.top_k; }
-fn tile_slot(tile: u32) -> u32 { return tiles[tile * ${GROUP_STRIDE}u]; }
-fn tile_pair(tile: u32, r: u32) -> u32 { return tiles[tile * ${GROUP_STRIDE}u + 1u + r]; }`,
+fn tile_slot(tile: u32) -> u32 { return tiles[tile * (1u + ROWS)]; }
+fn tile_pair(tile: u32, r: u32) -> u32 { return tiles[tile * (1u + ROWS) + 1u + r]; }`,
 } as const;
 
 /**
