@@ -1,6 +1,6 @@
 /** A model's weights on the router's GPU: everything but its routed experts. */
 
-import { ropeTable } from "../../core/cpu/operations.ts";
+import { ropeTable } from "../../core/cpu/rope.ts";
 import type { ExpertWeights, WeightsDtype } from "../../core/expert-device.ts";
 import { type Gpu, upload } from "../../core/gpu/device.ts";
 import { gateStride } from "../../core/gpu/kernels/gate.ts";
@@ -15,7 +15,7 @@ import {
   readModelWeights,
 } from "../../core/model/weights.ts";
 import type { HostTensor } from "../../core/tensor.ts";
-import { headsOf, UnsupportedModelError } from "./supported.ts";
+import { UnsupportedModelError } from "./supported.ts";
 
 /** Two projections of an FFN on the GPU. */
 export interface GpuFfnWeights {
@@ -74,9 +74,7 @@ export interface GpuWeightsOptions {
 export async function loadGpuWeights(gpu: Gpu, options: GpuWeightsOptions): Promise<GpuWeights> {
   const { checkpoint, weights } = options;
   const { config } = checkpoint;
-  const { headDim } = headsOf(config);
-  const table = ropeTable(options.maxModelLen, headDim, config.rope.theta);
-  const rope = upload(gpu, "rotary table", table);
+  const rope = upload(gpu, "rotary table", ropeTable(options.maxModelLen, config.rope));
   const whole = await readModelWeights(checkpoint);
   const embedding = uploadWeights(gpu, "embedding", [padRows(whole.embedding)], weights);
   const tied = whole.lmHead === whole.embedding;

@@ -3,7 +3,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import * as ffns from "../../core/cpu/ffn.ts";
 import * as cpu from "../../core/cpu/operations.ts";
+import { ropeTable, rotate } from "../../core/cpu/rope.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { combine } from "../../core/gpu/kernels/combine.ts";
@@ -116,7 +118,7 @@ export function matrixKernelCases(gpu: Gpu): void {
             { tokens, samples: 0, topK: 1, numSlots: 1 },
             [x, both.device, out],
           );
-          assertClose(await readF32(gpu, out, tokens * width), cpu.gateUp(x, both.exact, k), 1e-5);
+          assertClose(await readF32(gpu, out, tokens * width), ffns.gateUp(x, both.exact, k), 1e-5);
         });
       }
 
@@ -129,7 +131,8 @@ export function matrixKernelCases(gpu: Gpu): void {
         const bias = randomValues(columns, 9);
         const positions = Uint32Array.from([0, 3, 17, 4, 30]);
         const slots = Uint32Array.from([9, 2, 0, 7, 5]);
-        const rope = cpu.ropeTable(32, headDim, 10000);
+        const turns = { dim: headDim, theta: 10000, interleaved: false, magnitude: 1 };
+        const rope = ropeTable(32, turns);
         const q = zeros(gpu, tokens * numHeads * headDim);
         const cache = zeros(gpu, 10 * 2 * kv);
         await runKernel(
@@ -148,8 +151,8 @@ export function matrixKernelCases(gpu: Gpu): void {
         const expectedQ = part(0, numHeads * headDim);
         const expectedK = part(numHeads * headDim, numHeads * headDim + kv);
         const expectedV = part(numHeads * headDim + kv, columns);
-        cpu.rotate(expectedQ, positions, rope, headDim);
-        cpu.rotate(expectedK, positions, rope, headDim);
+        rotate(expectedQ, positions, rope, turns);
+        rotate(expectedK, positions, rope, turns);
         const expectedCache = new Float32Array(10 * 2 * kv);
         slots.forEach((slot, t) => {
           expectedCache.set(expectedK.subarray(t * kv, (t + 1) * kv), slot * 2 * kv);
@@ -176,7 +179,7 @@ export function matrixKernelCases(gpu: Gpu): void {
         routing.slots.forEach((slot, pair) => {
           if (slot === NONE) return;
           const row = Math.floor(pair / topK);
-          const y = cpu.swiGlu(
+          const y = ffns.ffn(
             x.subarray(row * hiddenSize, (row + 1) * hiddenSize),
             both.exact.subarray(slot * 2 * width * hiddenSize, (slot + 1) * 2 * width * hiddenSize),
             down.exact.subarray(slot * hiddenSize * width, (slot + 1) * hiddenSize * width),

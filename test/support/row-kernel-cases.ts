@@ -3,6 +3,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { sigmoid } from "../../core/cpu/activation.ts";
+import * as attentions from "../../core/cpu/attention.ts";
+import { chooseExperts } from "../../core/cpu/gate.ts";
 import * as cpu from "../../core/cpu/operations.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
@@ -96,11 +99,11 @@ export function rowKernelCases(gpu: Gpu): void {
       tables.forEach((table, i) => flat.set(table, i * blocksPerSequence));
       const slotOf = (token: number, position: number) =>
         tables[rowOf[token]][Math.floor(position / 16)] * 16 + (position % 16);
-      const expected = cpu.attention(
+      const expected = attentions.attention(
         q,
         positions,
         { values, slotOf },
-        { numHeads, numKvHeads, headDim },
+        { numHeads, numKvHeads, headDim, scale: headDim ** -0.5 },
       );
       const out = zeros(gpu, q.length);
       await runKernel(
@@ -136,13 +139,19 @@ export function rowKernelCases(gpu: Gpu): void {
             ...logits.subarray(t * stride + from, t * stride + to),
           ]).flat(),
         );
-      const expected = cpu.softmaxTopK(part(0, numExperts), numExperts, topK, norm);
+      const expected = chooseExperts(part(0, numExperts), {
+        numExperts,
+        topK,
+        score: "softmax",
+        normTopkProb: norm,
+        scaling: 1,
+      });
       const words = new Uint32Array(await readBuffer(gpu, routing, tokens * topK * 8));
       const ids = words.filter((_, i) => i % 2 === 0);
       const mix = new Float32Array(words.filter((_, i) => i % 2 === 1).buffer);
       assert.deepEqual(ids, expected.ids);
       assertClose(mix, expected.weights, 1e-5);
-      const sharedGates = part(numExperts, numExperts + 1).map(cpu.sigmoid);
+      const sharedGates = part(numExperts, numExperts + 1).map(sigmoid);
       assertClose(await readF32(gpu, shared, tokens), sharedGates, 1e-5);
     });
   }
