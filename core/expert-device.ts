@@ -1,8 +1,11 @@
 /** Where routed experts are computed: a GPU or the CPU, under one interface for router and shards. */
 
+import type { ExpertFormat } from "./expert-format.ts";
+import type { Activation } from "./model/config.ts";
 import type { HostTensor } from "./tensor.ts";
+import type { PackedExpert } from "./weights.ts";
 
-/** How a cluster keeps weights in device memory. */
+/** How a cluster keeps the weights of attention, gates, dense FFNs and shared experts in device memory. */
 export type WeightsDtype = "f16" | "f32";
 
 /** Device memory does not suffice for what was asked. */
@@ -13,10 +16,13 @@ export class OutOfDeviceMemoryError extends Error {
   }
 }
 
-/** Widths of the expert FFNs that a device computes. */
+/** Widths and kind of the expert FFNs that a device computes. */
 export interface ExpertSizes {
   readonly hiddenSize: number;
   readonly expertIntermediateSize: number;
+  readonly activation: Activation;
+  /** The projections carry biases. */
+  readonly expertBias: boolean;
 }
 
 /** Weights of one expert FFN as the checkpoint has them. */
@@ -27,6 +33,12 @@ export interface ExpertWeights {
   readonly up: HostTensor;
   /** [hiddenSize, intermediateSize] */
   readonly down: HostTensor;
+  /** [intermediateSize]; there where ExpertSizes.expertBias says so, as upBias and downBias. */
+  readonly gateBias?: HostTensor;
+  /** [intermediateSize] */
+  readonly upBias?: HostTensor;
+  /** [hiddenSize] */
+  readonly downBias?: HostTensor;
 }
 
 /** Slot id of a row's expert that is not on this device; it adds nothing to the row's sum. */
@@ -41,13 +53,18 @@ export interface ExpertDevice {
   readonly adapter: string;
   /** Rows that one `run` takes at most. */
   readonly maxRows: number;
-  /** Makes `numSlots` empty slots for a layer. Throws OutOfDeviceMemoryError naming bytes and limit. */
-  allocate(layer: number, numSlots: number): void;
   /**
-   * Puts an expert into a slot, converted to the device's dtype.
+   * Makes empty slots for a layer, one per format. Throws OutOfDeviceMemoryError naming bytes and limit, RangeError
+   * where the device was not made for a format.
+   */
+  allocate(layer: number, formats: readonly ExpertFormat[]): void;
+  /**
+   * Puts an expert into a slot, converted to the slot's format.
    * Throws RangeError where slot or shape does not fit, WeightOverflowError where a value does not.
    */
   load(layer: number, slot: number, weights: ExpertWeights): void;
+  /** Puts an expert that `packExpert` has converted into a slot. Throws RangeError where slot or format does not fit. */
+  loadPacked(layer: number, slot: number, expert: PackedExpert): void;
   /**
    * For each row, the sum over its slots of weight · expert(row).
    * @param rows [numRows, hiddenSize] f32
@@ -62,7 +79,7 @@ export interface ExpertDevice {
     slots: Uint32Array,
     weights: Float32Array,
   ): Promise<Float32Array>;
-  /** Bytes of expert weights held. */
+  /** Bytes that the slots of all layers take: weights, scales and biases. */
   residentBytes(): number;
   /** Frees a layer's slots. */
   free(layer: number): void;
@@ -97,6 +114,25 @@ export function checkRun(
     }
   }
   return topK;
+}
+
+/** Format of a layer's slot. Throws RangeError where there is no such slot. */
+export function slotFormat(
+  layer: number,
+  slot: number,
+  formats: readonly ExpertFormat[],
+): ExpertFormat {
+  if (!(slot in formats)) {
+    throw new RangeError(`layer ${layer} slot ${slot}: the layer has ${formats.length} slots`);
+  }
+  return formats[slot];
+}
+
+/** Checks that an expert is packed as its slot wants it; `name` is the slot's. Throws RangeError. */
+export function checkPacked(name: string, expert: PackedExpert, format: ExpertFormat): void {
+  if (expert.format !== format) {
+    throw new RangeError(`${name}: packed in ${expert.format}, the slot is for ${format}`);
+  }
 }
 
 /** Runs any number of rows on a device, at most its maxRows at a time; arguments and result as of `ExpertDevice.run`. */

@@ -1,7 +1,18 @@
-/** The dtype in which a cluster keeps weights, and the conversion of a checkpoint's tensors to it. */
+/** A checkpoint's tensors in what a device keeps: the cluster's dtype, and the formats of experts. */
+
+import { isDeepStrictEqual } from "node:util";
 
 import type { ExpertSizes, ExpertWeights, WeightsDtype } from "./expert-device.ts";
-import { F16_MAX, f32ToF16, type HostTensor, maxMagnitude, toF32 } from "./tensor.ts";
+import { emptyMatrix, type ExpertFormat, matrixBytes, type PackedMatrix } from "./expert-format.ts";
+import { packRows } from "./quantize.ts";
+import {
+  bytesPerElement,
+  F16_MAX,
+  f32ToF16,
+  type HostTensor,
+  maxMagnitude,
+  toF32,
+} from "./tensor.ts";
 
 /** A weight is too large for the dtype that the cluster keeps weights in. */
 export class WeightOverflowError extends Error {
@@ -23,17 +34,23 @@ export function convertWeights(
   dtype: WeightsDtype,
 ): Float16Array | Float32Array {
   const values = toF32(tensor);
+  checkMagnitude(name, values, dtype === "f16" ? F16_MAX : Number.MAX_VALUE, dtype);
+  if (dtype === "f32") return values;
+  return f32ToF16(values);
+}
+
+/** Throws WeightOverflowError where a value is not finite or beyond ±limit. */
+function checkMagnitude(name: string, values: Float32Array, limit: number, format: string): void {
   const largest = maxMagnitude(values);
   if (!Number.isFinite(largest)) {
     throw new WeightOverflowError(`${name}: holds ${largest}, expected finite values`);
   }
-  if (dtype === "f32") return values;
-  if (largest > F16_MAX) {
+  if (largest > limit) {
+    const remedy = format === "f16" ? "; start with --weights f32" : "";
     throw new WeightOverflowError(
-      `${name}: holds ${largest}, f16 takes at most ${F16_MAX}; start with --weights f32`,
+      `${name}: holds ${largest}, ${format} takes at most ${limit}${remedy}`,
     );
   }
-  return f32ToF16(values);
 }
 
 /** Tensors in the cluster's dtype one after the other, in an array of their own. Throws as `convertWeights`. */
@@ -53,32 +70,113 @@ export function stackWeights(
   return stacked;
 }
 
-/** Bytes that one expert's weights take in a dtype. */
-export function expertBytes(sizes: ExpertSizes, dtype: WeightsDtype): number {
-  return 3 * sizes.hiddenSize * sizes.expertIntermediateSize * weightBytes(dtype);
+/** An expert as a device holds it. */
+export interface PackedExpert {
+  readonly format: ExpertFormat;
+  /** [intermediateSize, hiddenSize] */
+  readonly gate: PackedMatrix;
+  /** [intermediateSize, hiddenSize] */
+  readonly up: PackedMatrix;
+  /** [hiddenSize, intermediateSize] */
+  readonly down: PackedMatrix;
+  readonly biases?: ExpertBiases;
+}
+
+/** Biases of an expert's projections in f32. */
+export interface ExpertBiases {
+  /** [intermediateSize] */
+  readonly gate: Float32Array<ArrayBuffer>;
+  /** [intermediateSize] */
+  readonly up: Float32Array<ArrayBuffer>;
+  /** [hiddenSize] */
+  readonly down: Float32Array<ArrayBuffer>;
+}
+
+/** Bytes that one expert takes in a format: weights, scales and biases. */
+export function expertBytes(sizes: ExpertSizes, format: ExpertFormat): number {
+  const { hiddenSize, expertIntermediateSize } = sizes;
+  const biases = sizes.expertBias ? 4 * (2 * expertIntermediateSize + hiddenSize) : 0;
+  return (
+    2 * matrixBytes(format, expertIntermediateSize, hiddenSize) +
+    matrixBytes(format, hiddenSize, expertIntermediateSize) +
+    biases
+  );
+}
+
+/** Values that are converted at a time, so that the host never holds a large tensor in f32. */
+const VALUES_AT_ONCE = 1 << 18;
+
+/** The largest magnitude that a format takes. */
+const LARGEST: Readonly<Record<ExpertFormat, number>> = {
+  f32: Number.MAX_VALUE,
+  f16: F16_MAX,
+  int8: Number.MAX_VALUE,
+  "int4-g32": 7 * F16_MAX,
+  "int4-g64": 7 * F16_MAX,
+  "int4-g128": 7 * F16_MAX,
+  mxfp4: Number.MAX_VALUE,
+};
+
+/**
+ * A matrix [rows, columns] in a format of experts; `name` is the matrix's.
+ * Throws WeightOverflowError where a value is not finite or too large, RangeError where columns are no multiple of 8.
+ */
+export function packMatrix(name: string, tensor: HostTensor, format: ExpertFormat): PackedMatrix {
+  const [rows, columns] = tensor.shape;
+  if (columns % 8 !== 0)
+    throw new RangeError(`${name}: ${columns} columns, expected a multiple of 8`);
+  const packed = emptyMatrix(format, rows, columns);
+  const rowsAtOnce = Math.max(1, Math.floor(VALUES_AT_ONCE / columns));
+  const rowBytes = columns * bytesPerElement(tensor.dtype);
+  for (let row = 0; row < rows; row += rowsAtOnce) {
+    const end = Math.min(rows, row + rowsAtOnce);
+    const bytes = tensor.bytes.subarray(row * rowBytes, end * rowBytes);
+    const values = toF32({ shape: [end - row, columns], dtype: tensor.dtype, bytes });
+    checkMagnitude(name, values, LARGEST[format], format);
+    packRows(format, values, columns, packed, row);
+  }
+  return packed;
 }
 
 /**
- * An expert's projections in the cluster's dtype.
- * Throws RangeError where a shape is not that of the sizes, else as `convertWeights`; `name` is the expert's.
+ * An expert in a format.
+ * Throws RangeError where a shape is not that of the sizes or biases do not fit them, else as `packMatrix`; `name` is the expert's.
  */
-export function convertExpert(
+export function packExpert(
   name: string,
   weights: ExpertWeights,
-  { hiddenSize, expertIntermediateSize }: ExpertSizes,
-  dtype: WeightsDtype,
-): Readonly<Record<keyof ExpertWeights, Float16Array | Float32Array>> {
-  const convert = (part: keyof ExpertWeights, rows: number, columns: number) => {
-    const { shape } = weights[part];
-    if (shape.length !== 2 || shape[0] !== rows || shape[1] !== columns) {
-      const got = `shape [${shape.join(", ")}], expected [${rows}, ${columns}]`;
-      throw new RangeError(`${name} ${part}: ${got}`);
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+): PackedExpert {
+  const { hiddenSize, expertIntermediateSize } = sizes;
+  const tensor = (part: keyof ExpertWeights, ...shape: readonly number[]): HostTensor => {
+    const has = weights[part];
+    if (has === undefined || !isDeepStrictEqual(has.shape, shape)) {
+      const got = has === undefined ? "missing" : `shape [${has.shape.join(", ")}]`;
+      throw new RangeError(`${name} ${part}: ${got}, expected [${shape.join(", ")}]`);
     }
-    return convertWeights(`${name} ${part}`, weights[part], dtype);
+    return has;
   };
+  const matrix = (part: "gate" | "up" | "down", rows: number, columns: number) =>
+    packMatrix(`${name} ${part}`, tensor(part, rows, columns), format);
+  const bias = (part: "gateBias" | "upBias" | "downBias", length: number) =>
+    new Float32Array(convertWeights(`${name} ${part}`, tensor(part, length), "f32"));
+  for (const part of ["gateBias", "upBias", "downBias"] as const) {
+    if (!sizes.expertBias && weights[part] !== undefined) {
+      throw new RangeError(`${name} ${part}: the model's experts have no biases`);
+    }
+  }
   return {
-    gate: convert("gate", expertIntermediateSize, hiddenSize),
-    up: convert("up", expertIntermediateSize, hiddenSize),
-    down: convert("down", hiddenSize, expertIntermediateSize),
+    format,
+    gate: matrix("gate", expertIntermediateSize, hiddenSize),
+    up: matrix("up", expertIntermediateSize, hiddenSize),
+    down: matrix("down", hiddenSize, expertIntermediateSize),
+    biases: sizes.expertBias
+      ? {
+          gate: bias("gateBias", expertIntermediateSize),
+          up: bias("upBias", expertIntermediateSize),
+          down: bias("downBias", hiddenSize),
+        }
+      : undefined,
   };
 }

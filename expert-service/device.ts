@@ -2,12 +2,13 @@
 
 import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
 import type { ExpertConfig } from "./config.ts";
-import type { ExpertDevice, ExpertSizes, WeightsDtype } from "../core/expert-device.ts";
+import type { ExpertDevice, ExpertSizes } from "../core/expert-device.ts";
+import type { ExpertFormat } from "../core/expert-format.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import type { Logger } from "../core/platform/log.ts";
 
-/** A device before it is known in which dtype the cluster keeps weights. */
+/** A device before it is known in which formats the cluster keeps experts. */
 export interface ShardDevice {
   /** Description of what computes: the adapter, or "cpu". */
   readonly adapter: string;
@@ -17,8 +18,8 @@ export interface ShardDevice {
   readonly memoryBytes: number;
   /** Settles with the reason when the device is lost; never otherwise. */
   readonly lost: Promise<string>;
-  /** An ExpertDevice that keeps weights in this dtype; the caller closes it. */
-  create(weights: WeightsDtype): Promise<ExpertDevice>;
+  /** An ExpertDevice with slots of these formats; the caller closes it. */
+  create(formats: readonly ExpertFormat[]): Promise<ExpertDevice>;
   close(): void;
 }
 
@@ -47,15 +48,15 @@ function gpuShardDevice(gpu: Gpu, sizes: ExpertSizes, memoryLimit?: number): Sha
     shaderF16: gpu.shaderF16,
     memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
     lost: gpu.lost,
-    create: async (weights) => {
+    create: async (formats) => {
       const { createGpuExpertDevice } = await import("../core/gpu/expert-device.ts");
-      return createGpuExpertDevice(gpu, sizes, weights);
+      return createGpuExpertDevice(gpu, sizes, formats);
     },
     close: () => gpu.close(),
   };
 }
 
-/** The CPU, with host memory as device memory; it holds f16-rounded weights only where asked to, as that gains nothing. */
+/** The CPU, with host memory as device memory; where it is asked, f32: unpacking f16 costs it time. */
 function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
   const memoryBytes = memoryLimit ?? Math.floor(process.availableMemory() / 2);
   return {
@@ -63,7 +64,7 @@ function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
     shaderF16: false,
     memoryBytes,
     lost: new Promise(() => {}),
-    create: async (weights) => createCpuExpertDevice({ ...sizes, memoryBytes }, weights),
+    create: async () => createCpuExpertDevice({ ...sizes, memoryBytes }),
     close: () => {},
   };
 }

@@ -135,7 +135,12 @@ export class Residency {
     this.#freeOthers(device, placement);
     // All memory first: a placement that does not fit fails before a byte is read.
     const missing = [...placement.layers].filter(([layer]) => !this.#layers.has(layer));
-    for (const [layer, experts] of missing) device.allocate(layer, experts.length);
+    for (const [layer, experts] of missing) {
+      device.allocate(
+        layer,
+        experts.map(() => placement.weights),
+      );
+    }
     const total = missing.reduce((sum, [, experts]) => sum + experts.length, 0);
     let loaded = 0;
     for (const [layer, experts] of missing) {
@@ -155,7 +160,7 @@ export class Residency {
       this.#device?.expertDevice.close();
       this.#device = undefined;
       this.#layers.clear();
-      this.#device = { expertDevice: await this.#options.device.create(weights), weights };
+      this.#device = { expertDevice: await this.#options.device.create([weights]), weights };
     }
     return this.#device.expertDevice;
   }

@@ -2,6 +2,7 @@
 
 import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
 import type { WeightsDtype } from "../core/expert-device.ts";
+import { allIn } from "../core/expert-format.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { decideWeights } from "../core/handshake.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
@@ -32,6 +33,7 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
     cluster === undefined
       ? decideWeights([{ weights: settings.weights, shaderF16 }])
       : await cluster.weights();
+  const formatOf = allIn(weights);
   logger.info({ weights, wire: settings.wire }, "loading weights");
   const onLayer = progressOf("router layers", logger);
   const common = { checkpoint, weights, wire: settings.wire, limits, onProgress: onLayer };
@@ -42,8 +44,9 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
     const runExperts =
       cluster?.runExperts ??
       (await createLocalDeviceExperts(
-        createCpuExpertDevice(checkpoint.config, weights),
+        createCpuExpertDevice(checkpoint.config),
         checkpoint,
+        formatOf,
         progressOf("router experts", logger),
       ));
     return createCpuRunner({ ...common, runExperts });
@@ -61,7 +64,7 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
               createLocalGpuExperts(
                 gpu,
                 checkpoint,
-                weights,
+                formatOf,
                 buffers,
                 progressOf("router experts", logger),
               ),

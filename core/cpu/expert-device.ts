@@ -1,8 +1,17 @@
 /** Expert FFNs on the CPU in plain loops: the oracle of the GPU's, and what `--device cpu` computes with. */
 
-import type { ExpertDevice, ExpertSizes, ExpertWeights, WeightsDtype } from "../expert-device.ts";
-import { checkRun, NO_SLOT, OutOfDeviceMemoryError } from "../expert-device.ts";
-import { convertExpert, expertBytes } from "../weights.ts";
+import type { ExpertDevice, ExpertSizes, ExpertWeights } from "../expert-device.ts";
+import {
+  checkPacked,
+  checkRun,
+  NO_SLOT,
+  OutOfDeviceMemoryError,
+  slotFormat,
+} from "../expert-device.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import { unpackRow } from "../quantize.ts";
+import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
+import { activate } from "./activation.ts";
 
 /** Rows of one run at most. */
 const MAX_ROWS = 4096;
@@ -10,13 +19,10 @@ const MAX_ROWS = 4096;
 /** A run gives way to timers and sockets after this many milliseconds. */
 const YIELD_AFTER_MS = 10;
 
-interface Expert {
-  /** [intermediateSize, hiddenSize] */
-  readonly gate: Float32Array;
-  /** [intermediateSize, hiddenSize] */
-  readonly up: Float32Array;
-  /** [hiddenSize, intermediateSize] */
-  readonly down: Float32Array;
+interface Layer {
+  readonly formats: readonly ExpertFormat[];
+  /** By slot, empty or loaded. */
+  readonly experts: (PackedExpert | undefined)[];
 }
 
 /** Rows that go through one slot, and their mix weights; a row appears once per time that it names the slot. */
@@ -31,14 +37,11 @@ export interface CpuExpertDeviceConfig extends ExpertSizes {
 }
 
 /**
- * Creates an ExpertDevice in host memory that accumulates in f32.
- * Weights "f16" rounds every value to f16 on load (kept as f32), so that it judges a device that stores f16.
+ * Creates an ExpertDevice in host memory that takes every format and accumulates in f32.
+ * Weights stay packed; a row of a matrix is unpacked for all rows of hidden states that go through it.
  */
-export function createCpuExpertDevice(
-  config: CpuExpertDeviceConfig,
-  weights: WeightsDtype,
-): ExpertDevice {
-  return new CpuExpertDevice(config, weights);
+export function createCpuExpertDevice(config: CpuExpertDeviceConfig): ExpertDevice {
+  return new CpuExpertDevice(config);
 }
 
 class CpuExpertDevice implements ExpertDevice {
@@ -46,44 +49,41 @@ class CpuExpertDevice implements ExpertDevice {
   readonly maxRows = MAX_ROWS;
   readonly lost = new Promise<string>(() => {});
   readonly #config: CpuExpertDeviceConfig;
-  readonly #dtype: WeightsDtype;
-  /** By layer: its slots, empty or loaded. */
-  readonly #layers = new Map<number, (Expert | undefined)[]>();
+  readonly #layers = new Map<number, Layer>();
   #tail: Promise<unknown> = Promise.resolve();
   #closed = false;
 
-  constructor(config: CpuExpertDeviceConfig, dtype: WeightsDtype) {
+  constructor(config: CpuExpertDeviceConfig) {
     this.#config = config;
-    this.#dtype = dtype;
   }
 
-  get #expertBytes(): number {
-    return expertBytes(this.#config, "f32");
-  }
-
-  allocate(layer: number, numSlots: number): void {
+  allocate(layer: number, formats: readonly ExpertFormat[]): void {
     if (this.#layers.has(layer)) throw new RangeError(`layer ${layer} already has slots`);
-    const bytes = numSlots * this.#expertBytes;
+    const bytes = this.#bytesOf(formats);
     const left = (this.#config.memoryBytes ?? Number.POSITIVE_INFINITY) - this.residentBytes();
     if (bytes > left) {
-      throw new OutOfDeviceMemoryError(`layer ${layer} with ${numSlots} experts`, bytes, left);
+      throw new OutOfDeviceMemoryError(
+        `layer ${layer} with ${formats.length} experts`,
+        bytes,
+        left,
+      );
     }
-    this.#layers.set(layer, Array.from({ length: numSlots }));
+    this.#layers.set(layer, {
+      formats: [...formats],
+      experts: Array.from({ length: formats.length }),
+    });
   }
 
   load(layer: number, slot: number, weights: ExpertWeights): void {
-    const slots = this.#slotsOf(layer);
-    if (!(slot < slots.length)) {
-      throw new RangeError(`layer ${layer} slot ${slot}: the layer has ${slots.length} slots`);
-    }
+    const format = slotFormat(layer, slot, this.#layer(layer).formats);
     const name = `layer ${layer} slot ${slot}`;
-    const { gate, up, down } = convertExpert(name, weights, this.#config, this.#dtype);
-    // Copies: values in f32 may be a view of the caller's bytes.
-    slots[slot] = {
-      gate: new Float32Array(gate),
-      up: new Float32Array(up),
-      down: new Float32Array(down),
-    };
+    this.loadPacked(layer, slot, packExpert(name, weights, this.#config, format));
+  }
+
+  loadPacked(layer: number, slot: number, expert: PackedExpert): void {
+    const of = this.#layer(layer);
+    checkPacked(`layer ${layer} slot ${slot}`, expert, slotFormat(layer, slot, of.formats));
+    of.experts[slot] = expert;
   }
 
   run(
@@ -105,34 +105,25 @@ class CpuExpertDevice implements ExpertDevice {
   ): Promise<Float32Array> {
     if (this.#closed) throw new Error("the cpu expert device is closed");
     const { hiddenSize } = this.#config;
-    const experts = this.#slotsOf(layer);
+    const { experts } = this.#layer(layer);
     const topK = checkRun(layer, rows.length / hiddenSize, slots, weights, {
       maxRows: MAX_ROWS,
       holds: (slot) => experts[slot] !== undefined,
     });
     const groups = groupBySlot(topK, slots, weights);
     const sums = new Float32Array(rows.length);
-    let yieldedAt = performance.now();
+    const ffn = new Ffn(this.#config);
     // Ascending slots: a row's sum does not depend on what else is in the run.
     for (const [slot, group] of [...groups].sort(([a], [b]) => a - b)) {
-      const expert = experts[slot] as Expert;
-      for (let i = 0; i < group.rows.length; i++) {
-        const start = group.rows[i] * hiddenSize;
-        const row = rows.subarray(start, start + hiddenSize);
-        addExpert(sums.subarray(start, start + hiddenSize), row, expert, group.weights[i]);
-        if (performance.now() - yieldedAt > YIELD_AFTER_MS) {
-          await new Promise((resolve) => setImmediate(resolve));
-          yieldedAt = performance.now();
-        }
-      }
+      await ffn.add(sums, rows, experts[slot] as PackedExpert, group);
     }
     return sums;
   }
 
   residentBytes(): number {
-    let slots = 0;
-    for (const layer of this.#layers.values()) slots += layer.length;
-    return slots * this.#expertBytes;
+    let bytes = 0;
+    for (const { formats } of this.#layers.values()) bytes += this.#bytesOf(formats);
+    return bytes;
   }
 
   free(layer: number): void {
@@ -144,10 +135,14 @@ class CpuExpertDevice implements ExpertDevice {
     this.#layers.clear();
   }
 
-  #slotsOf(layer: number): (Expert | undefined)[] {
-    const slots = this.#layers.get(layer);
-    if (slots === undefined) throw new RangeError(`layer ${layer} has no slots on this device`);
-    return slots;
+  #bytesOf(formats: readonly ExpertFormat[]): number {
+    return formats.reduce((sum, format) => sum + expertBytes(this.#config, format), 0);
+  }
+
+  #layer(layer: number): Layer {
+    const of = this.#layers.get(layer);
+    if (of === undefined) throw new RangeError(`layer ${layer} has no slots on this device`);
+    return of;
   }
 }
 
@@ -169,38 +164,83 @@ function groupBySlot(
   return groups;
 }
 
-/** Adds weight · down(silu(gate·row) * up·row) to `sum`. */
-function addExpert(sum: Float32Array, row: Float32Array, expert: Expert, weight: number): void {
-  const hiddenSize = row.length;
-  const intermediateSize = expert.gate.length / hiddenSize;
-  const inner = new Float32Array(intermediateSize);
-  for (let i = 0; i < intermediateSize; i++) {
-    const gate = dot(expert.gate, i * hiddenSize, row);
-    const up = dot(expert.up, i * hiddenSize, row);
-    inner[i] = (gate / (1 + Math.exp(-gate))) * up;
+/** The FFN over the rows of one slot at a time. */
+class Ffn {
+  readonly #sizes: ExpertSizes;
+  readonly #unpacked: readonly [Float32Array, Float32Array];
+  #yieldedAt = performance.now();
+
+  constructor(sizes: ExpertSizes) {
+    const { hiddenSize, expertIntermediateSize } = sizes;
+    this.#sizes = sizes;
+    const longest = Math.max(hiddenSize, expertIntermediateSize);
+    this.#unpacked = [new Float32Array(longest), new Float32Array(longest)];
   }
-  for (let h = 0; h < hiddenSize; h++) {
-    sum[h] += weight * dot(expert.down, h * intermediateSize, inner);
+
+  /** Adds weight · down(activation(gate·row, up·row)) to the sum of each row of the group. */
+  async add(
+    sums: Float32Array,
+    rows: Float32Array,
+    expert: PackedExpert,
+    group: SlotGroup,
+  ): Promise<void> {
+    const { hiddenSize, expertIntermediateSize: width, activation } = this.#sizes;
+    const { format, biases } = expert;
+    const gate = this.#unpacked[0].subarray(0, hiddenSize);
+    const up = this.#unpacked[1].subarray(0, hiddenSize);
+    const inner = new Float32Array(group.rows.length * width);
+    for (let i = 0; i < width; i++) {
+      unpackRow(format, expert.gate, i, hiddenSize, gate);
+      unpackRow(format, expert.up, i, hiddenSize, up);
+      const gateBias = biases === undefined ? 0 : biases.gate[i];
+      const upBias = biases === undefined ? 0 : biases.up[i];
+      for (const [index, row] of group.rows.entries()) {
+        const at = row * hiddenSize;
+        inner[index * width + i] = activate(
+          activation,
+          dot(gate, rows, at) + gateBias,
+          dot(up, rows, at) + upBias,
+        );
+      }
+      if (this.#isLate()) await this.#giveWay();
+    }
+    const down = this.#unpacked[0].subarray(0, width);
+    for (let h = 0; h < hiddenSize; h++) {
+      unpackRow(format, expert.down, h, width, down);
+      const bias = biases === undefined ? 0 : biases.down[h];
+      for (const [index, row] of group.rows.entries()) {
+        sums[row * hiddenSize + h] +=
+          group.weights[index] * (dot(down, inner, index * width) + bias);
+      }
+      if (this.#isLate()) await this.#giveWay();
+    }
+  }
+
+  #isLate(): boolean {
+    return performance.now() - this.#yieldedAt > YIELD_AFTER_MS;
+  }
+
+  /** Lets timers and sockets have their turn. */
+  async #giveWay(): Promise<void> {
+    await new Promise((resolve) => setImmediate(resolve));
+    this.#yieldedAt = performance.now();
   }
 }
 
-/** Dot product of `vector` with the matrix row that begins at `offset`, accumulated in f32. */
-function dot(matrix: Float32Array, offset: number, vector: Float32Array): number {
+/** Dot product of `matrixRow` with the vector that begins at `offset`, accumulated in f32. */
+function dot(matrixRow: Float32Array, vectors: Float32Array, offset: number): number {
   const { fround } = Math;
   // Four chains of additions, since one would wait for each addition's latency.
   let a = fround(0);
   let b = fround(0);
   let c = fround(0);
   let d = fround(0);
-  const quads = vector.length & ~3;
-  for (let i = 0; i < quads; i += 4) {
-    a = fround(a + fround(matrix[offset + i] * vector[i]));
-    b = fround(b + fround(matrix[offset + i + 1] * vector[i + 1]));
-    c = fround(c + fround(matrix[offset + i + 2] * vector[i + 2]));
-    d = fround(d + fround(matrix[offset + i + 3] * vector[i + 3]));
-  }
-  for (let i = quads; i < vector.length; i++) {
-    a = fround(a + fround(matrix[offset + i] * vector[i]));
+  // Columns are a multiple of 8.
+  for (let i = 0; i < matrixRow.length; i += 4) {
+    a = fround(a + fround(matrixRow[i] * vectors[offset + i]));
+    b = fround(b + fround(matrixRow[i + 1] * vectors[offset + i + 1]));
+    c = fround(c + fround(matrixRow[i + 2] * vectors[offset + i + 2]));
+    d = fround(d + fround(matrixRow[i + 3] * vectors[offset + i + 3]));
   }
   return fround(fround(a + b) + fround(c + d));
 }

@@ -6,8 +6,9 @@ import {
   type ExpertDevice,
   type ExpertSizes,
   type ExpertWeights,
-  type WeightsDtype,
 } from "../expert-device.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import type { PackedExpert } from "../weights.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "./device.ts";
 import { GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
 import { COUNTS_BYTES, countsData } from "./kernels/counts.ts";
@@ -22,11 +23,11 @@ const MAX_PAIR_BYTES = 64 * 2 ** 20;
 /** Layer number that no model has, for compiling ahead. */
 const WARM_UP_LAYER = -1;
 
-/** Creates an ExpertDevice whose kernels the driver has compiled. The device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError. */
+/** Creates an ExpertDevice for slots of these formats whose kernels the driver has compiled. The device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError. */
 export async function createGpuExpertDevice(
   gpu: Gpu,
   sizes: ExpertSizes,
-  weights: WeightsDtype,
+  formats: readonly ExpertFormat[],
 ): Promise<ExpertDevice> {
   const maxPairs = Math.min(MAX_PAIRS, Math.floor(MAX_PAIR_BYTES / (4 * sizes.hiddenSize)));
   const counts = allocate(gpu, "expert counts", COUNTS_BYTES, UNIFORM);
@@ -35,7 +36,7 @@ export async function createGpuExpertDevice(
   const sums = allocate(gpu, "expert sums", maxPairs * sizes.hiddenSize * 4, STORAGE);
   const staging = allocate(gpu, "expert read-back", maxPairs * sizes.hiddenSize * 4, READ_BACK);
   const io = { counts, rows, routing: () => routing, sums, maxPairs };
-  const ffn = await GpuExpertFfn.create(gpu, sizes, weights, io);
+  const ffn = await GpuExpertFfn.create(gpu, sizes, formats, io);
   const device = new GpuExpertDevice(gpu, sizes, ffn, {
     counts,
     rows,
@@ -44,7 +45,7 @@ export async function createGpuExpertDevice(
     staging,
     maxPairs,
   });
-  await device.warmUp();
+  await device.warmUp(formats);
   return device;
 }
 
@@ -80,9 +81,9 @@ class GpuExpertDevice implements ExpertDevice {
   }
 
   /** Runs every kernel once on an empty expert: drivers compile at the first run, which a dispatch must not wait for. */
-  async warmUp(): Promise<void> {
-    this.#ffn.allocate(WARM_UP_LAYER, 1);
-    const sizes = { tokens: 1, samples: 0, topK: 1, numSlots: 1 };
+  async warmUp(formats: readonly ExpertFormat[]): Promise<void> {
+    this.#ffn.allocate(WARM_UP_LAYER, formats);
+    const sizes = { tokens: 1, samples: 0, topK: 1, numSlots: formats.length };
     this.#gpu.device.queue.writeBuffer(this.#buffers.counts, 0, countsData(sizes));
     this.#gpu.device.queue.writeBuffer(this.#buffers.routing, 0, new Uint32Array(2));
     const encoder = this.#gpu.device.createCommandEncoder();
@@ -94,12 +95,16 @@ class GpuExpertDevice implements ExpertDevice {
     this.#ffn.free(WARM_UP_LAYER);
   }
 
-  allocate(layer: number, numSlots: number): void {
-    this.#ffn.allocate(layer, numSlots);
+  allocate(layer: number, formats: readonly ExpertFormat[]): void {
+    this.#ffn.allocate(layer, formats);
   }
 
   load(layer: number, slot: number, weights: ExpertWeights): void {
     this.#ffn.load(layer, slot, weights);
+  }
+
+  loadPacked(layer: number, slot: number, expert: PackedExpert): void {
+    this.#ffn.loadPacked(layer, slot, expert);
   }
 
   run(

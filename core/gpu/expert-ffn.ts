@@ -1,9 +1,11 @@
 /** Routed experts on a GPU: weights in slots, per layer, and the kernels over them. Encodes only; who submits is the caller's business. */
 
 import {
+  checkPacked,
   type ExpertSizes,
   type ExpertWeights,
   NO_SLOT,
+  slotFormat,
   type WeightsDtype,
 } from "../expert-device.ts";
 import { allocate, type Gpu, STORAGE, write } from "./device.ts";
@@ -14,7 +16,8 @@ import { gateUp } from "./kernels/gate-up.ts";
 import { groupBySlot, MAX_SLOTS } from "./kernels/group-by-slot.ts";
 import { linear } from "./kernels/linear.ts";
 import { GROUP_STRIDE, type Lookup, maxGroupedTiles } from "./kernels/tile.ts";
-import { convertExpert, expertBytes } from "../weights.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
 
 /** Buffers that the experts read and write; their owner makes them. */
 export interface ExpertBuffers {
@@ -43,6 +46,7 @@ const GROUPED: Lookup = { kind: "grouped", rows: 4 };
 
 interface Layer {
   readonly numSlots: number;
+  readonly formats: readonly ExpertFormat[];
   readonly loaded: boolean[];
   readonly gateUp: GPUBuffer;
   readonly down: GPUBuffer;
@@ -84,14 +88,25 @@ export class GpuExpertFfn {
   static async create(
     gpu: Gpu,
     sizes: ExpertSizes,
-    dtype: WeightsDtype,
+    formats: readonly ExpertFormat[],
     io: ExpertBuffers,
   ): Promise<GpuExpertFfn> {
+    const [dtype] = formats;
+    if (formats.length > 1 || (dtype !== "f16" && dtype !== "f32")) {
+      throw new RangeError(`experts in ${formats.join(", ")}: a GPU keeps them in f16 or f32`);
+    }
+    if (sizes.expertBias || sizes.activation.kind !== "silu") {
+      throw new RangeError("experts with biases or another activation than silu on a GPU");
+    }
     return new GpuExpertFfn(gpu, sizes, dtype, io, await compileKernels(gpu, sizes, dtype));
   }
 
   /** Makes empty slots for a layer. Throws RangeError, OutOfDeviceMemoryError. */
-  allocate(layer: number, numSlots: number): void {
+  allocate(layer: number, formats: readonly ExpertFormat[]): void {
+    const numSlots = formats.length;
+    for (const format of formats) {
+      if (format !== this.#dtype) throw new RangeError(`layer ${layer}: a slot in ${format}`);
+    }
     if (this.#layers.has(layer)) throw new RangeError(`layer ${layer} already has slots`);
     if (numSlots > MAX_SLOTS) {
       throw new SlotLimitError(
@@ -108,6 +123,7 @@ export class GpuExpertFfn {
     const end = k.combine.bind(counts, this.#pairs, routing, sums);
     this.#layers.set(layer, {
       numSlots,
+      formats: [...formats],
       loaded: Array.from({ length: numSlots }, () => false),
       gateUp: gateUpWeights,
       down,
@@ -127,16 +143,20 @@ export class GpuExpertFfn {
 
   /** Puts an expert into a slot. Throws RangeError where slot or shape does not fit, WeightOverflowError. */
   load(layer: number, slot: number, weights: ExpertWeights): void {
-    const of = this.#layer(layer);
-    if (!(slot < of.numSlots)) {
-      throw new RangeError(`layer ${layer} slot ${slot}: the layer has ${of.numSlots} slots`);
-    }
+    const format = slotFormat(layer, slot, this.#layer(layer).formats);
     const name = `layer ${layer} slot ${slot}`;
-    const { gate, up, down } = convertExpert(name, weights, this.#sizes, this.#dtype);
+    this.loadPacked(layer, slot, packExpert(name, weights, this.#sizes, format));
+  }
+
+  /** Puts a packed expert into a slot. Throws RangeError where slot or format does not fit. */
+  loadPacked(layer: number, slot: number, expert: PackedExpert): void {
+    const of = this.#layer(layer);
+    checkPacked(`layer ${layer} slot ${slot}`, expert, slotFormat(layer, slot, of.formats));
+    const { gate, up, down } = expert;
     const bytes = this.#projectionBytes();
-    write(this.#gpu, of.gateUp, slot * 2 * bytes, gate);
-    write(this.#gpu, of.gateUp, (slot * 2 + 1) * bytes, up);
-    write(this.#gpu, of.down, slot * bytes, down);
+    write(this.#gpu, of.gateUp, slot * 2 * bytes, gate.weights);
+    write(this.#gpu, of.gateUp, (slot * 2 + 1) * bytes, up.weights);
+    write(this.#gpu, of.down, slot * bytes, down.weights);
     of.loaded[slot] = true;
   }
 

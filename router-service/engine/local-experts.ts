@@ -1,6 +1,7 @@
 /** The local half of `runExperts` on an expert device of this process. */
 
 import { type ExpertDevice, runInParts } from "../../core/expert-device.ts";
+import type { FormatOf } from "../../core/expert-format.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
@@ -13,9 +14,10 @@ export type OnExpert = (loaded: number, total: number) => void;
 export async function createLocalDeviceExperts(
   device: ExpertDevice,
   checkpoint: Checkpoint,
+  formatOf: FormatOf,
   onExpert?: OnExpert,
 ): Promise<RunExperts> {
-  await loadAllExperts(checkpoint, device, onExpert);
+  await loadAllExperts(checkpoint, device, formatOf, onExpert);
   return async (layer, { hiddenSize }, routing) => {
     const { rows, routing: chosen } = await routing.read();
     const values = await runInParts(device, layer, hiddenSize, rows, chosen.ids, chosen.weights);
@@ -27,11 +29,15 @@ export async function createLocalDeviceExperts(
 export async function loadAllExperts(
   checkpoint: Checkpoint,
   device: Pick<ExpertDevice, "allocate" | "load">,
+  formatOf: FormatOf,
   onExpert: OnExpert | undefined,
 ): Promise<void> {
   const { numExperts } = checkpoint.config;
   const layers = moeLayers(checkpoint.config);
-  for (const layer of layers) device.allocate(layer, numExperts);
+  for (const layer of layers) {
+    const formats = Array.from({ length: numExperts }, (_, expert) => formatOf(layer, expert));
+    device.allocate(layer, formats);
+  }
   let loaded = 0;
   for (const layer of layers) {
     for (let expert = 0; expert < numExperts; expert++) {

@@ -1,9 +1,10 @@
 /** The local half of `runExperts` on the engine's own GPU. */
 
-import type { WeightsDtype } from "../../core/expert-device.ts";
+import { type FormatOf, formatsAmong } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { type ExpertBuffers, GpuExpertFfn } from "../../core/gpu/expert-ffn.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import { moeLayers } from "../../core/model/config.ts";
 import { loadAllExperts, type OnExpert } from "./local-experts.ts";
 import type { RunExperts } from "./run-experts.ts";
 
@@ -11,13 +12,14 @@ import type { RunExperts } from "./run-experts.ts";
 export async function createLocalGpuExperts(
   gpu: Gpu,
   checkpoint: Checkpoint,
-  weights: WeightsDtype,
+  formatOf: FormatOf,
   buffers: ExpertBuffers,
   onExpert?: OnExpert,
 ): Promise<RunExperts> {
   const { config } = checkpoint;
-  const ffn = await GpuExpertFfn.create(gpu, config, weights, buffers);
-  await loadAllExperts(checkpoint, ffn, onExpert);
+  const formats = formatsAmong(formatOf, moeLayers(config), config.numExperts);
+  const ffn = await GpuExpertFfn.create(gpu, config, formats, buffers);
+  await loadAllExperts(checkpoint, ffn, formatOf, onExpert);
   return (layer, hiddenStates, routing) => {
     if (routing.pass === undefined) throw new TypeError("local GPU experts need a step on the GPU");
     ffn.encode(routing.pass, layer, {

@@ -33,8 +33,11 @@ describe("a dispatch", () => {
   before(async () => {
     shard = await startTestShard();
     connection = await placedConnection(shard.address, shard.checkpoint, HELD);
-    const device = createCpuExpertDevice(shard.checkpoint.config, "f32");
-    device.allocate(0, 12);
+    const device = createCpuExpertDevice(shard.checkpoint.config);
+    device.allocate(
+      0,
+      Array.from({ length: 12 }, () => "f32"),
+    );
     for (const id of HELD) device.load(0, id, await readExpert(shard.checkpoint, 0, id));
     const slots = Uint32Array.of(0, 2, 3, 5, 8, 0xffffffff, 0xffffffff, 0);
     const weights = f32FromBytes(good.topkWeights);

@@ -1,17 +1,23 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
+import { SILU } from "../../core/cpu/activation.ts";
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
 import { DispatchRefusedError, NO_EXPERT } from "../../core/wire.ts";
 import { runFfn, toSlots, type SlotRows } from "../../expert-service/ffn.ts";
 import { testExpert, testValues } from "../support/expert-reference.ts";
 
-const SIZES = { hiddenSize: 16, expertIntermediateSize: 8 };
+const SIZES = {
+  hiddenSize: 16,
+  expertIntermediateSize: 8,
+  activation: SILU,
+  expertBias: false,
+};
 
 function heldLayer(maxRows: number) {
-  const device = createCpuExpertDevice(SIZES, "f32");
-  device.allocate(4, 3);
+  const device = createCpuExpertDevice(SIZES);
+  device.allocate(4, ["f32", "f32", "f32"]);
   for (const slot of [0, 1, 2]) device.load(4, slot, testExpert(SIZES, slot));
   const limited = Object.assign(Object.create(device) as typeof device, {
     maxRows,

@@ -3,13 +3,10 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
-import type {
-  ExpertDevice,
-  ExpertSizes,
-  ExpertWeights,
-  WeightsDtype,
-} from "../../core/expert-device.ts";
+import type { ExpertDevice, ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
+import type { ExpertFormat } from "../../core/expert-format.ts";
+import { SILU } from "../../core/cpu/activation.ts";
 import { f32FromBytes } from "../../core/tensor.ts";
 import {
   assertClose,
@@ -17,6 +14,7 @@ import {
   roundedToBf16,
   roundedToF16,
   testExpert,
+  testRun,
   testValues,
   toDtype,
 } from "./expert-reference.ts";
@@ -24,16 +22,9 @@ import {
 /** Makes a device of its own for each test; the suite closes it. */
 export type ExpertDeviceFactory = (
   sizes: ExpertSizes,
-  weights: WeightsDtype,
+  formats: readonly ExpertFormat[],
 ) => ExpertDevice | Promise<ExpertDevice>;
 
-const CASES: readonly (ExpertSizes & { readonly numRows: number; readonly topK: number })[] = [
-  { hiddenSize: 64, expertIntermediateSize: 40, numRows: 1, topK: 4 },
-  { hiddenSize: 64, expertIntermediateSize: 40, numRows: 17, topK: 4 },
-  { hiddenSize: 192, expertIntermediateSize: 64, numRows: 33, topK: 2 },
-  { hiddenSize: 40, expertIntermediateSize: 24, numRows: 5, topK: 1 },
-  { hiddenSize: 128, expertIntermediateSize: 8, numRows: 70, topK: 3 },
-];
 const NUM_SLOTS = 7;
 const LAYER = 3;
 
@@ -43,11 +34,11 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
     const withDevice =
       (
         sizes: ExpertSizes,
-        weights: WeightsDtype,
+        format: ExpertFormat,
         body: (device: ExpertDevice) => void | Promise<void>,
       ) =>
       async () => {
-        const device = await create(sizes, weights);
+        const device = await create(sizes, [format]);
         try {
           await body(device);
         } finally {
@@ -58,43 +49,25 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
       const experts = Array.from({ length: NUM_SLOTS }, (_, slot) =>
         testExpert(sizes, layer * 100 + slot),
       );
-      device.allocate(layer, NUM_SLOTS);
+      device.allocate(
+        layer,
+        experts.map(() => "f32"),
+      );
       for (const [slot, expert] of experts.entries()) device.load(layer, slot, expert);
       return experts;
     };
-    const input = (sizes: ExpertSizes, numRows: number, topK: number) => ({
-      rows: testValues(numRows * sizes.hiddenSize, 11),
-      // Slots repeat over rows, and about one in five is on another device.
-      slots: Uint32Array.from({ length: numRows * topK }, (_, i) =>
-        i % 5 === 3 ? NO_SLOT : (i * 5 + Math.floor(i / topK)) % NUM_SLOTS,
-      ),
-      weights: testValues(numRows * topK, 12).map(Math.abs),
-    });
-
-    for (const weightsDtype of ["f32", "f16"] as const) {
-      for (const { numRows, topK, ...sizes } of CASES) {
-        const { hiddenSize, expertIntermediateSize } = sizes;
-        const title = `${numRows} rows of ${hiddenSize} through top-${topK} experts of ${expertIntermediateSize} in ${weightsDtype}`;
-        it(
-          `sums ${title} as the definition does`,
-          withDevice(sizes, weightsDtype, async (device) => {
-            const experts = loaded(device, sizes);
-            const { rows, slots, weights } = input(sizes, numRows, topK);
-            const judged = weightsDtype === "f16" ? experts.map(roundedToF16) : experts;
-            const expected = expectedSums(sizes, judged, rows, slots, weights);
-            assertClose(await device.run(LAYER, rows, slots, weights), expected, 2e-5);
-          }),
-        );
-      }
-    }
-
-    const sizes: ExpertSizes = { hiddenSize: 64, expertIntermediateSize: 40 };
+    const sizes: ExpertSizes = {
+      hiddenSize: 64,
+      expertIntermediateSize: 40,
+      activation: SILU,
+      expertBias: false,
+    };
 
     it(
       "gives zeros for rows whose experts are all elsewhere",
       withDevice(sizes, "f32", async (device) => {
         loaded(device, sizes);
-        const { rows } = input(sizes, 3, 2);
+        const { rows } = testRun(64, 3, 2, NUM_SLOTS);
         const slots = new Uint32Array(6).fill(NO_SLOT);
         const sums = await device.run(LAYER, rows, slots, new Float32Array(6).fill(1));
         assert.deepEqual(sums, new Float32Array(rows.length));
@@ -105,7 +78,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
       "answers runs that overlap each with its own sums, and repeats them bit by bit",
       withDevice(sizes, "f32", async (device) => {
         loaded(device, sizes);
-        const runs = [1, 9, 4, 20].map((numRows) => input(sizes, numRows, 3));
+        const runs = [1, 9, 4, 20].map((numRows) => testRun(64, numRows, 3, NUM_SLOTS));
         const alone: Float32Array[] = [];
         for (const { rows, slots, weights } of runs) {
           alone.push(await device.run(LAYER, rows, slots, weights));
@@ -121,7 +94,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
       "gives a row the same sum alone and among others",
       withDevice(sizes, "f32", async (device) => {
         loaded(device, sizes);
-        const { rows, slots, weights } = input(sizes, 12, 4);
+        const { rows, slots, weights } = testRun(64, 12, 4, NUM_SLOTS);
         const all = await device.run(LAYER, rows, slots, weights);
         const alone = await device.run(
           LAYER,
@@ -136,10 +109,10 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
     it(
       "keeps layers apart and takes a freed layer's place again",
       withDevice(sizes, "f32", async (device) => {
-        const { rows, slots, weights } = input(sizes, 4, 2);
+        const { rows, slots, weights } = testRun(64, 4, 2, NUM_SLOTS);
         const first = loaded(device, sizes, 1);
         const held = device.residentBytes();
-        assert.ok(held >= NUM_SLOTS * 3 * 64 * 40 * 2, `${held} bytes held`);
+        assert.equal(held, NUM_SLOTS * 3 * 64 * 40 * 4);
         loaded(device, sizes, 2);
         assert.equal(device.residentBytes(), 2 * held);
         device.free(2);
@@ -157,7 +130,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
       "takes another expert into a slot that had one",
       withDevice(sizes, "f32", async (device) => {
         const experts = loaded(device, sizes);
-        const { rows, slots, weights } = input(sizes, 6, 4);
+        const { rows, slots, weights } = testRun(64, 6, 4, NUM_SLOTS);
         await device.run(LAYER, rows, slots, weights);
         experts[2] = testExpert(sizes, 999);
         device.load(LAYER, 2, experts[2]);
@@ -170,7 +143,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
       "reads weights in BF16 and F16 exactly, from misaligned bytes too",
       withDevice(sizes, "f32", async (device) => {
         const expert = roundedToBf16(testExpert(sizes, 5));
-        device.allocate(LAYER, 2);
+        device.allocate(LAYER, ["f32", "f32"]);
         device.load(LAYER, 0, toDtype(expert, "BF16"));
         // A bf16 value of this size has few enough bits for f16.
         device.load(LAYER, 1, toDtype(roundedToF16(expert), "F16"));
@@ -185,7 +158,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
     it(
       "refuses what does not fit, naming it, and goes on",
       withDevice(sizes, "f32", async (device) => {
-        device.allocate(LAYER, 2);
+        device.allocate(LAYER, ["f32", "f32"]);
         const expert = testExpert(sizes, 1);
         device.load(LAYER, 0, expert);
         const row = testValues(64, 1);
@@ -218,7 +191,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
     it(
       "refuses a weight that overflows f16, naming value and limit",
       withDevice(sizes, "f16", (device) => {
-        device.allocate(LAYER, 1);
+        device.allocate(LAYER, ["f16"]);
         const expert = testExpert(sizes, 1);
         f32FromBytes(expert.up.bytes)[17] = -70000;
         assert.throws(() => device.load(LAYER, 0, expert), {
@@ -231,7 +204,7 @@ export function expertDeviceContract(name: string, create: ExpertDeviceFactory):
     it(
       "refuses a weight that is not finite, in f32 too",
       withDevice(sizes, "f32", (device) => {
-        device.allocate(LAYER, 1);
+        device.allocate(LAYER, ["f32"]);
         const expert = testExpert(sizes, 1);
         f32FromBytes(expert.down.bytes)[3] = Number.NaN;
         assert.throws(() => device.load(LAYER, 0, expert), {

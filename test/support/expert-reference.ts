@@ -4,8 +4,11 @@ import assert from "node:assert/strict";
 
 import type { ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
+import type { ExpertFormat } from "../../core/expert-format.ts";
+import { unpackMatrix } from "../../core/quantize.ts";
 import type { HostTensor } from "../../core/tensor.ts";
 import { bytesOf, f32FromBytes, f32ToF16 } from "../../core/tensor.ts";
+import { packExpert } from "../../core/weights.ts";
 
 /** Values between -1 and 1 that look random and are the same every time. */
 export function testValues(count: number, seed: number): Float32Array {
@@ -26,10 +29,31 @@ export function testExpert(sizes: ExpertSizes, seed: number): ExpertWeights {
       testValues(rows * columns, seed * 3 + salt).map((value) => (2 * value) / Math.sqrt(columns)),
     ),
   });
+  const vector = (length: number, salt: number): HostTensor => ({
+    shape: [length],
+    dtype: "F32",
+    bytes: bytesOf(testValues(length, seed * 7 + salt)),
+  });
   return {
     gate: tensor(expertIntermediateSize, hiddenSize, 0),
     up: tensor(expertIntermediateSize, hiddenSize, 1),
     down: tensor(hiddenSize, expertIntermediateSize, 2),
+    ...(sizes.expertBias && {
+      gateBias: vector(expertIntermediateSize, 3),
+      upBias: vector(expertIntermediateSize, 4),
+      downBias: vector(hiddenSize, 5),
+    }),
+  };
+}
+
+/** Rows, and their routing over slots: slots repeat over rows, and about one in five is on another device. */
+export function testRun(hiddenSize: number, numRows: number, topK: number, numSlots: number) {
+  return {
+    rows: testValues(numRows * hiddenSize, 11),
+    slots: Uint32Array.from({ length: numRows * topK }, (_, i) =>
+      i % 5 === 3 ? NO_SLOT : (i * 5 + Math.floor(i / topK)) % numSlots,
+    ),
+    weights: testValues(numRows * topK, 12).map(Math.abs),
   };
 }
 
@@ -45,11 +69,17 @@ export function expectedSums(
   const numRows = rows.length / hiddenSize;
   const topK = slots.length / numRows;
   const sums = new Float64Array(rows.length);
-  const product = (tensor: HostTensor, vector: ArrayLike<number>, out: number) => {
+  const product = (
+    tensor: HostTensor,
+    vector: ArrayLike<number>,
+    out: number,
+    bias: HostTensor | undefined,
+  ) => {
+    const biases = bias === undefined ? undefined : f32FromBytes(bias.bytes);
     const values = f32FromBytes(tensor.bytes);
     const columns = vector.length;
     return Float64Array.from({ length: out }, (_, row) => {
-      let sum = 0;
+      let sum = biases === undefined ? 0 : biases[row];
       for (let i = 0; i < columns; i++) sum += values[row * columns + i] * vector[i];
       return sum;
     });
@@ -59,10 +89,11 @@ export function expectedSums(
     for (let k = 0; k < topK; k++) {
       const slot = slots[row * topK + k];
       if (slot === NO_SLOT) continue;
-      const gate = product(experts[slot].gate, input, expertIntermediateSize);
-      const up = product(experts[slot].up, input, expertIntermediateSize);
-      const inner = gate.map((value, i) => (value / (1 + Math.exp(-value))) * up[i]);
-      const output = product(experts[slot].down, inner, hiddenSize);
+      const expert = experts[slot];
+      const gate = product(expert.gate, input, expertIntermediateSize, expert.gateBias);
+      const up = product(expert.up, input, expertIntermediateSize, expert.upBias);
+      const inner = gate.map((value, i) => activated(sizes, value, up[i]));
+      const output = product(expert.down, inner, hiddenSize, expert.downBias);
       for (let h = 0; h < hiddenSize; h++) {
         sums[row * hiddenSize + h] += weights[row * topK + k] * output[h];
       }
@@ -71,7 +102,30 @@ export function expectedSums(
   return sums;
 }
 
-/** The expert as a device that keeps f16 sees it. */
+/** What stands between the projections, as models' papers and code define it. */
+function activated({ activation }: ExpertSizes, gate: number, up: number): number {
+  if (activation.kind !== "clampedSwiglu") return (gate / (1 + Math.exp(-gate))) * up;
+  const { alpha, limit } = activation;
+  const g = gate > limit ? limit : gate;
+  const u = up > limit ? limit : up < -limit ? -limit : up;
+  return ((u + 1) * g) / (1 + Math.exp(-alpha * g));
+}
+
+/** The expert as a device that keeps it in a format sees it. */
+export function asFormatKeeps(
+  expert: ExpertWeights,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+): ExpertWeights {
+  const packed = packExpert("an expert", expert, sizes, format);
+  const kept = (part: "gate" | "up" | "down"): HostTensor => ({
+    ...expert[part],
+    bytes: bytesOf(unpackMatrix(format, packed[part], expert[part].shape[1])),
+  });
+  return { ...expert, gate: kept("gate"), up: kept("up"), down: kept("down") };
+}
+
+/** The expert with every value rounded to f16. */
 export function roundedToF16(expert: ExpertWeights): ExpertWeights {
   const round = (tensor: HostTensor): HostTensor => ({
     ...tensor,

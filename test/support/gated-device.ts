@@ -26,8 +26,9 @@ export function createGate(): Gate {
     adapter: device.adapter,
     maxRows: device.maxRows,
     lost: device.lost,
-    allocate: (layer, numSlots) => device.allocate(layer, numSlots),
+    allocate: (layer, formats) => device.allocate(layer, formats),
     load: (layer, slot, weights) => device.load(layer, slot, weights),
+    loadPacked: (layer, slot, expert) => device.loadPacked(layer, slot, expert),
     residentBytes: () => device.residentBytes(),
     free: (layer) => device.free(layer),
     close: () => device.close(),
@@ -42,7 +43,7 @@ export function createGate(): Gate {
     begun: () => begun,
     wrap: (device) => ({
       ...device,
-      create: async (weights) => gated(await device.create(weights)),
+      create: async (formats) => gated(await device.create(formats)),
     }),
     open: () => gate.resolve(),
     shut: () => {

@@ -1,4 +1,5 @@
 import type { WeightsDtype } from "../../core/expert-device.ts";
+import { allIn } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
@@ -20,7 +21,7 @@ export function gpuRunnerFactory(
       limits,
       experts: {
         kind: "local",
-        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, weights, buffers),
+        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, allIn(weights), buffers),
       },
     });
 }

@@ -7,6 +7,6 @@ import { expertDeviceContract } from "../../support/expert-device-contract.ts";
 const gpu = await openGpu();
 after(() => gpu.close());
 
-expertDeviceContract("the GPU's device", (sizes, weights) =>
-  createGpuExpertDevice(gpu, sizes, weights),
+expertDeviceContract("the GPU's device", (sizes, formats) =>
+  createGpuExpertDevice(gpu, sizes, formats),
 );

@@ -1,4 +1,5 @@
 import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
+import { allIn } from "../../../core/expert-format.ts";
 import { allocate, openGpu, STORAGE, UNIFORM, write } from "../../../core/gpu/device.ts";
 import { interleaveRouting } from "../../../core/gpu/expert-ffn.ts";
 import { COUNTS_BYTES, countsData } from "../../../core/gpu/kernels/counts.ts";
@@ -13,8 +14,8 @@ const MAX_TOKENS = 512;
 
 runExpertsContract("an expert device in the router", async () => {
   const checkpoint = await openCheckpoint(TINY_MODEL);
-  const device = createCpuExpertDevice(checkpoint.config, "f32");
-  const runExperts = await createLocalDeviceExperts(device, checkpoint);
+  const device = createCpuExpertDevice(checkpoint.config);
+  const runExperts = await createLocalDeviceExperts(device, checkpoint, allIn("f32"));
   await checkpoint.close();
   return { runExperts, close: () => device.close() };
 });
@@ -31,7 +32,7 @@ runExpertsContract(
     const sums = allocate(gpu, "sums", MAX_TOKENS * hiddenSize * 4, STORAGE);
     const maxPairs = MAX_TOKENS * numExpertsPerToken;
     const buffers = { counts, rows, routing: () => routing, sums, maxPairs };
-    const runExperts = await createLocalGpuExperts(gpu, checkpoint, "f32", buffers);
+    const runExperts = await createLocalGpuExperts(gpu, checkpoint, allIn("f32"), buffers);
     await checkpoint.close();
     let numTokens = 0;
     let encoder: GPUCommandEncoder;

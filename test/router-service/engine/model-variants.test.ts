@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
+import { allIn } from "../../../core/expert-format.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { expectedTensors } from "../../../core/model/families.ts";
@@ -74,8 +75,8 @@ for (const [what, changes] of Object.entries(VARIANTS)) {
       maxModelLen: 64,
       numBlocks: 8,
     };
-    const device = createCpuExpertDevice(checkpoint.config, "f32");
-    const runExperts = await createLocalDeviceExperts(device, checkpoint);
+    const device = createCpuExpertDevice(checkpoint.config);
+    const runExperts = await createLocalDeviceExperts(device, checkpoint, allIn("f32"));
     const cpu = await createCpuRunner({
       checkpoint,
       weights: "f32",
