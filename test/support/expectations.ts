@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 
 import { complete, continueGreedily, type CompletionChoice } from "./api.ts";
-import { logSoftmax, type DemoGolden, type TinyGolden } from "./goldens.ts";
+import { logSoftmax, type DemoGolden, type Golden } from "./goldens.ts";
 
 /** Most likely tokens that are compared per position: as many as the API reports. */
 const TOP = 20;
@@ -40,7 +40,7 @@ async function echo(url: string, prompt: readonly number[]): Promise<CompletionC
 }
 
 /** The largest difference of any reported log-probability of a tiny golden's prompt, all positions. */
-export async function logprobError(url: string, golden: TinyGolden): Promise<number> {
+export async function logprobError(url: string, golden: Golden): Promise<number> {
   const { logprobs } = await echo(url, golden.prompt);
   assert.ok(logprobs);
   assert.equal(logprobs.top_logprobs.length, golden.prompt.length + 1);

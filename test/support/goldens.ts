@@ -1,41 +1,76 @@
-/** Known logits and continuations of the two models that the tests run, computed elsewhere. */
+/** Known logits, routing and continuations of the models that the tests run, computed elsewhere. */
 
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 
 import { SafetensorsFile } from "../../core/model/safetensors.ts";
-import { f32FromBytes, numElements } from "../../core/tensor.ts";
+import { f32FromBytes } from "../../core/tensor.ts";
 import { DEMO_MODEL, TINY_MODEL } from "./cluster.ts";
 
 const ROOT = path.join(import.meta.dirname, "../..");
 
-/** A prompt of the tiny model. */
-export interface TinyGolden {
+/** Directories of the tiny checkpoints of all families, with random weights. */
+export const FAMILY_GOLDENS: readonly string[] = [
+  "deepseek",
+  "deepseek_v2",
+  "deepseek_v2_yarn",
+  "deepseek_v3",
+  "gpt_oss",
+  "granitemoe",
+  "mixtral",
+  "olmoe",
+  "qwen2_moe",
+  "qwen3_moe",
+].map((name) => `test/goldens/${name}`);
+
+/** A prompt of a tiny checkpoint. */
+export interface Golden {
   readonly prompt: readonly number[];
   /** Greedy continuation [24]. */
   readonly greedy: readonly number[];
   /** Logits of every position [numTokens, vocabSize]. */
   readonly logits: readonly Float32Array[];
+  /** By MoE layer. */
+  readonly routing: ReadonlyMap<number, GoldenRouting>;
 }
 
-/** The four prompts of the tiny model. */
-export async function readTinyGoldens(): Promise<TinyGolden[]> {
-  const directory = path.join(ROOT, TINY_MODEL);
-  const golden = JSON.parse(await readFile(path.join(directory, "golden.json"), "utf8")) as {
+/** One layer's routing of a prompt: ids and weights [numTokens, topK], by weight descending. */
+export interface GoldenRouting {
+  readonly ids: readonly number[];
+  readonly weights: Float32Array;
+}
+
+/** The prompts of the tiny checkpoint in a directory, a path from the repository's root. */
+export async function readGoldens(directory: string): Promise<Golden[]> {
+  const dir = path.join(ROOT, directory);
+  const { prompts, greedy } = JSON.parse(await readFile(path.join(dir, "golden.json"), "utf8")) as {
     prompts: number[][];
     greedy: number[][];
   };
-  const file = await SafetensorsFile.open(path.join(directory, "golden.safetensors"));
+  const file = await SafetensorsFile.open(path.join(dir, "golden.safetensors"));
+  const read = (name: string) => {
+    const { begin, end } = file.tensors.get(name) ?? { begin: 0, end: 0 };
+    return file.readBytes(name, 0, end - begin);
+  };
+  const readRouting = async (prompt: number) => {
+    const routing = new Map<number, GoldenRouting>();
+    for (const name of [...file.tensors.keys()].sort()) {
+      const [what, of, layer] = name.split(".");
+      if (what !== "route_idx" || of !== `${prompt}`) continue;
+      routing.set(Number(layer), {
+        ids: [...new Int32Array((await read(name)).slice().buffer)],
+        weights: f32FromBytes(await read(`route_w.${prompt}.${layer}`)),
+      });
+    }
+    return routing;
+  };
   try {
-    const goldens: TinyGolden[] = [];
-    for (const [i, prompt] of golden.prompts.entries()) {
-      const name = `logits.${i}`;
-      const { shape } = file.tensors.get(name) ?? { shape: [] };
-      const [numTokens, vocabSize] = shape;
-      const bytes = await file.readBytes(name, 0, numTokens * vocabSize * 4);
-      const values = f32FromBytes(bytes);
+    const goldens: Golden[] = [];
+    for (const [i, prompt] of prompts.entries()) {
+      const values = f32FromBytes(await read(`logits.${i}`));
+      const vocabSize = values.length / prompt.length;
       const logits = prompt.map((_, t) => values.subarray(t * vocabSize, (t + 1) * vocabSize));
-      goldens.push({ prompt, greedy: golden.greedy[i], logits });
+      goldens.push({ prompt, greedy: greedy[i], logits, routing: await readRouting(i) });
     }
     return goldens;
   } finally {
@@ -43,30 +78,14 @@ export async function readTinyGoldens(): Promise<TinyGolden[]> {
   }
 }
 
-/** The tiny model's routing of a prompt, by layer: ids and weights [numTokens, topK], most likely first. */
-export async function readTinyRouting(
-  prompt: number,
-): Promise<{ readonly ids: readonly number[]; readonly weights: Float32Array }[]> {
-  const file = await SafetensorsFile.open(path.join(ROOT, TINY_MODEL, "golden.safetensors"));
-  const readWhole = async (name: string) => {
-    const { shape } = file.tensors.get(name) ?? { shape: [] };
-    return file.readBytes(name, 0, numElements(shape) * 4);
-  };
-  try {
-    const layers = [];
-    for (let layer = 0; file.tensors.has(`route_idx.${prompt}.${layer}`); layer++) {
-      const ids = new Int32Array(
-        f32FromBytes(await readWhole(`route_idx.${prompt}.${layer}`)).slice().buffer,
-      );
-      layers.push({
-        ids: [...ids],
-        weights: f32FromBytes(await readWhole(`route_w.${prompt}.${layer}`)),
-      });
-    }
-    return layers;
-  } finally {
-    await file.close();
-  }
+/** The four prompts of the tiny model. */
+export function readTinyGoldens(): Promise<Golden[]> {
+  return readGoldens(TINY_MODEL);
+}
+
+/** The tiny model's routing of a prompt, by layer. */
+export async function readTinyRouting(prompt: number): Promise<GoldenRouting[]> {
+  return [...(await readTinyGoldens())[prompt].routing.values()];
 }
 
 /** A prompt of the demo model; chat and text prompts are given by their ids. */

@@ -3,7 +3,7 @@ import { allIn } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
-import type { RunnerFactory } from "./runner-suite.ts";
+import type { RunnerFactory } from "./golden-suite.ts";
 
 /** Runners on an open device with local experts; f32 unless told otherwise. */
 export function gpuRunnerFactory(

@@ -4,42 +4,17 @@ import assert from "node:assert/strict";
 import { after, describe, test } from "node:test";
 
 import { openCheckpoint } from "../../core/model/checkpoint.ts";
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
-import type { ModelRunner, StepBatch } from "../../router-service/engine/model-runner.ts";
-import type { RunnerLimits } from "../../router-service/engine/runner-limits.ts";
+import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
 import { DEMO_MODEL, TINY_MODEL } from "./cluster.ts";
-import { readDemoGoldens, readTinyGoldens, readTinyRouting } from "./goldens.ts";
-
-/** Makes a runner with f32 weights and an f32 wire, with all experts its own. */
-export type RunnerFactory = (checkpoint: Checkpoint, limits: RunnerLimits) => Promise<ModelRunner>;
-
-/** Part of a sequence in a step. */
-export interface StepPart {
-  readonly tokenIds: readonly number[];
-  /** Position of the first of them. */
-  readonly from: number;
-  readonly blocks: readonly number[];
-}
-
-const LOGIT_TOLERANCE = 1e-3;
-const NEVER = { signal: new AbortController().signal };
-
-/** A step over parts of sequences that wants all logits of every token. */
-export function batchOf(parts: readonly StepPart[], fullLogits = true): StepBatch {
-  const tokens = parts.flatMap(({ tokenIds }) => tokenIds);
-  return {
-    tokenIds: Uint32Array.from(tokens),
-    positions: Uint32Array.from(
-      parts.flatMap(({ tokenIds, from }) => tokenIds.map((_, i) => from + i)),
-    ),
-    sequenceRows: Uint32Array.from(parts.flatMap(({ tokenIds }, row) => tokenIds.map(() => row))),
-    blockTables: parts.map(({ blocks }) => blocks),
-    samples: tokens.map((_, token) => ({ token, numCandidates: 1, fullLogits })),
-  };
-}
+import { goldenSuite, LOGIT_TOLERANCE, type RunnerFactory } from "./golden-suite.ts";
+import { readDemoGoldens, readTinyGoldens } from "./goldens.ts";
+import { batchOf, distance, NEVER } from "./step-batch.ts";
 
 /** Decodes two sequences together, a token each per step. */
-export async function decodeSteps(runner: ModelRunner, steps: number): Promise<void> {
+export async function decodeSteps(
+  runner: Pick<ModelRunner, "forward">,
+  steps: number,
+): Promise<void> {
   for (let position = 0; position < steps; position++) {
     const parts = [0, 1].map((row) => ({
       tokenIds: [(position * 7 + row) % 384],
@@ -50,23 +25,13 @@ export async function decodeSteps(runner: ModelRunner, steps: number): Promise<v
   }
 }
 
-/** Largest difference of two rows of logits. */
-export function distance(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
-  assert.equal(actual.length, expected.length);
-  let largest = 0;
-  for (let i = 0; i < expected.length; i++) {
-    const difference = Math.abs(actual[i] - expected[i]);
-    if (!(difference <= largest)) largest = difference;
-  }
-  return largest;
-}
-
 /** Declares the suite. The demo model is left out where it would take minutes. */
 export async function runnerSuite(
   name: string,
   create: RunnerFactory,
   demo: readonly string[],
 ): Promise<void> {
+  await goldenSuite(name, TINY_MODEL, create);
   const limits = {
     maxTokens: 128,
     maxSequences: 8,
@@ -80,52 +45,8 @@ export async function runnerSuite(
 
   describe(`${name} as a ModelRunner`, () => {
     after(async () => {
-      runner.close();
+      await runner.close();
       await checkpoint.close();
-    });
-
-    for (const [i, golden] of goldens.entries()) {
-      test(`gives the tiny model's logits and routing of prompt ${i} (${golden.prompt.length} tokens)`, async () => {
-        const part = { tokenIds: golden.prompt, from: 0, blocks: [7, 3, 11, 1, 40] };
-        const result = await runner.forward(batchOf([part]), NEVER);
-        for (const [t, expected] of golden.logits.entries()) {
-          const far = distance(result.samples[t].logits ?? [], expected);
-          assert.ok(far <= LOGIT_TOLERANCE, `token ${t}: ${far}`);
-        }
-        for (const [layer, expected] of (await readTinyRouting(i)).entries()) {
-          const routing = result.routing.get(layer);
-          assert.deepEqual([...(routing?.ids ?? [])], expected.ids, `layer ${layer}`);
-          assert.ok(distance(routing?.weights ?? [], expected.weights) <= LOGIT_TOLERANCE);
-        }
-      });
-    }
-
-    test("gives the same logits to prompts in chunks beside other sequences that decode", async () => {
-      const [, five, short, long] = goldens;
-      const step = (parts: readonly StepPart[]) => runner.forward(batchOf(parts), NEVER);
-      const [a, b] = [
-        [20, 21, 22, 23, 24],
-        [30, 31],
-      ];
-      await step([{ tokenIds: long.prompt.slice(0, 30), from: 0, blocks: a }]);
-      const mixed = await step([
-        { tokenIds: short.prompt.slice(0, 23), from: 0, blocks: b },
-        { tokenIds: long.prompt.slice(30, 69), from: 30, blocks: a },
-        { tokenIds: five.prompt, from: 0, blocks: [5] },
-      ]);
-      const decoded = await step([
-        { tokenIds: long.prompt.slice(69), from: 69, blocks: a },
-        { tokenIds: short.prompt.slice(23), from: 23, blocks: b },
-      ]);
-      const compare = (logits: Float32Array | undefined, expected: Float32Array) => {
-        const far = distance(logits ?? [], expected);
-        assert.ok(far <= LOGIT_TOLERANCE, String(far));
-      };
-      for (let t = 0; t < 23; t++) compare(mixed.samples[t].logits, short.logits[t]);
-      for (let t = 30; t < 69; t++) compare(mixed.samples[23 + t - 30].logits, long.logits[t]);
-      for (let t = 0; t < 5; t++) compare(mixed.samples[62 + t].logits, five.logits[t]);
-      compare(decoded.samples[0].logits, long.logits[69]);
-      compare(decoded.samples[1].logits, short.logits[23]);
     });
 
     test("gives candidates, log-sum-exp and a target's logit that fit the whole row", async () => {
@@ -199,7 +120,7 @@ export async function runnerSuite(
           }
           assert.deepEqual(ids, golden.greedy.ids);
         } finally {
-          demoRunner.close();
+          await demoRunner.close();
           await model.close();
         }
       });

@@ -6,7 +6,8 @@ import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
 import { TINY_MODEL } from "../../support/cluster.ts";
 import { createdDuring } from "../../support/created-objects.ts";
-import { decodeSteps, type RunnerFactory, runnerSuite } from "../../support/runner-suite.ts";
+import type { RunnerFactory } from "../../support/golden-suite.ts";
+import { decodeSteps, runnerSuite } from "../../support/runner-suite.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
 
 const gpu = await openGpu();
@@ -44,6 +45,6 @@ test("100 decode steps over two shards create nothing on any device but command 
   const runner = await withShards(checkpoint, limits);
   const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
-  runner.close();
+  await runner.close();
   await checkpoint.close();
 });

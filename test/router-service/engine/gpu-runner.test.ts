@@ -7,7 +7,8 @@ import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
 import { TINY_MODEL } from "../../support/cluster.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
 import { createdDuring } from "../../support/created-objects.ts";
-import { batchOf, decodeSteps, runnerSuite } from "../../support/runner-suite.ts";
+import { decodeSteps, runnerSuite } from "../../support/runner-suite.ts";
+import { batchOf } from "../../support/step-batch.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
@@ -30,7 +31,7 @@ test("100 decode steps with local experts create nothing on the device but their
   const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.equal(created.filter((name) => name === "createCommandEncoder").length, 100);
   assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
-  runner.close();
+  await runner.close();
   await checkpoint.close();
 });
 
@@ -60,7 +61,7 @@ test("a token's logits have the same bits alone, in a batch of 8, and in any chu
   for (const row of rows) {
     assert.deepEqual(together.samples[row].logits, whole.samples[19].logits, `row ${row}`);
   }
-  runner.close();
+  await runner.close();
   await checkpoint.close();
 });
 

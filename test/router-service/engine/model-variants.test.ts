@@ -4,20 +4,17 @@ import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
-import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
-import { allIn } from "../../../core/expert-format.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { expectedTensors } from "../../../core/model/families.ts";
 import { readModelConfig } from "../../../core/model/load-config.ts";
 import { bytesOf } from "../../../core/tensor.ts";
-import { createCpuRunner } from "../../../router-service/engine/cpu-runner.ts";
-import { createLocalDeviceExperts } from "../../../router-service/engine/local-experts.ts";
 import { encodeSafetensors, temporaryDir } from "../../core/model/safetensors-writer.ts";
 import { TINY_MODEL } from "../../support/cluster.ts";
+import { createCpuTestRunner } from "../../support/cpu-runner-factory.ts";
 import { randomValues } from "../../support/gpu-fixture.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
-import { batchOf, distance } from "../../support/runner-suite.ts";
+import { batchOf, distance } from "../../support/step-batch.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
@@ -75,15 +72,7 @@ for (const [what, changes] of Object.entries(VARIANTS)) {
       maxModelLen: 64,
       numBlocks: 8,
     };
-    const device = createCpuExpertDevice(checkpoint.config);
-    const runExperts = await createLocalDeviceExperts(device, checkpoint, allIn("f32"));
-    const cpu = await createCpuRunner({
-      checkpoint,
-      weights: "f32",
-      wire: "f32",
-      limits,
-      runExperts,
-    });
+    const cpu = await createCpuTestRunner(checkpoint, limits);
     const onGpu = await gpuRunnerFactory(gpu)(checkpoint, limits);
     const tokenIds = Array.from(
       { length: 40 },
@@ -107,7 +96,7 @@ for (const [what, changes] of Object.entries(VARIANTS)) {
       assert.equal(actual.samples[row].candidateIds[0], expected.samples[row].candidateIds[0]);
     }
     assert.deepEqual([...actual.routing.keys()], [...expected.routing.keys()]);
-    onGpu.close();
+    await onGpu.close();
     await checkpoint.close();
   });
 }
