@@ -4,6 +4,7 @@ import { Template } from "@huggingface/jinja";
 
 import { errorMessage } from "../error-message.ts";
 import { isJsonObject } from "./json-file.ts";
+import { strftime } from "./strftime.ts";
 import type { ChatMessage } from "./text.ts";
 
 /** The chat template refuses the conversation, or there is none; the message is the template's own. */
@@ -17,9 +18,18 @@ export type ChatTemplate = (messages: readonly ChatMessage[]) => string;
 /** Values that templates refer to by name, such as `bos_token`. */
 export type TemplateTokens = Readonly<Record<string, string>>;
 
-/** Compiles a Jinja chat template. Throws Error with the parser's message. */
-export function compileChatTemplate(source: string, tokens: TemplateTokens): ChatTemplate {
-  const template = new Template(source);
+/** The library's own speaks the machine's language and knows few directives; `render` can not set it, a template can. */
+const OWN_STRFTIME = "{% set strftime_now = own_strftime_now %}";
+
+/** Compiles a Jinja chat template, which may ask `now` for the time. Throws Error with the parser's message. */
+export function compileChatTemplate(
+  source: string,
+  tokens: TemplateTokens,
+  now: () => Date = () => new Date(),
+): ChatTemplate {
+  // As Jinja does it; the library takes a carriage return for text.
+  const template = new Template(source.replaceAll(/\r\n?/gu, "\n"));
+  template.parsed.body.unshift(...new Template(OWN_STRFTIME).parsed.body);
   return (messages) => {
     try {
       return template.render({
@@ -29,6 +39,7 @@ export function compileChatTemplate(source: string, tokens: TemplateTokens): Cha
         // Templates test these with `is not none`, which an undefined name would pass.
         tools: null,
         documents: null,
+        own_strftime_now: (format: string) => strftime(now(), format),
       });
     } catch (error) {
       throw new ChatTemplateError(errorMessage(error));

@@ -16,8 +16,13 @@ export interface Tokenizer {
   tokenBytes(id: number): Uint8Array;
   /** Whether the id is a special token, which no text of a user means. */
   isSpecial(id: number): boolean;
-  /** The text of ids is that of their tokens' bytes one after another; not so where the decoder looks at neighbours. */
+  /**
+   * The text of ids is that of their tokens' bytes one after another, but for a first space where `stripsFirstSpace`;
+   * not so where the decoder looks at neighbours.
+   */
   readonly byteLevel: boolean;
+  /** Encoding puts a space before a text, and decoding takes one away; byteLevel. */
+  readonly stripsFirstSpace: boolean;
   /** Highest token id + 1; the model's vocabSize may be larger, never smaller. */
   readonly vocabSize: number;
   /** Whether a chat template came with the model. */

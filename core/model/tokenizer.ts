@@ -5,7 +5,6 @@ import { join } from "node:path";
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 
 import { errorMessage } from "../error-message.ts";
-import { byteLevelBytes } from "./byte-level.ts";
 import {
   type ChatTemplate,
   ChatTemplateError,
@@ -15,20 +14,25 @@ import {
 } from "./chat-template.ts";
 import type { ModelConfig } from "./config.ts";
 import { isJsonObject, type JsonObject, readJsonFile, readTextFile } from "./json-file.ts";
+import { correctPatterns, type LibraryPreTokenizer } from "./pre-tokenizer-patterns.ts";
 import type { Tokenizer } from "./text.ts";
+import { sentencePieceBytes, tokenBytesOf } from "./token-bytes.ts";
 import { TwoGenerationCache } from "./two-generation-cache.ts";
 
 const MAX_TOKENIZER_BYTES = 256 * 1024 * 1024;
 const MAX_TEMPLATE_BYTES = 4 * 1024 * 1024;
 /** Words whose pieces are remembered, twice over. */
 const CACHED_WORDS = 8192;
+const SPACE = 0x20;
 
 /** What is used of the library; its own declarations do not resolve under `nodenext`. */
 interface Library {
   encode(text: string, options: { add_special_tokens: boolean }): { readonly ids: number[] };
   decode(ids: readonly number[], options: { clean_up_tokenization_spaces: boolean }): string;
   id_to_token(id: number): string | undefined;
+  token_to_id(token: string): number | undefined;
   get_added_tokens_decoder(): ReadonlyMap<number, { readonly special: boolean }>;
+  readonly pre_tokenizer: LibraryPreTokenizer | null;
   readonly model: {
     readonly vocab: readonly (string | undefined)[];
     /** Pieces of words; BPE has it. */
@@ -121,44 +125,42 @@ function createTokenizer(
   config: JsonObject,
 ): Omit<Tokenizer, "renderChat" | "hasChatTemplate"> {
   const library = new HuggingFaceTokenizer(
-    { ...json, added_tokens: json.added_tokens ?? [] },
+    { ...json, added_tokens: addedTokens(json, config) },
     config,
   ) as unknown as Library;
+  correctPatterns(library.pre_tokenizer);
   const { model } = library;
   // The library's own cache deletes and re-inserts on every hit: 45 µs per word in a full Map of 10,000.
   if (model.cache) model.cache = new TwoGenerationCache(CACHED_WORDS);
   const added = library.get_added_tokens_decoder();
   const special = new Set<number>();
   for (const [id, token] of added) if (token.special) special.add(id);
-  const byteLevel = isByteLevel(json.decoder);
+  const around = tokensAround(library, config);
+  const decoder = tokenBytesOf(json.decoder);
+  const bytesOf = decoder?.bytesOf ?? sentencePieceBytes;
+  const stripsFirstSpace = decoder?.stripsFirstSpace ?? false;
   const bytesById: (Uint8Array | undefined)[] = [];
 
   const tokenBytes = (id: number): Uint8Array => {
     const token = library.id_to_token(id);
     // Not remembered: there are more such ids than tokens.
     if (token === undefined) return new Uint8Array();
-    bytesById[id] ??= bytesOfToken(id, token);
+    bytesById[id] ??= added.has(id) ? Buffer.from(token) : bytesOf(token);
     return bytesById[id];
-  };
-  const bytesOfToken = (id: number, token: string): Uint8Array => {
-    if (added.has(id)) return Buffer.from(token);
-    if (byteLevel) return byteLevelBytes(token);
-    const byte = /^<0x([0-9A-F]{2})>$/u.exec(token);
-    return byte
-      ? Uint8Array.of(Number.parseInt(byte[1], 16))
-      : Buffer.from(token.replaceAll("▁", " "));
   };
 
   return {
     encode: (text, options) => {
-      const { ids } = library.encode(text, {
-        add_special_tokens: options?.addSpecialTokens ?? true,
-      });
-      return ids;
+      const addSpecialTokens = options?.addSpecialTokens ?? true;
+      const { ids } = library.encode(text, { add_special_tokens: addSpecialTokens && !around });
+      return addSpecialTokens && around ? [...around.before, ...ids, ...around.after] : ids;
     },
     decode: (ids, options) => {
       const wanted = options?.skipSpecialTokens ? ids.filter((id) => !special.has(id)) : ids;
-      if (byteLevel) return decodeUtf8(Buffer.concat(wanted.map(tokenBytes)));
+      if (decoder) {
+        const bytes = Buffer.concat(wanted.map(tokenBytes));
+        return decodeUtf8(stripsFirstSpace && bytes[0] === SPACE ? bytes.subarray(1) : bytes);
+      }
       const known = wanted.filter((id) => library.id_to_token(id) !== undefined);
       // The library refuses an empty list.
       if (known.length === 0) return "";
@@ -166,18 +168,50 @@ function createTokenizer(
     },
     tokenBytes,
     isSpecial: (id) => special.has(id),
-    byteLevel,
+    byteLevel: decoder !== undefined,
+    stripsFirstSpace,
     vocabSize: model.vocab.length,
   };
 }
 
-function decodeUtf8(bytes: Uint8Array): string {
-  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+/**
+ * tokenizer.json's added tokens, and those that only tokenizer_config.json has.
+ * Throws TypeError for a token that counts as a single word only, which the library would take anywhere.
+ */
+function addedTokens(json: JsonObject, config: JsonObject): readonly unknown[] {
+  const own = Array.isArray(json.added_tokens) ? json.added_tokens : [];
+  const ids = new Set(own.map((token: unknown) => (isJsonObject(token) ? token.id : undefined)));
+  const more = Object.entries(
+    isJsonObject(config.added_tokens_decoder) ? config.added_tokens_decoder : {},
+  ).flatMap(([id, token]) => {
+    return isJsonObject(token) && !ids.has(Number(id)) ? [{ ...token, id: Number(id) }] : [];
+  });
+  const all: readonly unknown[] = [...own, ...more];
+  for (const token of all) {
+    if (isJsonObject(token) && token.single_word === true) {
+      throw new TypeError(`added token ${String(token.content)}: single_word is not supported`);
+    }
+  }
+  return all;
 }
 
-function isByteLevel(decoder: unknown): boolean {
-  if (!isJsonObject(decoder)) return false;
-  if (decoder.type !== "Sequence") return decoder.type === "ByteLevel";
-  const parts: unknown = decoder.decoders;
-  return Array.isArray(parts) && parts.length > 0 && parts.every(isByteLevel);
+/**
+ * Ids that stand around every text, where tokenizer_config.json says so by add_bos_token and add_eos_token: it wins
+ * over the post-processor, which in published DeepSeek models adds nothing. Undefined where it does not say.
+ */
+function tokensAround(library: Library, config: JsonObject) {
+  const { add_bos_token: before, add_eos_token: after } = config;
+  if (typeof before !== "boolean" && typeof after !== "boolean") return undefined;
+  const { bos_token: bos, eos_token: eos } = namedTokens(config);
+  const idsOf = (wanted: unknown, token: string | undefined): number[] => {
+    if (wanted !== true || token === undefined) return [];
+    const id = library.token_to_id(token);
+    if (id === undefined) throw new TypeError(`${token} is not in the vocabulary`);
+    return [id];
+  };
+  return { before: idsOf(before, bos), after: idsOf(after, eos) };
+}
+
+function decodeUtf8(bytes: Uint8Array): string {
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
 }

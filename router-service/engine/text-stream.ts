@@ -63,7 +63,12 @@ export async function* generateText(source: TextSource): AsyncGenerator<TextEven
   if (tokenizer === undefined && stop.length > 0) {
     throw new InvalidRequestError("stop strings need a tokenizer; this model has none", "stop");
   }
-  const decoder = tokenizer && createIncrementalDecoder(tokenizer, { skipSpecialTokens: true });
+  const decoder =
+    tokenizer &&
+    createIncrementalDecoder(tokenizer, {
+      skipSpecialTokens: true,
+      after: request.promptTokenIds,
+    });
   const stops = createStopMatcher(stop);
   let completionTokens = 0;
   let stopString: string | undefined;

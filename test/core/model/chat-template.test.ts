@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { cp, writeFile } from "node:fs/promises";
+import { cp, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 
@@ -9,6 +9,7 @@ import {
   templateSource,
 } from "../../../core/model/chat-template.ts";
 import { loadTokenizer } from "../../../core/model/tokenizer.ts";
+import { TOKENIZERS } from "../../support/real-tokenizers.ts";
 import { temporaryDir } from "./safetensors-writer.ts";
 
 const demoDir = join(import.meta.dirname, "../../../models/demo-moe");
@@ -84,4 +85,54 @@ test("without a template rendering is refused", async (t) => {
   const tokenizer = await modelWith(t, {});
   assert.equal(tokenizer.hasChatTemplate, false);
   assert.throws(() => tokenizer.renderChat(messages), ChatTemplateError);
+});
+
+test("published templates render what Jinja2 makes of them, and refuse with their own words", async () => {
+  const dir = join(TOKENIZERS, "chat-templates");
+  const { now, tokens, conversations, expected } = JSON.parse(
+    await readFile(join(dir, "expected.json"), "utf8"),
+  ) as {
+    now: string;
+    tokens: Record<string, string>;
+    conversations: Record<string, { role: string; content: string }[]>;
+    expected: Record<string, Record<string, string | { error: string }>>;
+  };
+  assert.equal(Object.keys(expected).length, 11);
+  for (const [name, outcomes] of Object.entries(expected)) {
+    const source = await readFile(join(dir, `${name}.jinja`), "utf8");
+    const render = compileChatTemplate(source, tokens, () => new Date(now));
+    for (const [conversation, outcome] of Object.entries(outcomes)) {
+      const rendered = () => render(conversations[conversation]);
+      if (typeof outcome === "string") assert.equal(rendered(), outcome, name);
+      else assert.throws(rendered, new ChatTemplateError(outcome.error), name);
+    }
+  }
+});
+
+test("tojson writes as Python's json.dumps does, without escaping HTML or other scripts", () => {
+  const spoken = [{ role: "user", content: 'a "b"\n漢 </s>' }];
+  const written = String.raw`[{"role": "user", "content": "a \"b\"\n漢 </s>"}]`;
+  assert.equal(compileChatTemplate("{{ messages | tojson }}", {})(spoken), written);
+  assert.equal(
+    compileChatTemplate("{{ {'a': [1, 2.5, true, none], 'b': {}} | tojson(indent=4) }}", {})([]),
+    '{\n    "a": [\n        1,\n        2.5,\n        true,\n        null\n    ],\n    "b": {}\n}',
+  );
+});
+
+test("strftime_now writes the time as C's own locale does, and refuses what it does not know", () => {
+  const render = (format: string) => {
+    const source = `{{ strftime_now('${format}') }}`;
+    return compileChatTemplate(source, {}, () => new Date(2025, 2, 9, 19, 5, 4))([]);
+  };
+  assert.equal(
+    render("%A %a %d %e %B %b %Y %y %H:%M:%S %I %p %%"),
+    "Sunday Sun 09  9 March Mar 2025 25 19:05:04 07 PM %",
+  );
+  assert.equal(render("%FT%T"), "2025-03-09T19:05:04");
+  assert.throws(() => render("%Q"), new ChatTemplateError("strftime: %Q is not supported"));
+});
+
+test("carriage returns in a template's file are line breaks", () => {
+  const source = "{% if true %}\r\n[{{ '\r' }}]{% endif %}\r\n\r\nx";
+  assert.equal(compileChatTemplate(source, {})([]), "[\n]\nx");
 });

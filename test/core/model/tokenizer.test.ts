@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { cp, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { test } from "node:test";
+import { test, type TestContext } from "node:test";
 
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 import fc from "fast-check";
 
+import { createIncrementalDecoder } from "../../../core/model/incremental-decoder.ts";
 import { JsonFileError } from "../../../core/model/json-file.ts";
 import { loadTokenizer, TokenizerError } from "../../../core/model/tokenizer.ts";
 import { temporaryDir } from "./safetensors-writer.ts";
@@ -194,11 +195,16 @@ const sentencePiece = {
   },
 };
 
-test("a tokenizer whose decoder looks at neighbours encodes, decodes and adds its first token", async (t) => {
+async function sentencePieceWith(t: TestContext, change: object, config: object = {}) {
   const dir = await temporaryDir(t);
-  await writeFile(join(dir, "tokenizer.json"), JSON.stringify(sentencePiece));
-  const loaded = (await loadTokenizer(dir))!;
-  assert.equal(loaded.byteLevel, false);
+  await writeFile(join(dir, "tokenizer.json"), JSON.stringify({ ...sentencePiece, ...change }));
+  await writeFile(join(dir, "tokenizer_config.json"), JSON.stringify(config));
+  return (await loadTokenizer(dir))!;
+}
+
+test("a SentencePiece tokenizer encodes, decodes by bytes and adds its first token", async (t) => {
+  const loaded = await sentencePieceWith(t, {});
+  assert.deepEqual([loaded.byteLevel, loaded.stripsFirstSpace], [true, true]);
   assert.equal(loaded.hasChatTemplate, false);
   assert.deepEqual(loaded.encode("ab c"), [1, 263, 258, 261]);
   assert.deepEqual(loaded.encode("ab c", { addSpecialTokens: false }), [263, 258, 261]);
@@ -206,6 +212,61 @@ test("a tokenizer whose decoder looks at neighbours encodes, decodes and adds it
   assert.equal(loaded.decode(ids), "ab 漢 c");
   assert.deepEqual(Buffer.from(loaded.tokenBytes(263)), Buffer.from(" ab"));
   assert.deepEqual([...loaded.tokenBytes(2 + 0xe6)], [0xe6]);
+});
+
+test("a decoder that looks at neighbours decodes as the library does", async (t) => {
+  const decoder = { type: "Metaspace", replacement: "▁", prepend_scheme: "always" };
+  const loaded = await sentencePieceWith(t, { decoder });
+  assert.equal(loaded.byteLevel, false);
+  const ids = loaded.encode("ab c", { addSpecialTokens: false });
+  assert.equal(loaded.decode(ids), "ab c");
+  const streamed = createIncrementalDecoder(loaded);
+  assert.equal(streamed.push(ids) + streamed.flush(), "ab c");
+  const after = createIncrementalDecoder(loaded, { after: ids });
+  assert.equal(after.push(ids) + after.flush(), " ab c");
+});
+
+test("add_bos_token and add_eos_token of tokenizer_config.json win over the post-processor", async (t) => {
+  const names = { bos_token: "<s>", eos_token: { content: "ab" } };
+  const cases: [object, number[], number[]][] = [
+    [{ ...names, add_bos_token: true, add_eos_token: true }, [1], [262]],
+    [{ ...names, add_bos_token: false }, [], []],
+    [{ eos_token: "ab", add_bos_token: true }, [], []],
+    [names, [1], []],
+  ];
+  for (const [config, before, after] of cases) {
+    const loaded = await sentencePieceWith(t, {}, config);
+    assert.deepEqual(loaded.encode("c"), [...before, 258, 261, ...after], JSON.stringify(config));
+  }
+  await assert.rejects(
+    sentencePieceWith(t, {}, { bos_token: "<none>", add_bos_token: true }),
+    /tokenizer\.json: <none> is not in the vocabulary/,
+  );
+});
+
+test("added tokens that only tokenizer_config.json has are tokens too", async (t) => {
+  const added_tokens_decoder = {
+    "1": { content: "<s>", special: true },
+    "264": { content: "<tool>", special: true },
+  };
+  const loaded = await sentencePieceWith(t, {}, { added_tokens_decoder });
+  const ids = loaded.encode("ab<tool>", { addSpecialTokens: false });
+  assert.deepEqual(ids, [263, 264]);
+  assert.equal(loaded.isSpecial(264), true);
+  assert.equal(loaded.decode(ids), "ab<tool>");
+});
+
+test("parts of a tokenizer that the library would take for others are refused by name", async (t) => {
+  const split = { type: "Split", pattern: { String: "x" }, behavior: "MergedWithNext" };
+  const word = { id: 263, content: "▁ab", single_word: true };
+  await assert.rejects(
+    sentencePieceWith(t, { pre_tokenizer: { type: "Sequence", pretokenizers: [split] } }),
+    /tokenizer\.json: pre_tokenizer: Split with behavior MergedWithNext is not supported/,
+  );
+  await assert.rejects(
+    sentencePieceWith(t, { added_tokens: [word] }),
+    /tokenizer\.json: added token ▁ab: single_word is not supported/,
+  );
 });
 
 test("a tokenizer that adds a token which its vocabulary lacks is refused", async (t) => {
