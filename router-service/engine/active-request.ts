@@ -7,6 +7,7 @@ import type { EngineObserver, RequestTimeline } from "./observer.ts";
 import { uniformAt } from "./random.ts";
 import type { EngineEvent, EngineRequest, FinishReason, PositionLogprobs } from "./request.ts";
 import {
+  choosesMostLikely,
   sampleRequirements,
   sampleToken,
   targetLogprobs,
@@ -68,6 +69,16 @@ export class ActiveRequest {
   /** What must be read back for the next token. */
   nextWish(): SampleWish {
     return sampleRequirements(this.request.sampling, this.#state());
+  }
+
+  /** Whether the next token is the most likely one, whatever the logits are. */
+  choosesMostLikely(): boolean {
+    return choosesMostLikely(this.request.sampling, this.#state());
+  }
+
+  /** Whether the next token is the last whatever it is. */
+  endsNext(): boolean {
+    return numGenerated(this.sequence) + 1 >= this.request.sampling.maxTokens;
   }
 
   /** What must be read back for a token of the prompt. */

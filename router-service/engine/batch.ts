@@ -62,6 +62,7 @@ export function planBatch(chunks: readonly Chunk[], wishes: SampleWishes): Plann
     }
     firstToken += chunk.numTokens;
   }
-  const blockTables = chunks.map(({ sequence }) => sequence.blocks);
+  // Copies: a sequence may change its blocks while the step is in flight.
+  const blockTables = chunks.map(({ sequence }) => [...sequence.blocks]);
   return { batch: { tokenIds, positions, sequenceRows, blockTables, samples }, parts };
 }

@@ -114,6 +114,7 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
 
   return {
     adapter: "cpu",
+    runsAhead: false,
     maxTokens: limits.maxTokens,
     maxSequences: limits.maxSequences,
     maxSamples: limits.maxSamples,

@@ -1,18 +1,20 @@
-/** The loop that makes tokens: schedule → forward → sample → emit. */
+/** The loop that makes tokens: schedule → forward → sample → emit; one step ahead where the next tokens are certain to be the most likely ones. */
 
 import { setImmediate } from "node:timers/promises";
 
 import { errorMessage } from "../../core/error-message.ts";
 import { ActiveRequest, type ActiveRequestOptions } from "./active-request.ts";
-import { planBatch, type PlannedBatch } from "./batch.ts";
+import { planBatch, type PlannedBatch, type SampleWishes } from "./batch.ts";
 import { BlockPool } from "./block-pool.ts";
+import { type Flight, Flights, type Step } from "./flights.ts";
 import { RequestTimeoutError, UnavailableError } from "./errors.ts";
 import type { ModelRunner, StepResult } from "./model-runner.ts";
-import type { EngineObserver, RequestTimeline, StepSequence } from "./observer.ts";
+import type { EngineObserver, RequestTimeline } from "./observer.ts";
 import { QueueRoom } from "./queue-room.ts";
 import { checkRequest } from "./request-check.ts";
 import type { Engine, EngineEvent, EngineRequest, EngineState } from "./request.ts";
-import { Scheduler, type Chunk } from "./scheduler.ts";
+import { followersOf, planFollowing } from "./run-ahead.ts";
+import { Scheduler } from "./scheduler.ts";
 import { numGenerated, type Sequence } from "./sequence.ts";
 import {
   STEP_TIMEOUT_MS,
@@ -59,19 +61,6 @@ export function createEngine(options: EngineOptions): RunningEngine {
   return new EngineLoop(options);
 }
 
-/** A step as it is planned. */
-interface Step extends PlannedBatch {
-  readonly startedAt: number;
-  /** Its parts as observers see them. */
-  readonly sequences: readonly StepSequence[];
-}
-
-/** A step on the device, and those whose tokens it computes and who still want them. */
-interface Flight {
-  readonly members: Set<ActiveRequest>;
-  readonly abort: AbortController;
-}
-
 class EngineLoop implements RunningEngine {
   readonly maxModelLen: number;
   readonly maxNumSeqs: number;
@@ -86,11 +75,14 @@ class EngineLoop implements RunningEngine {
   readonly #active = new Map<Sequence, ActiveRequest>();
   readonly #resolveLost: (reason: string) => void;
   readonly #done: Promise<void>;
-  #flight: Flight | undefined;
-  /** Ended while their step was in flight; their blocks are free after it. */
-  #departed: ActiveRequest[] = [];
+  readonly #flights = new Flights((...step) => this.#forward(...step));
+  #landedAt = 0;
   /** Why no request is taken any more. */
   #stopped: string | undefined;
+  readonly #wishes: SampleWishes = {
+    next: (sequence) => this.#request(sequence).nextWish(),
+    prompt: (sequence) => this.#request(sequence).promptWish(),
+  };
   #wake: () => void = () => {};
   #preemptions = 0;
 
@@ -124,25 +116,50 @@ class EngineLoop implements RunningEngine {
   }
 
   async #run(): Promise<void> {
+    let ahead: Flight | undefined;
     while (this.#stopped === undefined) {
       this.#failWhereUnavailable();
-      const { chunks, preempted } = this.#scheduler.schedule();
-      this.#notePreempted(preempted);
-      this.#room.wake(this.#numRoom());
-      if (chunks.length === 0) {
+      const flight = ahead ?? this.#start();
+      if (flight === undefined) {
         await this.#sleep();
         continue;
       }
-      const step = this.#plan(chunks);
-      const result = await this.#forward(step);
-      if (result !== undefined) this.#scheduler.commit(chunks);
-      this.#freeDeparted();
-      if (result !== undefined) {
-        this.#report(step, result);
-        this.#emit(step, result);
-      }
+      ahead = this.#startAhead(flight);
+      await this.#land(flight);
       await setImmediate(); // lets sockets, timers and readers act, however short the steps are
     }
+    if (ahead !== undefined) await this.#land(ahead);
+  }
+
+  /** Starts what the scheduler says; undefined where there is nothing to do. */
+  #start(): Flight | undefined {
+    const { chunks, preempted } = this.#scheduler.schedule();
+    this.#notePreempted(preempted);
+    this.#room.wake(this.#numRoom());
+    if (chunks.length === 0) return undefined;
+    return this.#fly(planBatch(chunks, this.#wishes));
+  }
+
+  /** Starts the step after one in flight, where all that it would hold is certain but for the tokens' ids. */
+  #startAhead({ step }: Flight): Flight | undefined {
+    if (!this.#options.runner.runsAhead || this.#stopped !== undefined) return undefined;
+    const known = followersOf(step.parts, (sequence) => this.#active.get(sequence));
+    if (known === undefined || known.followers.length === 0) return undefined;
+    const sequences = known.followers.map(({ sequence }) => sequence);
+    if (!this.#scheduler.growAhead(sequences, known.numEnding)) return undefined;
+    return this.#fly(planFollowing(known.followers, this.#wishes));
+  }
+
+  /** Waits for a step and hands its tokens out. */
+  async #land(flight: Flight): Promise<void> {
+    const { step } = flight;
+    const result = await flight.result;
+    if (result !== undefined) this.#scheduler.commit(step.parts.map(({ chunk }) => chunk));
+    this.#flights.end(flight);
+    for (const sequence of flight.departed) this.#scheduler.remove(sequence);
+    if (result === undefined) return;
+    this.#report(step, result);
+    this.#emit(step, result);
   }
 
   async *submit(request: EngineRequest): AsyncGenerator<EngineEvent, void> {
@@ -232,39 +249,35 @@ class EngineLoop implements RunningEngine {
     });
   }
 
-  #plan(chunks: readonly Chunk[]): Step {
+  /** Starts a planned step on the device. */
+  #fly(planned: PlannedBatch): Flight {
     const startedAt = this.#now();
-    const planned = planBatch(chunks, {
-      next: (sequence) => this.#request(sequence).nextWish(),
-      prompt: (sequence) => this.#request(sequence).promptWish(),
-    });
-    const sequences = chunks.map(({ sequence, phase, numTokens }) => {
+    const members = new Set<ActiveRequest>();
+    const sequences = planned.parts.map(({ chunk: { sequence, phase, numTokens } }) => {
       const active = this.#request(sequence);
+      members.add(active);
       active.scheduledAt ??= startedAt;
       const { id, task, traceContext } = active.request;
       return { requestId: id, task, phase, numTokens, ...(traceContext && { traceContext }) };
     });
-    return { ...planned, startedAt, sequences };
+    return this.#flights.start({ ...planned, startedAt, sequences }, members);
   }
 
   /** Runs the step; where it fails, so do the requests that it was for, and the answer is undefined. */
-  async #forward({ batch, parts, sequences }: Step): Promise<StepResult | undefined> {
-    const members = new Set(parts.map(({ chunk }) => this.#request(chunk.sequence)));
-    const flight = { members, abort: new AbortController() };
-    this.#flight = flight;
+  async #forward(
+    { batch, sequences }: Step,
+    members: ReadonlySet<ActiveRequest>,
+    signal: AbortSignal,
+  ): Promise<StepResult | undefined> {
     try {
       const traceContext = this.#observer.stepContext?.(sequences);
-      const { signal } = flight.abort;
       const result = this.#options.runner.forward(batch, { signal, traceContext });
       return await withinStepTimeout(result, this.#options.stepTimeoutMs ?? STEP_TIMEOUT_MS);
     } catch (error) {
-      const { aborted } = flight.abort.signal;
-      this.#observer.onStepFailed?.({ finishedAt: this.#now(), aborted });
+      this.#observer.onStepFailed?.({ finishedAt: this.#now(), aborted: signal.aborted });
       if (error instanceof StepTimeoutError) this.#lose(error.message);
       for (const active of members) this.#end(active, "error", { error: stepFailure(error) });
       return undefined;
-    } finally {
-      this.#flight = undefined;
     }
   }
 
@@ -284,7 +297,10 @@ class EngineLoop implements RunningEngine {
   #report({ batch, startedAt, sequences }: Step, { routing }: StepResult): void {
     const numTokens = batch.tokenIds.length;
     const finishedAt = this.#now();
-    this.#observer.onStep?.({ startedAt, finishedAt, sequences, numTokens, routing });
+    // The device begins a step that was started ahead when it has done the one before.
+    const began = Math.max(startedAt, this.#landedAt);
+    this.#landedAt = finishedAt;
+    this.#observer.onStep?.({ startedAt: began, finishedAt, sequences, numTokens, routing });
   }
 
   #request(sequence: Sequence): ActiveRequest {
@@ -312,19 +328,9 @@ class EngineLoop implements RunningEngine {
     if (!this.#active.delete(sequence)) return;
     active.unwatch();
     active.events.end(how.error);
-    if (this.#flight?.members.delete(active)) {
-      this.#departed.push(active);
-      if (this.#flight.members.size === 0) this.#flight.abort.abort();
-    } else {
-      this.#scheduler.remove(sequence);
-    }
+    if (!this.#flights.leave(active)) this.#scheduler.remove(sequence);
     const completionTokens = how.completionTokens ?? numGenerated(sequence);
     this.#observer.onRequest?.(active.timeline(outcome, completionTokens));
-  }
-
-  #freeDeparted(): void {
-    for (const { sequence } of this.#departed) this.#scheduler.remove(sequence);
-    this.#departed = [];
   }
 
   #stop(reason: string): void {

@@ -7,6 +7,7 @@ import { add } from "../../core/gpu/kernels/add.ts";
 import { attention } from "../../core/gpu/kernels/attention.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
+import { follow } from "../../core/gpu/kernels/follow.ts";
 import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
 import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
 import { linear, type LinearOptions } from "../../core/gpu/kernels/linear.ts";
@@ -57,6 +58,7 @@ export async function compileModelKernels(
   const dense = Math.max(8, config.denseIntermediateSize);
   const shared = Math.max(8, config.sharedExpert?.intermediateSize ?? 0);
   return {
+    follow: await compile(follow({ vocabSize, maxCandidates: MAX_CANDIDATES })),
     embed: await compile(embed({ hiddenSize, weights })),
     norm: await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" })),
     normRound:

@@ -22,6 +22,8 @@ export interface GpuLayer {
 
 /** The model's stages, in the order of a step. */
 export interface GpuModel {
+  /** Puts the tokens that the step before has found most likely where embed reads ids. */
+  readonly follow: Stage;
   readonly embed: Stage;
   readonly layers: readonly GpuLayer[];
   /** Final norm, logits and candidates of the sampled rows. */
@@ -45,6 +47,7 @@ export function bindModel(parts: ModelParts, buffers: StepBuffers): GpuModel {
   const b = buffers;
   const { counts } = b;
   return {
+    follow: stage([k.follow.bind(counts, b.candidates, b.input("tokenIds"))]),
     embed: stage([k.embed.bind(counts, b.input("tokenIds"), weights.embedding, b.hidden)]),
     layers: weights.layers.map((of, layer) => bindLayer(parts, b, of, layer)),
     sample: stage([

@@ -76,6 +76,7 @@ export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Prom
 
 class GpuRunner implements ModelRunner {
   readonly adapter: string;
+  readonly runsAhead: boolean;
   readonly maxTokens: number;
   readonly maxSequences: number;
   readonly maxSamples: number;
@@ -88,6 +89,7 @@ class GpuRunner implements ModelRunner {
   readonly #model: GpuModel;
   readonly #runExperts: RunExperts;
   readonly #moeLayers: readonly number[];
+  #results: 0 | 1 = 0;
 
   constructor(
     gpu: Gpu,
@@ -98,6 +100,8 @@ class GpuRunner implements ModelRunner {
     runExperts: RunExperts,
   ) {
     this.adapter = gpu.adapter;
+    // Where experts are remote a step comes back to the host between layers.
+    this.runsAhead = options.experts.kind === "local";
     this.lost = gpu.lost;
     this.maxTokens = options.limits.maxTokens;
     this.maxSequences = options.limits.maxSequences;
@@ -136,6 +140,7 @@ class GpuRunner implements ModelRunner {
       );
       const batch: StepBatch = {
         tokenIds: new Uint32Array(tokens),
+        follows: true,
         positions: indices,
         sequenceRows: new Uint32Array(tokens),
         blockTables: [blocks],
@@ -171,6 +176,7 @@ class GpuRunner implements ModelRunner {
       config.hiddenSize,
       sizes,
     );
+    if (batch.follows) this.#model.follow(step.pass, sizes);
     this.#model.embed(step.pass, sizes);
     for (const [layer, stages] of this.#model.layers.entries()) {
       stages.attention(step.pass, sizes);
@@ -186,13 +192,17 @@ class GpuRunner implements ModelRunner {
       stages.addSums(step.pass, sizes);
     }
     this.#model.sample(step.pass, sizes);
-    const layout = encodeResults(step, this.#buffers, config, this.#moeLayers, batch);
+    // The step before may not have been read yet.
+    this.#results = this.#results === 0 ? 1 : 0;
+    const results = this.#buffers.results[this.#results];
+    const layout = encodeResults(step, this.#buffers, results, config, this.#moeLayers, batch);
     step.submit();
-    return readResults(this.#buffers, layout, config, this.#moeLayers, batch);
+    return readResults(results, layout, config, this.#moeLayers, batch);
   }
 
   close(): void {
-    for (const buffer of [...this.#caches, ...Object.values(this.#buffers)]) {
+    const { results, ...rest } = this.#buffers;
+    for (const buffer of [...this.#caches, ...results, ...Object.values(rest)]) {
       if (typeof buffer === "object" && "destroy" in buffer) buffer.destroy();
     }
   }

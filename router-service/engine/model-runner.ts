@@ -6,8 +6,10 @@ import type { Routing } from "./run-experts.ts";
 
 /** Tokens of one step, prefill chunks and decodes together, as the device needs them. */
 export interface StepBatch {
-  /** Input token ids [numTokens]. */
+  /** Input token ids [numTokens]; of a step that `follows`, rows of the step before's samples. */
   readonly tokenIds: Uint32Array;
+  /** The step before is still in flight, and the input tokens are the most likely candidates of its rows. */
+  readonly follows?: boolean;
   /** Position of each token in its sequence [numTokens]. */
   readonly positions: Uint32Array;
   /** Row of `blockTables` that each token belongs to [numTokens]. */
@@ -75,6 +77,8 @@ export interface ModelRunner {
   readonly maxSamples: number;
   /** KV blocks of BLOCK_SIZE tokens that the runner holds; ids 0 … numBlocks-1. */
   readonly numBlocks: number;
+  /** A second step that `follows` may be started while one is in flight. */
+  readonly runsAhead: boolean;
   /** One step. Rejects with the expert dispatch's error; the KV entries that it wrote are then to be written again. */
   forward(batch: StepBatch, context: StepContext): Promise<StepResult>;
   /** Settles with the reason when the device is lost; never otherwise. */

@@ -38,6 +38,13 @@ export function sampleRequirements(params: SamplingParams, state: SamplingState)
     : { numCandidates: forLogprobs, fullLogits: true };
 }
 
+/** Whether the next token is the most likely one, whatever the logits are. */
+export function choosesMostLikely(params: SamplingParams, state: SamplingState): boolean {
+  return (
+    params.temperature === 0 && !changesLogits(params) && maskedIds(params, state).length === 0
+  );
+}
+
 /**
  * Chooses the next token. Logits change in this order: minTokens' mask, logit_bias, repetition, frequency and presence
  * penalty, temperature; then min_p, top_k and top_p truncate in this order, as vLLM does; ties go to the lower id.

@@ -100,9 +100,28 @@ export class Scheduler {
     return { chunks, preempted };
   }
 
+  /**
+   * Makes room for one token more of each sequence than is known of it. False where that is impossible, or where
+   * the next step would hold others too: a sequence that waits and could run, or one that runs and is neither of them nor
+   * of the `numEnding` that end with the step in flight.
+   */
+  growAhead(followers: readonly Sequence[], numEnding: number): boolean {
+    const isFull = this.#running.length >= this.#limits.maxSequences;
+    if (this.#waiting.length > 0 && !isFull) return false;
+    if (followers.length + numEnding < this.#running.length) return false;
+    const missing = followers.map((sequence) => numBlocksMissing(sequence, 1));
+    if (!this.#pool.canAllocate(missing.reduce((sum, count) => sum + count, 0))) return false;
+    for (const [i, sequence] of followers.entries()) {
+      sequence.blocks.push(...this.#pool.allocate(missing[i]));
+    }
+    return true;
+  }
+
   /** Takes note that a step has computed its chunks; whole blocks become known to the prefix cache. */
   commit(chunks: readonly Chunk[]): void {
-    for (const { sequence, numTokens } of chunks) {
+    for (const { sequence, start, numTokens } of chunks) {
+      // A token that was chosen ahead for a sequence that ended meanwhile: nobody knows it.
+      if (start + numTokens > sequence.tokenIds.length) continue;
       const first = Math.floor(sequence.numComputed / BLOCK_SIZE);
       sequence.numPromptSampled = Math.max(
         sequence.numPromptSampled,
@@ -169,9 +188,10 @@ export class Scheduler {
   }
 }
 
-/** Blocks that a sequence lacks for all its tokens. */
-function numBlocksMissing(sequence: Sequence): number {
-  return Math.ceil(sequence.tokenIds.length / BLOCK_SIZE) - sequence.blocks.length;
+/** Blocks that a sequence lacks for all its tokens, and `more` that are not known yet. */
+function numBlocksMissing(sequence: Sequence, more = 0): number {
+  const needed = Math.ceil((sequence.tokenIds.length + more) / BLOCK_SIZE);
+  return Math.max(0, needed - sequence.blocks.length);
 }
 
 /** The most next tokens of a sequence that a step with room for `tokens` and `samples` takes. */

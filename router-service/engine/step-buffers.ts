@@ -76,7 +76,11 @@ export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: Runne
     candidates: f32("candidates", maxSamples * candidateStride(MAX_CANDIDATES)),
     routing,
     routingBytes,
-    results: allocate(gpu, "step read-back", resultBytes, READ_BACK),
+    /** Two, for two steps in flight. */
+    results: [
+      allocate(gpu, "step read-back", resultBytes, READ_BACK),
+      allocate(gpu, "second step read-back", resultBytes, READ_BACK),
+    ] as const,
     rows: allocate(gpu, "rows read-back", maxTokens * rowBytes + routingBytes, READ_BACK),
     /** Part of the inputs. */
     input: (name: Section): Binding => ({ buffer: inputs, ...sections.of[name] }),

@@ -29,12 +29,12 @@ const STRIDE = candidateStride(MAX_CANDIDATES);
 export function encodeResults(
   step: GpuStep,
   buffers: StepBuffers,
+  results: GPUBuffer,
   config: ModelConfig,
   moeLayers: readonly number[],
   batch: StepBatch,
 ): ResultLayout {
   const routingBytes = batch.tokenIds.length * config.numExpertsPerToken * 8;
-  const { results } = buffers;
   let at = 0;
   const put = (from: GPUBuffer, offset: number, bytes: number) => {
     if (bytes > 0) step.copy(from, offset, results, at, bytes);
@@ -55,13 +55,12 @@ export function encodeResults(
 
 /** Waits for the step and reads its results. */
 export async function readResults(
-  buffers: StepBuffers,
+  results: GPUBuffer,
   layout: ResultLayout,
   config: ModelConfig,
   moeLayers: readonly number[],
   batch: StepBatch,
 ): Promise<StepResult> {
-  const { results } = buffers;
   await mapForReading(results, Math.max(4, layout.bytes));
   try {
     const mapped = results.getMappedRange(0, Math.max(4, layout.bytes));

@@ -23,6 +23,8 @@ export interface ToyOptions {
   readonly maxSequences?: number;
   readonly maxSamples?: number;
   readonly vocabSize?: number;
+  /** A second step may be started while one is in flight. */
+  readonly runsAhead?: boolean;
   /** Runs before each step has computed anything, after it has written garbage where it will write; may throw. */
   readonly beforeStep?: (batch: StepBatch, context: StepContext) => Promise<void> | void;
 }
@@ -45,6 +47,9 @@ export function createToyRunner(options: ToyOptions): ToyRunner {
   const entries = new Uint32Array(numBlocks * BLOCK_SIZE);
   const batches: StepBatch[] = [];
   const { promise: lost, resolve: lose } = Promise.withResolvers<string>();
+  /** Steps run one after another; this is the last one's result. */
+  let before: Promise<StepResult> | undefined;
+  let inFlight = 0;
 
   const slotOf = (batch: StepBatch, row: number, position: number) => {
     const block = batch.blockTables[row][Math.floor(position / BLOCK_SIZE)];
@@ -54,6 +59,7 @@ export function createToyRunner(options: ToyOptions): ToyRunner {
 
   return {
     adapter: "toy",
+    runsAhead: options.runsAhead ?? false,
     maxTokens,
     maxSequences,
     maxSamples,
@@ -73,28 +79,48 @@ export function createToyRunner(options: ToyOptions): ToyRunner {
         "samples ascend",
       );
       batches.push(batch);
-      const slots = Array.from(batch.positions, (position, i) =>
-        slotOf(batch, batch.sequenceRows[i], position),
-      );
-      assert.equal(new Set(slots).size, numTokens, "two tokens of a step share a slot");
-      for (const slot of slots) entries[slot] = 0xdead;
-      await beforeStep?.(batch, context);
-      for (const [i, slot] of slots.entries()) {
-        entries[slot] = entryOf(batch.tokenIds[i], batch.positions[i]);
+      assert.ok(++inFlight <= (options.runsAhead ? 2 : 1), `${inFlight} steps in flight`);
+      const mine = compute(batch, context, before);
+      before = mine;
+      try {
+        return await mine;
+      } finally {
+        inFlight--;
       }
-      const samples = batch.samples.map((sample) => {
-        const row = batch.sequenceRows[sample.token];
-        let state = 0;
-        for (let position = 0; position <= batch.positions[sample.token]; position++) {
-          state = mix(state, entries[slotOf(batch, row, position)]);
-        }
-        return sampleLogits(toyLogits(state, vocabSize), sample);
-      });
-      const ids = new Uint32Array(batch.tokenIds);
-      const weights = new Float32Array(numTokens).fill(1);
-      return { samples, routing: new Map([[0, { ids, weights, topK: 1 }]]) };
     },
   };
+
+  async function compute(
+    batch: StepBatch,
+    context: StepContext,
+    earlier: Promise<StepResult> | undefined,
+  ): Promise<StepResult> {
+    const { samples: chosen } = (await earlier?.catch(() => undefined)) ?? { samples: [] };
+    const numTokens = batch.tokenIds.length;
+    const tokenIds = batch.follows
+      ? batch.tokenIds.map((row) => chosen[row]?.candidateIds[0] ?? 0)
+      : batch.tokenIds;
+    const slots = Array.from(batch.positions, (position, i) =>
+      slotOf(batch, batch.sequenceRows[i], position),
+    );
+    assert.equal(new Set(slots).size, numTokens, "two tokens of a step share a slot");
+    for (const slot of slots) entries[slot] = 0xdead;
+    await beforeStep?.(batch, context);
+    for (const [i, slot] of slots.entries()) {
+      entries[slot] = entryOf(tokenIds[i], batch.positions[i]);
+    }
+    const samples = batch.samples.map((sample) => {
+      const row = batch.sequenceRows[sample.token];
+      let state = 0;
+      for (let position = 0; position <= batch.positions[sample.token]; position++) {
+        state = mix(state, entries[slotOf(batch, row, position)]);
+      }
+      return sampleLogits(toyLogits(state, vocabSize), sample);
+    });
+    const ids = new Uint32Array(tokenIds);
+    const weights = new Float32Array(numTokens).fill(1);
+    return { samples, routing: new Map([[0, { ids, weights, topK: 1 }]]) };
+  }
 }
 
 /** Next-token logits [vocabSize] of a whole sequence, without any cache: the toy's oracle. */

@@ -35,6 +35,7 @@ const runOf = fc.record({
   maxNumSeqs: fc.integer({ min: 1, max: 10 }),
   maxNumBatchedTokens: fc.integer({ min: 1, max: 60 }),
   maxSamples: fc.integer({ min: 1, max: 20 }),
+  runsAhead: fc.boolean(),
   failAt: fc.option(fc.nat(100), { nil: undefined, freq: 2 }),
   arrivals: fc.array(arrivalOf, { minLength: 4, maxLength: 16 }),
 });
@@ -84,6 +85,7 @@ describe("an engine under random requests, aborts and failing steps", () => {
           {
             numBlocks: run.numBlocks,
             maxSamples: run.maxSamples,
+            runsAhead: run.runsAhead,
             beforeStep: () => {
               if (numSteps++ === failAt) throw new UnavailableError("a shard is gone");
             },

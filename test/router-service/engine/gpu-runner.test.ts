@@ -65,6 +65,32 @@ test("a token's logits have the same bits alone, in a batch of 8, and in any chu
   await checkpoint.close();
 });
 
+test("a step started before the one in flight is read gives the logits of one that is told the token", async () => {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const runner = await gpuRunnerFactory(gpu)(checkpoint, SMALL);
+  const signal = { signal: new AbortController().signal };
+  const prompts = [
+    { tokenIds: [3, 1, 4, 1, 5], from: 0, blocks: [0] },
+    { tokenIds: [2, 7, 1], from: 0, blocks: [1] },
+  ];
+  const next = (tokenIds: readonly number[]) =>
+    batchOf(
+      prompts.map((part, i) => ({ ...part, from: part.tokenIds.length, tokenIds: [tokenIds[i]] })),
+    );
+  const first = runner.forward(batchOf(prompts), signal);
+  // Rows of the first step's samples: one per token, the last of each prompt counts.
+  const ahead = runner.forward({ ...next([4, 7]), follows: true }, signal);
+  const { samples } = await first;
+  const told = next([samples[4].candidateIds[0], samples[7].candidateIds[0]]);
+  const following = await ahead;
+  const expected = await runner.forward(told, signal);
+  for (const row of [0, 1]) {
+    assert.deepEqual(following.samples[row].logits, expected.samples[row].logits, `row ${row}`);
+  }
+  await runner.close();
+  await checkpoint.close();
+});
+
 test("a KV cache that no buffer of the device can hold is refused with bytes and limit", async () => {
   const checkpoint = await openCheckpoint(TINY_MODEL);
   const limits = {
