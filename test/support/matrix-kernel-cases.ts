@@ -21,7 +21,7 @@ const DTYPES: readonly WeightsDtype[] = ["f16", "f32"];
 const NONE = 0xffffffff;
 
 /** Routing of rows over slots, some of them empty, as (slot, weight bits). */
-function randomRouting(rows: number, topK: number, numSlots: number, seed: number) {
+export function randomRouting(rows: number, topK: number, numSlots: number, seed: number) {
   const draws = randomValues(rows * topK * 2, seed);
   const slots = new Uint32Array(rows * topK);
   const weights = new Float32Array(rows * topK);

@@ -12,7 +12,7 @@ import { ceilDiv, type StepSizes } from "./counts.ts";
  * - `grouped`: pairs of one slot together, as `group-by-slot` left them; for many rows
  */
 export type Lookup =
-  | { readonly kind: "tokens" | "samples"; readonly rows: 1 | 4 }
+  | { readonly kind: "tokens" | "samples"; readonly rows: 1 | GroupRows }
   | { readonly kind: "direct"; readonly rows: 1 }
   | { readonly kind: "grouped"; readonly rows: GroupRows };
 

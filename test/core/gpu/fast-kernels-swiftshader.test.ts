@@ -1,0 +1,12 @@
+import { after } from "node:test";
+
+import { EXPERT_FORMATS } from "../../../core/expert-format.ts";
+import { SWIFTSHADER } from "../../support/swiftshader.ts";
+
+Object.assign(process.env, SWIFTSHADER);
+const { openGpu } = await import("../../../core/gpu/device.ts");
+const { fastKernelCases } = await import("../../support/fast-kernel-cases.ts");
+
+const gpu = await openGpu();
+after(() => gpu.close());
+fastKernelCases(gpu, EXPERT_FORMATS);
