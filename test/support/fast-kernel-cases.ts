@@ -2,6 +2,7 @@
 
 import { test } from "node:test";
 
+import { gateUp as gateUpOnCpu } from "../../core/cpu/ffn.ts";
 import * as cpu from "../../core/cpu/operations.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
@@ -42,7 +43,7 @@ function expectedOf(
     if (slot === NONE) return;
     const row = Math.floor(pair / topK);
     const part = 2 * width * hiddenSize;
-    const states = cpu.gateUp(
+    const states = gateUpOnCpu(
       x.subarray(row * hiddenSize, (row + 1) * hiddenSize),
       gateUp.exact.subarray(slot * part, (slot + 1) * part),
       hiddenSize,
