@@ -10,6 +10,7 @@ import { loadSchema } from "./load/options.ts";
 import { failureLines, summaryTable } from "./load/result.ts";
 import type { LoadSummary } from "./load/statistics.ts";
 import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
+import { runOverlapCommand } from "./overlap.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
 import { runBenchCommand } from "./serve.ts";
 
@@ -32,7 +33,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, perplexity --url URL; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, perplexity --url URL; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -88,6 +89,9 @@ switch (program) {
     break;
   case "hop":
     process.exitCode = await runHopCommand(rest);
+    break;
+  case "overlap":
+    process.exitCode = await runOverlapCommand(rest);
     break;
   case "perplexity":
     process.exitCode = await runPerplexityCommand(rest);

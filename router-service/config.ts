@@ -38,6 +38,10 @@ export const routerConfigSchema = z.object({
   wire: z.enum(["f16", "f32"]).default("f16").meta({
     description: "Dtype of the hidden states sent to shards",
   }),
+  microBatches: z.enum(["auto", "1", "2"]).default("auto").meta({
+    description:
+      "Parts of a step that take turns, one computing while the other's rows are with the shards; auto: what steps are faster with",
+  }),
   dispatchTimeout: z.number().positive().max(3_600).default(2).meta({
     description: "Longest wait for a shard's answer to one dispatch",
     unit: "s",

@@ -16,7 +16,7 @@ import type { RunnerLimits } from "./engine/runner-limits.ts";
 /** What the choice of a runner depends on. */
 export interface RunnerOptions {
   readonly checkpoint: Checkpoint;
-  readonly settings: Pick<RouterConfig, "weights" | "wire">;
+  readonly settings: Pick<RouterConfig, "weights" | "wire" | "microBatches">;
   readonly limits: RunnerLimits;
   /** Absent: the CPU. */
   readonly gpu: Gpu | undefined;
@@ -69,7 +69,11 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
                 progressOf("router experts", logger),
               ),
           }
-        : { kind: "remote", runExperts: cluster.runExperts },
+        : {
+            kind: "remote",
+            runExperts: cluster.runExperts,
+            microBatches: settings.microBatches,
+          },
   });
 }
 

@@ -2,15 +2,14 @@
 
 import type { Gpu } from "../../core/gpu/device.ts";
 import { type ExpertBuffers, GROUPED_FROM } from "../../core/gpu/expert-ffn.ts";
-import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
-import { moeLayers } from "../../core/model/config.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import type { WireSetting } from "../../core/wire.ts";
 import { compileModelKernels } from "./gpu-kernels.ts";
-import { bindModel, type GpuModel } from "./gpu-model.ts";
+import { GpuLane } from "./gpu-lane.ts";
 import { loadGpuWeights } from "./gpu-weights.ts";
-import { GpuStep } from "./gpu-step.ts";
+import { chooseMicroBatches, type MicroBatchTimes, noteStep } from "./micro-batch-choice.ts";
+import { mergeResults, type MicroBatchSetting, splitBatch } from "./micro-batches.ts";
 import {
   BLOCK_SIZE,
   type ModelRunner,
@@ -20,13 +19,8 @@ import {
 } from "./model-runner.ts";
 import type { RunExperts } from "./run-experts.ts";
 import { checkBatch, type RunnerLimits } from "./runner-limits.ts";
-import {
-  allocateCaches,
-  allocateStepBuffers,
-  type StepBuffers,
-  writeInputs,
-} from "./step-buffers.ts";
-import { encodeResults, readResults } from "./step-results.ts";
+import { allocateCaches } from "./step-buffers.ts";
+import { runInTurns } from "./turns.ts";
 
 /** What a runner on the GPU is made of. */
 export interface GpuRunnerOptions {
@@ -39,37 +33,46 @@ export interface GpuRunnerOptions {
   /** Local experts work on the runner's buffers and are made over them. */
   readonly experts:
     | { readonly kind: "local"; readonly create: (buffers: ExpertBuffers) => Promise<RunExperts> }
-    | { readonly kind: "remote"; readonly runExperts: RunExperts };
+    | {
+        readonly kind: "remote";
+        readonly runExperts: RunExperts;
+        readonly microBatches: MicroBatchSetting;
+      };
 }
 
 /** Loads a model onto a GPU; the device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, WeightOverflowError. */
 export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Promise<ModelRunner> {
-  const { checkpoint, limits } = options;
+  const { checkpoint, limits, weights, wire, onProgress, experts } = options;
   const { config } = checkpoint;
-  const buffers = allocateStepBuffers(gpu, config, limits);
-  const caches = allocateCaches(gpu, config, limits);
   const { maxModelLen } = limits;
-  const { weights, wire, onProgress } = options;
-  const model = bindModel(
-    {
-      kernels: await compileModelKernels(gpu, config, weights, wire, buffers.blocksPerSequence),
-      weights: await loadGpuWeights(gpu, { checkpoint, weights, maxModelLen, onProgress }),
-      caches,
-      wire,
-    },
-    buffers,
-  );
+  const caches = allocateCaches(gpu, config, limits);
+  const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
+  const parts = {
+    kernels: await compileModelKernels(gpu, config, weights, wire, blocksPerSequence),
+    weights: await loadGpuWeights(gpu, { checkpoint, weights, maxModelLen, onProgress }),
+    caches,
+    wire,
+  };
+  const lane = new GpuLane(gpu, config, limits, parts);
+  const lanes = [lane];
+  if (experts.kind === "remote" && experts.microBatches !== "1" && limits.maxTokens > 1) {
+    // The second half of a batch is never the larger one by more than an eighth of the whole.
+    const maxTokens = Math.ceil(limits.maxTokens * 0.625);
+    const maxSamples = Math.min(limits.maxSamples, maxTokens);
+    lanes.push(new GpuLane(gpu, config, { ...limits, maxTokens, maxSamples }, parts));
+  }
+  const { buffers } = lane;
   const runExperts =
-    options.experts.kind === "remote"
-      ? options.experts.runExperts
-      : await options.experts.create({
+    experts.kind === "remote"
+      ? experts.runExperts
+      : await experts.create({
           counts: buffers.counts,
           rows: options.wire === "f16" ? buffers.rounded : buffers.normed,
           routing: buffers.routingOf,
           sums: buffers.sums,
           maxPairs: limits.maxTokens * config.numExpertsPerToken,
         });
-  const runner = new GpuRunner(gpu, options, buffers, caches, model, runExperts);
+  const runner = new GpuRunner(gpu, options, lanes, caches, runExperts);
   await runner.warmUp();
   return runner;
 }
@@ -82,21 +85,17 @@ class GpuRunner implements ModelRunner {
   readonly maxSamples: number;
   readonly numBlocks: number;
   readonly lost: Promise<string>;
-  readonly #gpu: Gpu;
   readonly #options: GpuRunnerOptions;
-  readonly #buffers: StepBuffers;
+  readonly #lanes: readonly GpuLane[];
   readonly #caches: readonly GPUBuffer[];
-  readonly #model: GpuModel;
   readonly #runExperts: RunExperts;
-  readonly #moeLayers: readonly number[];
-  #results: 0 | 1 = 0;
+  #times: MicroBatchTimes = new Map();
 
   constructor(
     gpu: Gpu,
     options: GpuRunnerOptions,
-    buffers: StepBuffers,
+    lanes: readonly GpuLane[],
     caches: readonly GPUBuffer[],
-    model: GpuModel,
     runExperts: RunExperts,
   ) {
     this.adapter = gpu.adapter;
@@ -107,13 +106,10 @@ class GpuRunner implements ModelRunner {
     this.maxSequences = options.limits.maxSequences;
     this.maxSamples = options.limits.maxSamples;
     this.numBlocks = options.limits.numBlocks;
-    this.#gpu = gpu;
     this.#options = options;
-    this.#buffers = buffers;
+    this.#lanes = lanes;
     this.#caches = caches;
-    this.#model = model;
     this.#runExperts = runExperts;
-    this.#moeLayers = moeLayers(options.checkpoint.config);
   }
 
   /** Runs steps of all shapes over the still empty cache: drivers compile at the first run, which a request must not wait for. */
@@ -151,59 +147,42 @@ class GpuRunner implements ModelRunner {
         values: new Float32Array(tokens * hiddenSize),
       });
       const runExperts = experts.kind === "local" ? this.#runExperts : noExperts;
-      await this.#run(batch, { signal: new AbortController().signal }, runExperts);
+      await this.#lanes[0].run(batch, { signal: new AbortController().signal }, runExperts);
     }
   }
 
-  forward(batch: StepBatch, context: StepContext): Promise<StepResult> {
-    return this.#run(batch, context, this.#runExperts);
-  }
-
-  async #run(batch: StepBatch, context: StepContext, runExperts: RunExperts): Promise<StepResult> {
-    const { config } = this.#options.checkpoint;
-    const sizes: StepSizes = {
-      tokens: batch.tokenIds.length,
-      samples: batch.samples.length,
-      topK: config.numExpertsPerToken,
-      numSlots: config.numExperts,
-    };
+  async forward(batch: StepBatch, context: StepContext): Promise<StepResult> {
     checkBatch(batch, this.#options.limits);
-    writeInputs(this.#gpu, this.#buffers, sizes, batch);
-    const step = new GpuStep(
-      this.#gpu,
-      this.#buffers,
-      this.#options.wire,
-      config.hiddenSize,
-      sizes,
-    );
-    if (batch.follows) this.#model.follow(step.pass, sizes);
-    this.#model.embed(step.pass, sizes);
-    for (const [layer, stages] of this.#model.layers.entries()) {
-      stages.attention(step.pass, sizes);
-      if (config.layers[layer] === "dense") {
-        stages.ffn(step.pass, sizes);
-        continue;
-      }
-      const pending = runExperts(layer, step.hiddenStates(), step.routing(layer, context));
-      stages.ffn(step.pass, sizes);
-      // Remote experts: the shared expert computes while their rows are on the wire.
-      if (pending instanceof Promise) step.submit();
-      step.putSums(pending instanceof Promise ? await pending : pending);
-      stages.addSums(step.pass, sizes);
-    }
-    this.#model.sample(step.pass, sizes);
-    // The step before may not have been read yet.
-    this.#results = this.#results === 0 ? 1 : 0;
-    const results = this.#buffers.results[this.#results];
-    const layout = encodeResults(step, this.#buffers, results, config, this.#moeLayers, batch);
-    step.submit();
-    return readResults(results, layout, config, this.#moeLayers, batch);
+    const startedAt = performance.now();
+    const numTokens = batch.tokenIds.length;
+    const microBatches = this.#microBatches(numTokens);
+    const result =
+      microBatches === 1
+        ? await this.#lanes[0].run(batch, context, this.#runExperts)
+        : await this.#forwardInTwo(batch, context);
+    this.#times = noteStep(this.#times, numTokens, microBatches, performance.now() - startedAt);
+    return result;
   }
 
   close(): void {
-    const { results, ...rest } = this.#buffers;
-    for (const buffer of [...this.#caches, ...results, ...Object.values(rest)]) {
-      if (typeof buffer === "object" && "destroy" in buffer) buffer.destroy();
-    }
+    for (const buffer of this.#caches) buffer.destroy();
+    for (const lane of this.#lanes) lane.close();
+  }
+
+  #microBatches(numTokens: number): 1 | 2 {
+    const { experts } = this.#options;
+    if (experts.kind === "local" || this.#lanes.length === 1 || numTokens < 2) return 1;
+    return experts.microBatches === "2" ? 2 : chooseMicroBatches(this.#times, numTokens);
+  }
+
+  async #forwardInTwo(batch: StepBatch, context: StepContext): Promise<StepResult> {
+    const { halves, straddles } = splitBatch(batch);
+    const [ahead, behind] = this.#lanes;
+    return mergeResults(
+      await runInTurns(context.signal, straddles, [
+        (signal, order) => ahead.run(halves[0], { ...context, signal }, this.#runExperts, order),
+        (signal, order) => behind.run(halves[1], { ...context, signal }, this.#runExperts, order),
+      ]),
+    );
   }
 }

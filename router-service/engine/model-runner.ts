@@ -12,7 +12,7 @@ export interface StepBatch {
   readonly follows?: boolean;
   /** Position of each token in its sequence [numTokens]. */
   readonly positions: Uint32Array;
-  /** Row of `blockTables` that each token belongs to [numTokens]. */
+  /** Row of `blockTables` that each token belongs to [numTokens], ascending from 0, no row left out. */
   readonly sequenceRows: Uint32Array;
   /** KV block ids of each sequence of the step, in order of position. */
   readonly blockTables: readonly (readonly number[])[];

@@ -26,6 +26,8 @@ export interface ClusterOptions {
   readonly env?: Readonly<Record<string, string | undefined>>;
   /** Further changes to that of each shard, by rank. */
   readonly shardEnv?: readonly Readonly<Record<string, string | undefined>>[];
+  /** Port at which the router is to reach the shard that listens on this one; default: the same. */
+  readonly portOfShard?: (port: number) => Promise<number>;
 }
 
 /** The running cluster. */
@@ -72,13 +74,15 @@ export async function startCluster(options: ClusterOptions): Promise<Cluster> {
   };
   try {
     if (failed) throw failed.reason;
-    const addresses = shards.map((shard) => `127.0.0.1:${shard.ready.port}`);
+    const { portOfShard = async (port: number) => port } = options;
+    const ports = await Promise.all(shards.map(({ ready }) => portOfShard(ready.port ?? 0)));
+    const addresses = ports.map((port) => `127.0.0.1:${port}`);
     const shardsFlag = addresses.length > 0 ? ["--shards", addresses.join(",")] : [];
-    const ports = ["--http-port", "0", "--grpc-port", "0"];
+    const ownPorts = ["--http-port", "0", "--grpc-port", "0"];
     router = await startService({
       name: "router",
       script: "router-service/main.ts",
-      argv: [...common, "--wire", wire, ...ports, ...shardsFlag, ...(options.routerFlags ?? [])],
+      argv: [...common, "--wire", wire, ...ownPorts, ...shardsFlag, ...(options.routerFlags ?? [])],
       env,
     });
     const url = `http://127.0.0.1:${router.ready.httpPort}`;

@@ -22,16 +22,19 @@ after(async () => {
   gpu.close();
 });
 
-const withShards: RunnerFactory = (checkpoint, limits) =>
-  createGpuRunner(gpu, {
-    checkpoint,
-    weights: "f32",
-    wire: "f32",
-    limits,
-    experts: { kind: "remote", runExperts: cluster.runExperts },
-  });
+const withShards =
+  (microBatches: "1" | "2"): RunnerFactory =>
+  (checkpoint, limits) =>
+    createGpuRunner(gpu, {
+      checkpoint,
+      weights: "f32",
+      wire: "f32",
+      limits,
+      experts: { kind: "remote", runExperts: cluster.runExperts, microBatches },
+    });
 
-await runnerSuite("a router's GPU with two shards", withShards, []);
+await runnerSuite("a router's GPU with two shards", withShards("1"), []);
+await runnerSuite("a router's GPU with two shards and two micro-batches", withShards("2"), []);
 
 test("100 decode steps over two shards create nothing on any device but command encoders", async () => {
   const checkpoint = await openCheckpoint(TINY_MODEL);
@@ -42,7 +45,7 @@ test("100 decode steps over two shards create nothing on any device but command 
     maxModelLen: 256,
     numBlocks: 32,
   };
-  const runner = await withShards(checkpoint, limits);
+  const runner = await withShards("2")(checkpoint, limits);
   const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
   await runner.close();

@@ -106,7 +106,7 @@ test("a KV cache that no buffer of the device can hold is refused with bytes and
       weights: "f32",
       wire: "f32",
       limits,
-      experts: { kind: "remote", runExperts: () => assert.fail("not reached") },
+      experts: { kind: "remote", runExperts: () => assert.fail("not reached"), microBatches: "1" },
     }),
     /KV cache of layer 0, 4000000 blocks.*needs 16384000000 bytes.*at most \d+/,
   );
