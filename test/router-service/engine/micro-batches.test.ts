@@ -5,7 +5,7 @@ import fc from "fast-check";
 
 import { mergeResults, splitBatch } from "../../../router-service/engine/micro-batches.ts";
 import type { StepBatch, StepResult } from "../../../router-service/engine/model-runner.ts";
-import { batchOf } from "../../support/runner-suite.ts";
+import { batchOf } from "../../support/step-batch.ts";
 
 /** Sequences of these lengths, all tokens of all of them different. */
 function batch(lengths: readonly number[]): StepBatch {
