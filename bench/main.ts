@@ -13,6 +13,7 @@ import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
 import { runOverlapCommand } from "./overlap.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
 import { runBenchCommand } from "./serve.ts";
+import { runSyntheticCommand } from "./synthetic/command.ts";
 
 const schema = z.object({
   model: serviceOptions.model,
@@ -33,7 +34,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, perplexity --url URL; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, perplexity --url URL; synthetic --config NAME --out DIR writes a model; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -95,6 +96,9 @@ switch (program) {
     break;
   case "perplexity":
     process.exitCode = await runPerplexityCommand(rest);
+    break;
+  case "synthetic":
+    process.exitCode = await runSyntheticCommand(rest);
     break;
   default:
     process.exitCode = await runAll(process.argv.slice(2));
