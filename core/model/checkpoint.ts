@@ -2,25 +2,22 @@
 
 import { basename, isAbsolute, join, relative, resolve } from "node:path";
 
-import { bytesPerElement, type DType, type HostTensor, numElements } from "../tensor.ts";
+import type { HostTensor } from "../tensor.ts";
+import { CheckpointError } from "./checkpoint-error.ts";
 import type { GenerationConfig, ModelConfig } from "./config.ts";
-import { expectedTensors } from "./families.ts";
+import { expectedSources, familyOf } from "./families.ts";
 import { isJsonObject, readJsonFile, shownJson } from "./json-file.ts";
 import { parseModelConfig, readGenerationConfig, readRawConfig } from "./load-config.ts";
 import type { TensorSource } from "./model-family.ts";
 import { hashModel, type HashedTensor } from "./model-hash.ts";
 import { SafetensorsFile } from "./safetensors.ts";
+import { findSource, type FindTensor, type ReadBytes, readStored } from "./stored-source.ts";
 
 const SINGLE_FILE = "model.safetensors";
 const INDEX_FILE = "model.safetensors.index.json";
 const MAX_INDEX_BYTES = 100_000_000;
 /** Weight files that are kept open. */
 const MAX_FILES = 512;
-
-/** A checkpoint does not hold what its config asks for; the message names the thing, its value and the expectation. */
-export class CheckpointError extends Error {
-  override readonly name = "CheckpointError";
-}
 
 /** An open checkpoint. Reads may run at the same time. */
 export interface Checkpoint {
@@ -31,10 +28,15 @@ export interface Checkpoint {
   readonly modelHash: string;
   /** Names of all tensors of the files, sorted. */
   readonly tensorNames: readonly string[];
-  /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads them. */
+  /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads them. Layers that only help to draft are not among them. */
   readonly unexpectedTensors: readonly string[];
-  /** Reads one tensor. Throws CheckpointError where there is none or its dtype is not a DType, SafetensorsError where the file has shrunk. */
+  /**
+   * Reads one matrix or vector: its own bytes alone, of a tensor that holds several. FP8 becomes F32, MXFP4 BF16.
+   * Throws CheckpointError where the files do not have it as the source says, SafetensorsError where a file has shrunk.
+   */
   read(source: TensorSource): Promise<HostTensor>;
+  /** As `read`, of several sources; those within the same bytes read them once. */
+  readTogether(sources: readonly TensorSource[]): Promise<HostTensor[]>;
   /** Bytes read from the weight files so far, headers and the hash's samples included. */
   bytesRead(): number;
   /** Closes the files; reads fail from then on. */
@@ -44,7 +46,7 @@ export interface Checkpoint {
 /**
  * Opens the checkpoint of a model directory: `config.json` with `model.safetensors`, or with
  * `model.safetensors.index.json` and its files. Every tensor that the config asks for is there, with its shape, in F32,
- * F16 or BF16. Throws ModelConfigError, JsonFileError, SafetensorsError or CheckpointError.
+ * F16, BF16, or FP8 or MXFP4 with its scales, in the published layout or that of transformers 5. Throws ModelConfigError, JsonFileError, SafetensorsError or CheckpointError.
  */
 export async function openCheckpoint(dir: string): Promise<Checkpoint> {
   const rawConfig = await readRawConfig(dir);
@@ -55,8 +57,19 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
     await Promise.all(files.map((file) => file.close()));
   };
   try {
-    const expected = expectedTensors(config);
-    checkTensors(dir, expected, fileOf);
+    const find: FindTensor = (name) => {
+      const file = fileOf.get(name);
+      const entry = file?.tensors.get(name);
+      return file && entry && { name, file, entry };
+    };
+    const names = usedTensors(config, find, dir);
+    const family = familyOf(config);
+    const readTogether = (sources: readonly TensorSource[]) => {
+      const bytesRead: ReadBytes = new Map();
+      return Promise.all(
+        sources.map(async (source) => readStored(findSource(source, find, dir), bytesRead)),
+      );
+    };
     const tensorNames = [...fileOf.keys()].sort();
     const hashed = tensorNames.map((name): HashedTensor => {
       const file = fileOf.get(name)!;
@@ -70,8 +83,11 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       generation,
       modelHash: await hashModel(rawConfig, hashed),
       tensorNames,
-      unexpectedTensors: tensorNames.filter((name) => !expected.has(name)),
-      read: ({ name }) => readTensor(dir, name, fileOf.get(name)),
+      unexpectedTensors: tensorNames.filter(
+        (name) => !names.has(name) && family.isExtra?.(config, name) !== true,
+      ),
+      read: async (source) => (await readTogether([source]))[0],
+      readTogether,
       bytesRead: () => files.reduce((sum, file) => sum + file.bytesRead(), 0),
       close,
     };
@@ -81,53 +97,15 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
   }
 }
 
-async function readTensor(
-  dir: string,
-  name: string,
-  file: SafetensorsFile | undefined,
-): Promise<HostTensor> {
-  const entry = file?.tensors.get(name);
-  if (!file || !entry) throw new CheckpointError(`${dir}: no tensor ${JSON.stringify(name)}`);
-  const { dtype, shape, begin, end } = entry;
-  if (!isDType(dtype)) throw wrongDtype(file, name, dtype);
-  return { dtype, shape, bytes: await file.readBytes(name, 0, end - begin) };
-}
-
-function isDType(dtype: string): dtype is DType {
-  return dtype === "F32" || dtype === "F16" || dtype === "BF16";
-}
-
-function wrongDtype(file: SafetensorsFile, name: string, dtype: string): CheckpointError {
-  return new CheckpointError(
-    `${file.file}: tensor ${name}: dtype is ${dtype}, expected F32, F16 or BF16`,
-  );
-}
-
-/** Throws CheckpointError for the first tensor that is missing or not as the config has it. */
-function checkTensors(
-  dir: string,
-  expected: ReadonlyMap<string, readonly number[]>,
-  fileOf: ReadonlyMap<string, SafetensorsFile>,
-): void {
-  for (const [name, shape] of expected) {
-    const file = fileOf.get(name);
-    const entry = file?.tensors.get(name);
-    if (!file || !entry) {
-      throw new CheckpointError(
-        `${dir}: tensor ${name} is missing, expected [${shape.join(", ")}]`,
-      );
-    }
-    if (!isDType(entry.dtype)) throw wrongDtype(file, name, entry.dtype);
-    const same =
-      shape.length === entry.shape.length && shape.every((size, i) => size === entry.shape[i]);
-    if (!same) {
-      const got = `shape is [${entry.shape.join(", ")}], expected [${shape.join(", ")}] by config.json`;
-      throw new CheckpointError(`${file.file}: tensor ${name}: ${got}`);
-    }
-    const numBytes = numElements(shape) * bytesPerElement(entry.dtype);
-    if (numBytes !== entry.end - entry.begin)
-      throw new TypeError(`${name}: header was not checked`);
+/** Names of the tensors that the model reads. Throws CheckpointError for the first that is missing or not as the config has it. */
+function usedTensors(config: ModelConfig, find: FindTensor, dir: string): Set<string> {
+  const names = new Set<string>();
+  for (const source of expectedSources(config)) {
+    const stored = findSource(source, find, dir);
+    names.add(stored.values.name);
+    if (stored.encoding !== "plain") names.add(stored.scales.name);
   }
+  return names;
 }
 
 interface Weights {

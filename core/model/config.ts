@@ -44,7 +44,12 @@ export interface ModelConfig {
   /** Width of the FFN of dense layers; 0 where there are none. */
   readonly denseIntermediateSize: number;
   readonly multipliers: Multipliers;
+  /** Encoding of the published checkpoint's large weights; undefined has them as plain floats. */
+  readonly quantization?: Quantization;
 }
+
+/** FP8 E4M3 with a scale per block of 128×128 (DeepSeek-V3), or MXFP4 with a scale per 32 values of a row (gpt-oss). */
+export type Quantization = "fp8" | "mxfp4";
 
 /** Attention with keys and values per head: MHA, GQA, MQA. */
 export interface HeadsAttention {

@@ -1,11 +1,30 @@
 /** The model families that the engine runs. */
 
 import type { ModelConfig } from "./config.ts";
+import { deepseekV2 } from "./deepseek-v2.ts";
+import { deepseekV3 } from "./deepseek-v3.ts";
+import { deepseek } from "./deepseek.ts";
+import { gptOss } from "./gpt-oss.ts";
+import { graniteMoe } from "./granitemoe.ts";
+import { mixtral } from "./mixtral.ts";
 import type { ModelFamily, TensorSource } from "./model-family.ts";
+import { olmoe } from "./olmoe.ts";
 import { qwen2Moe } from "./qwen2-moe.ts";
+import { qwen3Moe } from "./qwen3-moe.ts";
+import { fp8Scales, mxfp4Tensors } from "./stored-source.ts";
 
 /** Every known family. */
-export const modelFamilies: readonly ModelFamily[] = [qwen2Moe];
+export const modelFamilies: readonly ModelFamily[] = [
+  deepseek,
+  deepseekV2,
+  deepseekV3,
+  gptOss,
+  graniteMoe,
+  mixtral,
+  olmoe,
+  qwen2Moe,
+  qwen3Moe,
+];
 
 /** The family of a config that one of the families has read. */
 export function familyOf(config: ModelConfig): ModelFamily {
@@ -32,9 +51,31 @@ export function expectedSources(config: ModelConfig): TensorSource[] {
   return sources;
 }
 
-/** Name and shape of every tensor that a checkpoint of this config must have. */
-export function expectedTensors(config: ModelConfig): Map<string, readonly number[]> {
-  return new Map(expectedSources(config).map(({ name, shape }) => [name, shape]));
+/** A tensor as the published checkpoint has it. */
+export interface ExpectedTensor {
+  /** As safetensors names it. */
+  readonly dtype: "BF16" | "F32" | "F8_E4M3" | "U8";
+  readonly shape: readonly number[];
+}
+
+/** Every tensor that a checkpoint of this config has in the published layout, by name. */
+export function expectedTensors(config: ModelConfig): Map<string, ExpectedTensor> {
+  const tensors = new Map<string, ExpectedTensor>();
+  for (const { name, shape: ownShape, part, encoding } of expectedSources(config)) {
+    const shape = part?.shape ?? ownShape;
+    if (encoding === "MXFP4") {
+      const { blocks, scales } = mxfp4Tensors(name, shape);
+      tensors.set(blocks.name, { dtype: "U8", shape: blocks.shape });
+      tensors.set(scales.name, { dtype: "U8", shape: scales.shape });
+    } else if (encoding === "FP8") {
+      const scales = fp8Scales(name, shape);
+      tensors.set(name, { dtype: "F8_E4M3", shape });
+      tensors.set(scales.name, { dtype: "F32", shape: scales.shape });
+    } else {
+      tensors.set(name, { dtype: encoding ?? "BF16", shape });
+    }
+  }
+  return tensors;
 }
 
 /** The tensor sources anywhere within a group of them. */

@@ -8,6 +8,7 @@ import type { GenerationConfig, ModelConfig } from "./config.ts";
 import { ModelConfigError, zodProblems } from "./config-error.ts";
 import { modelFamilies } from "./families.ts";
 import { JsonFileError, type JsonObject, readJsonFile } from "./json-file.ts";
+import type { ModelFamily } from "./model-family.ts";
 
 /** Bytes of a configuration file at most. */
 const MAX_CONFIG_BYTES = 4 * 1024 * 1024;
@@ -27,9 +28,12 @@ export async function readModelConfig(dir: string): Promise<ModelConfig> {
 
 /** The parsed content of `config.json` under the house's names. Throws ModelConfigError naming `file`. */
 export function parseModelConfig(raw: JsonObject, file: string): ModelConfig {
-  const family = modelFamilies.find((family) => family.modelType === raw.model_type);
+  const family = modelFamilies.find((family) => typesOf(family).includes(raw.model_type as string));
   if (!family) {
-    const known = modelFamilies.map((family) => JSON.stringify(family.modelType)).join(" or ");
+    const known = modelFamilies
+      .flatMap(typesOf)
+      .map((type) => JSON.stringify(type))
+      .join(" or ");
     throw new ModelConfigError(file, [
       { name: "model_type", value: raw.model_type, expectation: known },
     ]);
@@ -37,6 +41,11 @@ export function parseModelConfig(raw: JsonObject, file: string): ModelConfig {
   const parsed = family.parseConfig(raw);
   if ("problems" in parsed) throw new ModelConfigError(file, parsed.problems);
   return Object.freeze(parsed.config);
+}
+
+/** Every `model_type` of a family. */
+function typesOf({ modelType, aliases = [] }: ModelFamily): readonly string[] {
+  return [modelType, ...aliases];
 }
 
 const tokenId = z.int().min(0);

@@ -6,10 +6,31 @@ import type { JsonObject } from "./json-file.ts";
 
 /** Where a matrix or a vector stands in a checkpoint. */
 export interface TensorSource {
-  /** Name of the tensor. */
+  /** Name of the tensor; that of MXFP4 values goes on with `_blocks`, and of their scales with `_scales`. */
   readonly name: string;
   /** Shape that the model needs; a matrix is [out, in]. */
   readonly shape: readonly number[];
+  /** Encoding of the published tensor, BF16 where it is absent; files in other encodings are read as well. */
+  readonly encoding?: TensorEncoding;
+  /** Which part of the tensor is meant; all of it where this is absent. */
+  readonly part?: TensorPart;
+  /** Where re-saved checkpoints have it, if they have none of the name. */
+  readonly resaved?: TensorSource;
+}
+
+export type TensorEncoding = "F32" | "FP8" | "MXFP4";
+
+/** The rows that are meant of a tensor of several matrices [out, in], or of several vectors. */
+export interface TensorPart {
+  /** Shape of the whole tensor; a matrix per expert is [numExperts, rows, columns], a vector [numExperts, rows]. */
+  readonly shape: readonly number[];
+  /** Index into the first dimension: the expert. */
+  readonly index: number;
+  readonly firstRow: number;
+  /** From one row that is meant to the next. */
+  readonly rowStep: number;
+  /** The tensor is [numExperts, columns, rows]: its matrices are [in, out]. */
+  readonly transposed: boolean;
 }
 
 /** A projection's weight [out, in] and bias [out]. */
@@ -102,18 +123,25 @@ export interface MoeSources {
   readonly sharedGate?: TensorSource;
 }
 
+/** What a config.json says, or everything that is wrong with it. */
+export type ParsedConfig =
+  | { readonly config: ModelConfig }
+  | { readonly problems: readonly ConfigProblem[] };
+
 /** One model family. */
 export interface ModelFamily {
   /** `model_type` of its config.json. */
   readonly modelType: ModelType;
+  /** Other `model_type`s that stand for exactly the same. */
+  readonly aliases?: readonly string[];
   /** Reads a config.json of this family, or lists everything that is wrong with it. */
-  parseConfig(
-    raw: JsonObject,
-  ): { readonly config: ModelConfig } | { readonly problems: readonly ConfigProblem[] };
+  parseConfig(raw: JsonObject): ParsedConfig;
   modelSources(config: ModelConfig): ModelSources;
   attentionSources(config: ModelConfig, layer: number): AttentionSources;
   moeSources(config: ModelConfig, layer: number): MoeSources;
   expertSources(config: ModelConfig, layer: number, expert: number): FfnSources;
   /** The FFN of a dense layer. */
   denseSources(config: ModelConfig, layer: number): FfnSources;
+  /** Whether a tensor belongs to layers that the model does not need to answer, as those that only help to draft. */
+  isExtra?(config: ModelConfig, name: string): boolean;
 }

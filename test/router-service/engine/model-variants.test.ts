@@ -46,7 +46,7 @@ async function writeVariant(dir: string, changes: object): Promise<void> {
   await writeFile(join(dir, "config.json"), JSON.stringify({ ...base, ...changes }));
   const config = await readModelConfig(dir);
   const tensors = new Map(
-    [...expectedTensors(config)].map(([name, shape], index) => {
+    [...expectedTensors(config)].map(([name, { shape }], index) => {
       const length = shape.reduce((a, b) => a * b, 1);
       const values = randomValues(
         length,

@@ -1,0 +1,139 @@
+/**
+ * gpt-oss (20b, 120b): heads with sinks, layers that take turns in a window and without, biases everywhere, a clamped
+ * gate and up with (up + 1), softmax over the chosen logits alone, and all experts of a layer in MXFP4 tensors whose gate
+ * and up rows take turns. Names and defaults are those of Hugging Face's `GptOssConfig` and `GptOssForCausalLM`, which
+ * re-saves plain floats with matrices [in, out].
+ */
+
+import { z } from "zod";
+
+import {
+  MAX_SIZE,
+  SIZE_STEP,
+  decoderConfig,
+  decoderFields,
+  everyLayer,
+  experts,
+  flag,
+  integer,
+  positive,
+  softmaxGate,
+  stepped,
+} from "./config-fields.ts";
+import { decoderSources, fusedBias, fusedExpert, orResaved, tensor } from "./decoder-sources.ts";
+import { parseByRules } from "./family-config.ts";
+import { attentionBias, headsConfig, headsFields } from "./heads-config.ts";
+import type { ModelFamily } from "./model-family.ts";
+
+const LAYER_TYPES = ["sliding_attention", "full_attention"] as const;
+
+const fields = {
+  ...decoderFields({ maxPositions: 131072, rmsNormEps: 1e-5 }),
+  ...headsFields,
+  head_dim: integer(1, MAX_SIZE).default(64),
+  attention_bias: flag(true),
+  sliding_window: integer(1, MAX_SIZE).nullable().default(128),
+  layer_types: z
+    .array(z.enum(LAYER_TYPES), { error: `a list of ${LAYER_TYPES.join(" and ")}` })
+    .optional(),
+  num_local_experts: experts(),
+  intermediate_size: stepped(SIZE_STEP),
+  swiglu_alpha: positive().default(1.702),
+  swiglu_limit: positive().default(7),
+};
+
+/** The class's default of `rope_scaling`. */
+const ROPE_SCALING = {
+  rope_type: "yarn",
+  factor: 32,
+  beta_fast: 32,
+  beta_slow: 1,
+  truncate: false,
+  original_max_position_embeddings: 4096,
+};
+
+/** What every layer sees: in turns a window and all, where the config does not say. */
+function layerTypes(fields: {
+  readonly layer_types?: readonly string[];
+  readonly num_hidden_layers: number;
+}): readonly string[] {
+  const { layer_types: types, num_hidden_layers: length } = fields;
+  return types ?? Array.from({ length }, (_, layer) => LAYER_TYPES[layer % 2]);
+}
+
+const block = (layer: number) => `model.layers.${layer}.mlp`;
+
+/** The gpt-oss family. */
+export const gptOss: ModelFamily = {
+  modelType: "gpt_oss",
+  parseConfig: (raw) =>
+    parseByRules(raw, {
+      fields,
+      rope: { theta: 150000, yarn: true, whenAbsent: ROPE_SCALING },
+      quantizations: ["mxfp4"],
+      config: (fields, rope) => ({
+        ...decoderConfig("gpt_oss", fields),
+        ...headsConfig(fields, rope, {
+          ...attentionBias(fields),
+          sinks: true,
+          windows: layerTypes(fields).map((type) =>
+            type === "sliding_attention" ? (fields.sliding_window ?? undefined) : undefined,
+          ),
+        }),
+        layers: everyLayer(fields, "moe"),
+        gate: { ...softmaxGate(true), bias: true },
+        numExperts: fields.num_local_experts,
+        expertIntermediateSize: fields.intermediate_size,
+        activation: {
+          kind: "clampedSwiglu",
+          alpha: fields.swiglu_alpha,
+          limit: fields.swiglu_limit,
+        },
+        expertBias: true,
+      }),
+      problems: (fields) => {
+        const types = layerTypes(fields);
+        const { num_hidden_layers: numLayers, sliding_window: window } = fields;
+        const count = `one for each of num_hidden_layers ${numLayers}`;
+        return [
+          ...(types.length === numLayers
+            ? []
+            : [{ name: "layer_types", value: types, expectation: count }]),
+          ...(window === null && types.includes("sliding_attention")
+            ? [
+                {
+                  name: "sliding_window",
+                  value: null,
+                  expectation: "the window of sliding_attention",
+                },
+              ]
+            : []),
+        ];
+      },
+    }),
+  ...decoderSources,
+  moeSources: ({ numExperts, hiddenSize }, layer) => ({
+    gate: {
+      weight: tensor(`${block(layer)}.router.weight`, numExperts, hiddenSize),
+      bias: tensor(`${block(layer)}.router.bias`, numExperts),
+    },
+  }),
+  expertSources: (config, layer, expert) => {
+    const { expertIntermediateSize: width, hiddenSize } = config;
+    const gateUp = `${block(layer)}.experts.gate_up_proj`;
+    const down = `${block(layer)}.experts.down_proj`;
+    const layout = { gateUp, down, interleaved: true } as const;
+    const bias = (first: number) =>
+      fusedBias(config, expert, `${gateUp}_bias`, { count: width, of: 2 * width, first, step: 2 });
+    const downRows = { count: hiddenSize, of: hiddenSize, first: 0, step: 1 };
+    return {
+      ...orResaved(
+        fusedExpert(config, expert, { ...layout, encoding: "MXFP4" }),
+        fusedExpert(config, expert, { ...layout, transposed: true }),
+      ),
+      gateBias: bias(0),
+      upBias: bias(1),
+      downBias: fusedBias(config, expert, `${down}_bias`, downRows),
+    };
+  },
+};
