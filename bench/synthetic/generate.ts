@@ -39,7 +39,7 @@ export async function writeSynthetic(options: SyntheticOptions): Promise<number>
   const { out, seed, onBytes } = options;
   const raw = withLayers(options.raw, options.layers);
   const config = parseModelConfig(raw, options.configFile);
-  const tensors = Array.from(expectedTensors(config), ([name, shape]): WrittenTensor => ({
+  const tensors = Array.from(expectedTensors(config), ([name, { shape }]): WrittenTensor => ({
     name,
     dtype: "BF16",
     shape,

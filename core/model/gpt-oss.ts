@@ -123,14 +123,13 @@ export const gptOss: ModelFamily = {
     const gateUp = `${block(layer)}.experts.gate_up_proj`;
     const down = `${block(layer)}.experts.down_proj`;
     const layout = { gateUp, down, interleaved: true } as const;
+    const blocks = fusedExpert(config, expert, { ...layout, encoding: "MXFP4" });
+    const floats = fusedExpert(config, expert, { ...layout, transposed: true });
     const bias = (first: number) =>
       fusedBias(config, expert, `${gateUp}_bias`, { count: width, of: 2 * width, first, step: 2 });
     const downRows = { count: hiddenSize, of: hiddenSize, first: 0, step: 1 };
     return {
-      ...orResaved(
-        fusedExpert(config, expert, { ...layout, encoding: "MXFP4" }),
-        fusedExpert(config, expert, { ...layout, transposed: true }),
-      ),
+      ...(config.quantization === "mxfp4" ? orResaved(blocks, floats) : floats),
       gateBias: bias(0),
       upBias: bias(1),
       downBias: fusedBias(config, expert, `${down}_bias`, downRows),

@@ -188,12 +188,15 @@ export async function readExpert(
   return readFfn(checkpoint, familyOf(config).expertSources(config, layer, expert));
 }
 
-async function readFfn(checkpoint: Checkpoint, sources: FfnSources): Promise<ExpertWeights> {
-  return {
-    gate: await checkpoint.read(sources.gate),
-    up: await checkpoint.read(sources.up),
-    down: await checkpoint.read(sources.down),
-  };
+async function readFfn(
+  checkpoint: Checkpoint,
+  { gate, up, down, gateBias, upBias, downBias }: FfnSources,
+): Promise<ExpertWeights> {
+  const read = await checkpoint.readTogether([gate, up, down]);
+  const weights = { gate: read[0], up: read[1], down: read[2] };
+  if (!gateBias || !upBias || !downBias) return weights;
+  const biases = await checkpoint.readTogether([gateBias, upBias, downBias]);
+  return { ...weights, gateBias: biases[0], upBias: biases[1], downBias: biases[2] };
 }
 
 async function readProjection(
