@@ -74,6 +74,20 @@ describe("a text stream", () => {
     await engine.close();
   });
 
+  it("goes on with the prompt's text: a space between the two is text", async () => {
+    const { engine } = toyEngine({ numBlocks: 16, vocabSize: tokenizer.vocabSize });
+    const beginsWithSpace = (id: number) => tokenizer.tokenBytes(id)[0] === 0x20;
+    const prompt = tokenizer.encode("one two three four five six seven eight").find((last) => {
+      return beginsWithSpace(toyContinuation([...PROMPT, last], 1, tokenizer.vocabSize)[0]);
+    });
+    const request = engineRequest([...PROMPT, prompt!], { maxTokens: 1 });
+    const stripping = { ...tokenizer, stripsFirstSpace: true };
+    const { text, tokenIds } = await hear(generateText({ engine, tokenizer: stripping, request }));
+    assert.equal(text, tokenizer.decode(tokenIds));
+    assert.ok(text.startsWith(" "), text);
+    await engine.close();
+  });
+
   it("ends before a stop string wherever it lies in the tokens, with the tokens that it took", async () => {
     const { engine, generate } = generator();
     const whole = textOf(IDS);
