@@ -28,6 +28,12 @@ const SUBCOMMANDS: Readonly<Record<string, Subcommand>> = {
       process.exitCode = await (await import("./stats-command.ts")).runStatsCommand(argv);
     },
   },
+  inspect: {
+    summary: "what a model is, and what it will take per process",
+    run: async (argv) => {
+      process.exitCode = await (await import("./inspect-command.ts")).runInspectCommand(argv);
+    },
+  },
   bench: {
     summary: "a load generator: TTFT, TPOT, ITL, throughput, goodput",
     run: async (argv) => {

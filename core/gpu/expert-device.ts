@@ -16,12 +16,17 @@ import { COUNTS_BYTES, countsData } from "./kernels/counts.ts";
 /** Rows of one run at most. */
 const MAX_ROWS = 4096;
 
-/** Rows · topK that the device works on at once, and the bytes that their results may take. */
+/** Rows · topK that the device works on at once at most, and the bytes that their results may take. */
 const MAX_PAIRS = 8192;
 const MAX_PAIR_BYTES = 64 * 2 ** 20;
 
 /** Layer number that no model has, for compiling ahead. */
 const WARM_UP_LAYER = -1;
+
+/** Rows · topK that a device works on at once. */
+export function pairsAtOnce({ hiddenSize }: ExpertSizes): number {
+  return Math.min(MAX_PAIRS, Math.floor(MAX_PAIR_BYTES / (4 * hiddenSize)));
+}
 
 /** Creates an ExpertDevice for slots of these formats whose kernels the driver has compiled. The device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError. */
 export async function createGpuExpertDevice(
@@ -29,7 +34,7 @@ export async function createGpuExpertDevice(
   sizes: ExpertSizes,
   formats: readonly ExpertFormat[],
 ): Promise<ExpertDevice> {
-  const maxPairs = Math.min(MAX_PAIRS, Math.floor(MAX_PAIR_BYTES / (4 * sizes.hiddenSize)));
+  const maxPairs = pairsAtOnce(sizes);
   const counts = allocate(gpu, "expert counts", COUNTS_BYTES, UNIFORM);
   const rows = allocate(gpu, "expert rows", maxPairs * sizes.hiddenSize * 4, STORAGE);
   const routing = allocate(gpu, "expert routing", maxPairs * 8, STORAGE);

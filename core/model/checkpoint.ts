@@ -108,13 +108,18 @@ function usedTensors(config: ModelConfig, find: FindTensor, dir: string): Set<st
   return names;
 }
 
-interface Weights {
+/** Weight files of a model directory, open. */
+export interface WeightFiles {
   readonly files: readonly SafetensorsFile[];
   /** The file that holds each tensor. */
   readonly fileOf: ReadonlyMap<string, SafetensorsFile>;
 }
 
-async function openWeights(dir: string): Promise<Weights> {
+/**
+ * Opens the weight files of a model directory and reads their headers; the caller closes them.
+ * Throws JsonFileError, SafetensorsError or CheckpointError.
+ */
+export async function openWeights(dir: string): Promise<WeightFiles> {
   const single = await openIfThere(join(dir, SINGLE_FILE));
   if (single) {
     return {
@@ -163,7 +168,7 @@ async function openIndexed(
   dir: string,
   indexFile: string,
   weightMap: ReadonlyMap<string, string>,
-): Promise<Weights> {
+): Promise<WeightFiles> {
   const fileNames = [...new Set(weightMap.values())].sort();
   if (fileNames.length > MAX_FILES) {
     throw new CheckpointError(`${indexFile}: ${fileNames.length} files, at most ${MAX_FILES}`);

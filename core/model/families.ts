@@ -79,7 +79,7 @@ export function expectedTensors(config: ModelConfig): Map<string, ExpectedTensor
 }
 
 /** The tensor sources anywhere within a group of them. */
-function* sourcesIn(group: object): Generator<TensorSource> {
+export function* sourcesIn(group: object): Generator<TensorSource> {
   for (const value of Object.values(group)) {
     if (typeof value !== "object" || value === null) continue;
     if (isSource(value)) yield value;

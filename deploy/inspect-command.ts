@@ -1,0 +1,152 @@
+/** `switchyard inspect`: what a model is, and what it will take per process, before anything is loaded. */
+
+import { readdir } from "node:fs/promises";
+import { basename, resolve } from "node:path";
+
+import { z } from "zod";
+
+import { errorMessage } from "../core/error-message.ts";
+import { allIn, type ExpertFormat } from "../core/expert-format.ts";
+import { openWeights } from "../core/model/checkpoint.ts";
+import type { ModelConfig } from "../core/model/config.ts";
+import { readModelConfig } from "../core/model/load-config.ts";
+import { loadConfig } from "../core/platform/config.ts";
+import { createLogger } from "../core/platform/log.ts";
+import { serviceOptions } from "../core/platform/service-options.ts";
+import { openShardDevice } from "../expert-service/device.ts";
+import { routerConfigSchema } from "../router-service/config.ts";
+import { runnerLimits } from "../router-service/engine/runner-limits.ts";
+import { planInspection } from "./inspect-plan.ts";
+import { formatInspection, inspectionJson, type InspectSubject } from "./inspect-report.ts";
+
+const GIB = 2 ** 30;
+
+const schema = z.object({
+  model: serviceOptions.model,
+  shards: z.int().min(0).max(1024).default(0).meta({
+    description: "Expert shards; 0: one process that holds all experts itself",
+    placeholder: "N",
+  }),
+  expertsBits: z.enum(["16", "8", "4"]).optional().meta({
+    description: "Bits of an expert's weights",
+    defaultText: "those of --weights",
+  }),
+  expertsGroup: z.enum(["32", "64", "128"]).default("32").meta({
+    description: "Columns that share a scale with --experts-bits 4",
+  }),
+  memory: z.number().positive().max(1e6).optional().meta({
+    description: "Memory that each process has",
+    unit: "GiB",
+    placeholder: "GIB",
+    defaultText: "what the adapter here declares",
+  }),
+  weights: z.enum(["f16", "f32"]).default("f16").meta({
+    description: "Dtype of weights in device memory",
+  }),
+  ...routerConfigSchema.pick({
+    maxNumSeqs: true,
+    maxNumBatchedTokens: true,
+    maxModelLen: true,
+    kvBlocks: true,
+    adapter: true,
+    device: true,
+  }).shape,
+  json: z.boolean().default(false).meta({ description: "JSON instead of text, sizes in bytes" }),
+});
+
+type InspectConfig = Readonly<z.output<typeof schema>>;
+
+const about = {
+  command: "switchyard inspect",
+  summary:
+    "Shows what a model is and what it takes per process: weights by part, KV cache, whether it fits.",
+  notes:
+    "switchyard inspect DIR [flags] is switchyard inspect --model DIR [flags]. Only config.json and the headers of the\n" +
+    "weight files are read; without weight files the config alone tells.",
+};
+
+/** Runs the command; answers its exit code: 0, 1 where the model can not be read, 2 for bad flags. */
+export async function runInspectCommand(argv: readonly string[]): Promise<number> {
+  const [dir, ...rest] = argv;
+  const named = dir === undefined || dir.startsWith("-") ? argv : [`--model=${dir}`, ...rest];
+  const settings = loadConfig(schema, about, named);
+  try {
+    const subject = await inspect(settings);
+    const text = settings.json
+      ? `${JSON.stringify(inspectionJson(subject), undefined, 2)}\n`
+      : formatInspection(subject);
+    process.stdout.write(text);
+    return 0;
+  } catch (error) {
+    process.stderr.write(`switchyard inspect: ${errorMessage(error)}\n`);
+    return 1;
+  }
+}
+
+async function inspect(settings: InspectConfig): Promise<InspectSubject> {
+  const config = await readModelConfig(settings.model);
+  const files = await weightFiles(settings.model);
+  const limits = runnerLimits(settings, config);
+  const experts = expertFormat(settings);
+  const { weights, shards } = settings;
+  const { memoryBytes, memoryFrom } = await memoryOf(settings, config);
+  const formatOf = allIn(experts);
+  return {
+    name: basename(resolve(settings.model)),
+    config,
+    files,
+    weights,
+    experts,
+    maxModelLen: limits.maxModelLen,
+    memoryBytes,
+    memoryFrom,
+    plan: planInspection({ config, weights, formatOf, limits, shards, memoryBytes }),
+  };
+}
+
+function expertFormat({ expertsBits, expertsGroup, weights }: InspectConfig): ExpertFormat {
+  switch (expertsBits) {
+    case undefined:
+      return weights;
+    case "16":
+      return "f16";
+    case "8":
+      return "int8";
+    case "4":
+      return `int4-g${expertsGroup}`;
+  }
+}
+
+/** Bytes of the weight files by dtype, from their headers. */
+async function weightFiles(dir: string): Promise<InspectSubject["files"]> {
+  if (!(await hasWeights(dir))) return undefined;
+  const { files } = await openWeights(dir);
+  const bytes = new Map<string, number>();
+  for (const file of files) {
+    for (const { dtype, begin, end } of file.tensors.values()) {
+      bytes.set(dtype, (bytes.get(dtype) ?? 0) + end - begin);
+    }
+    await file.close();
+  }
+  return { count: files.length, bytes };
+}
+
+async function hasWeights(dir: string): Promise<boolean> {
+  const names = await readdir(dir);
+  return names.some((name) => /^model\.safetensors(\.index\.json)?$/u.test(name));
+}
+
+/** Memory of a process: the setting, or what a shard on this machine's adapter would offer. */
+async function memoryOf(
+  { memory, device, adapter }: InspectConfig,
+  config: ModelConfig,
+): Promise<{ readonly memoryBytes: number; readonly memoryFrom: string }> {
+  if (memory !== undefined) return { memoryBytes: memory * GIB, memoryFrom: "--memory" };
+  const logger = createLogger("inspect", "silent");
+  const opened = await openShardDevice({ device, adapter, memoryLimit: undefined }, config, logger);
+  try {
+    return { memoryBytes: opened.memoryBytes, memoryFrom: `declared by ${opened.adapter}` };
+  } finally {
+    opened.close();
+  }
+}

@@ -1,0 +1,216 @@
+/** What `switchyard inspect` prints. */
+
+import type { AttentionConfig, ModelConfig } from "../core/model/config.ts";
+import { layerCounts, MODEL_PARTS, modelSize, parameterCounts } from "../core/model/footprint.ts";
+import type { InspectPlan, PlannedProcess } from "./inspect-plan.ts";
+
+/** What was looked at, and with which settings. */
+export interface InspectSubject {
+  readonly name: string;
+  readonly config: ModelConfig;
+  /** Bytes of the weight files by dtype; undefined where there are no weights. */
+  readonly files:
+    | { readonly count: number; readonly bytes: ReadonlyMap<string, number> }
+    | undefined;
+  /** How weights and experts are kept. */
+  readonly weights: string;
+  readonly experts: string;
+  readonly maxModelLen: number;
+  readonly memoryBytes: number;
+  /** Where the memory was declared. */
+  readonly memoryFrom: string;
+  readonly plan: InspectPlan;
+}
+
+/** The report as text. */
+export function formatInspection(subject: InspectSubject): string {
+  return [...modelLines(subject), "", ...routerLines(subject), "", ...shardLines(subject), ""].join(
+    "\n",
+  );
+}
+
+/** The report as JSON; all sizes in bytes. */
+export function inspectionJson(subject: InspectSubject): object {
+  const { config, files, plan, memoryBytes } = subject;
+  const size = modelSize(config);
+  const parameters = parameterCounts(config, size);
+  return {
+    model: {
+      name: subject.name,
+      family: config.modelType,
+      layers: layerCounts(config),
+      attention: config.attention,
+      experts: {
+        perLayer: config.numExperts,
+        perToken: config.numExpertsPerToken,
+        intermediateSize: config.expertIntermediateSize,
+        shared: config.sharedExpert,
+      },
+      maxPositions: config.maxPositions,
+      vocabSize: config.vocabSize,
+      hiddenSize: config.hiddenSize,
+      parameters: {
+        ...parameters,
+        parts: Object.fromEntries(
+          MODEL_PARTS.map((part) => [part, size[part].matrices + size[part].vectors]),
+        ),
+      },
+      files: files && { count: files.count, bytes: Object.fromEntries(files.bytes) },
+    },
+    settings: {
+      weights: subject.weights,
+      experts: subject.experts,
+      maxModelLen: subject.maxModelLen,
+      memoryBytes,
+    },
+    ...plan,
+    shardsNeeded: plan.shardsNeeded ?? null,
+  };
+}
+
+function modelLines({ name, config, files }: InspectSubject): string[] {
+  const { total, active } = parameterCounts(config, modelSize(config));
+  const { moe, dense } = layerCounts(config);
+  const kinds = [dense && `${dense} dense`, moe && `${moe} MoE`].filter(Boolean).join(", ");
+  return [
+    `${name}: ${config.modelType}, ${billions(total)} parameters, ${billions(active)} read per token`,
+    row("layers", `${config.numLayers}: ${kinds}; hidden size ${config.hiddenSize}`),
+    row("attention", attentionText(config.attention)),
+    row("positions", `${config.maxPositions}; ${ropeText(config)}`),
+    row("experts", expertsText(config)),
+    ...(dense > 0 ? [row("dense layers", `width ${config.denseIntermediateSize}`)] : []),
+    row(
+      "vocabulary",
+      `${config.vocabSize}${config.tieWordEmbeddings ? "; the output head is the embedding" : ""}`,
+    ),
+    row("files", files === undefined ? "no weights here: sizes by config.json" : filesText(files)),
+  ];
+}
+
+function attentionText(attention: AttentionConfig): string {
+  if (attention.kind === "latent") {
+    const { numHeads, nopeDim, ropeDim, valueDim, kvLoraRank, qLoraRank } = attention;
+    const query = qLoraRank === undefined ? "" : `, query rank ${qLoraRank}`;
+    return `latent: ${numHeads} heads of ${nopeDim} + ${ropeDim} (values ${valueDim}) over a vector of ${kvLoraRank}${query}`;
+  }
+  const { numHeads, numKvHeads, headDim, windows } = attention;
+  const sizes = [...new Set(windows.filter((window) => window !== undefined))];
+  const extras = [
+    attention.qkvBias && "biases",
+    attention.qkNorm !== "none" && "norms of q and k",
+    attention.sinks && "sinks",
+    attention.clipQkv !== undefined && `q, k and v within ±${attention.clipQkv}`,
+    sizes.length > 0 &&
+      `windows of ${sizes.join(", ")} in ${windows.filter((window) => window !== undefined).length} layers`,
+  ].filter(Boolean);
+  return [`${numHeads} heads of ${headDim}, ${numKvHeads} for keys and values`, ...extras].join(
+    "; ",
+  );
+}
+
+function ropeText({ rope }: ModelConfig): string {
+  const yarn = rope.yarn
+    ? `, YaRN ×${rope.yarn.factor} from ${rope.yarn.originalPositions} positions`
+    : "";
+  return `RoPE over ${rope.dim} columns, θ ${rope.theta}${yarn}`;
+}
+
+function expertsText(config: ModelConfig): string {
+  const { score, groups } = config.gate;
+  const chosen = groups
+    ? `${score}, from ${groups.topGroups} of ${groups.numGroups} groups`
+    : score;
+  const shared = config.sharedExpert
+    ? `; shared ${config.sharedExpert.intermediateSize}${config.sharedExpert.gated ? ", gated" : ""}`
+    : "";
+  return `${config.numExperts} per layer of width ${config.expertIntermediateSize}, ${config.numExpertsPerToken} per token (${chosen})${shared}`;
+}
+
+function filesText({ count, bytes }: NonNullable<InspectSubject["files"]>): string {
+  const dtypes = [...bytes].sort(([, a], [, b]) => b - a);
+  const parts = dtypes.map(([dtype, size]) => `${dtype} ${binary(size)}`).join(", ");
+  return `${parts} in ${count} file${count === 1 ? "" : "s"}`;
+}
+
+function routerLines(subject: InspectSubject): string[] {
+  const { config, plan, weights, maxModelLen } = subject;
+  const { memory, experts } = plan.router;
+  const tokens = memory.kvCache / memory.kvPerToken;
+  const lines: [string, number, string?][] = [
+    ["embedding", memory.weights.embedding],
+    ["output head", memory.weights.lmHead, config.tieWordEmbeddings ? "the embedding" : undefined],
+    ["attention", memory.weights.attention],
+    ["gates", memory.weights.gates],
+    ["shared", memory.weights.shared],
+    ["dense", memory.weights.dense],
+    ["rotary table", memory.rope],
+    [
+      "KV cache",
+      memory.kvCache,
+      `${binary(memory.kvPerToken)} per token, ${tokens} tokens; longest context ${maxModelLen}`,
+    ],
+    ["buffers", memory.buffers + (experts?.buffers ?? 0), memory.unsupported],
+  ];
+  if (experts) lines.push(["experts", experts.residentBytes, subject.experts]);
+  return [
+    `${plan.shards.length === 0 ? "One process" : "Router"}, weights in ${weights}`,
+    ...lines.filter(([, bytes, note]) => bytes > 0 || note !== undefined).map(sizeRow),
+    sizeRow(["total", plan.router.total, fitText(plan.router, subject)]),
+  ];
+}
+
+function shardLines(subject: InspectSubject): string[] {
+  const { config, plan, experts } = subject;
+  const { shards, shardsNeeded } = plan;
+  const verdict =
+    shardsNeeded === undefined
+      ? `no number of shards would do: one expert of every layer takes more than ${binary(subject.memoryBytes)}`
+      : `${shardsNeeded} shard${shardsNeeded === 1 ? "" : "s"} of ${binary(subject.memoryBytes)} would hold all experts in ${experts}`;
+  if (shards.length === 0) return [verdict];
+  const [{ buffers }] = shards;
+  return [
+    `${shards.length} shard${shards.length === 1 ? "" : "s"}, experts in ${experts}, ${binary(buffers)} of buffers each`,
+    ...shards.map((shard) =>
+      sizeRow([
+        `rank ${shard.rank}`,
+        shard.total,
+        `${shard.expertsPerLayer} of ${config.numExperts} experts of each layer: ${binary(shard.residentBytes)} resident; ${fitText(shard, subject)}`,
+      ]),
+    ),
+    verdict,
+  ];
+}
+
+function fitText({ total, fits }: PlannedProcess, subject: InspectSubject): string {
+  const { memoryBytes, memoryFrom } = subject;
+  return fits
+    ? `fits in ${binary(memoryBytes)} (${memoryFrom})`
+    : `does not fit: ${binary(total - memoryBytes)} more than ${binary(memoryBytes)} (${memoryFrom})`;
+}
+
+function row(name: string, text: string): string {
+  return `  ${name.padEnd(14)}${text}`;
+}
+
+function sizeRow([name, bytes, note]: readonly [string, number, string?]): string {
+  const size = binary(bytes).padStart(10);
+  return `  ${name.padEnd(14)}${size}${note === undefined ? "" : `  ${note}`}`;
+}
+
+/** Bytes in the unit that reads well. */
+export function binary(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 || value >= 1000 ? Math.round(value) : value.toPrecision(3)} ${units[unit]}`;
+}
+
+function billions(parameters: number): string {
+  return parameters >= 1e9
+    ? `${(parameters / 1e9).toFixed(2)} B`
+    : `${(parameters / 1e6).toFixed(2)} M`;
+}

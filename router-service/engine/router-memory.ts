@@ -1,0 +1,78 @@
+/** What a router takes beside routed experts: weights, KV cache, working buffers; from the config alone. */
+
+import type { WeightsDtype } from "../../core/expert-device.ts";
+import { measureBuffers } from "../../core/gpu/measuring-gpu.ts";
+import { gateStride } from "../../core/gpu/kernels/gate.ts";
+import { type ModelConfig, moeLayers } from "../../core/model/config.ts";
+import { type ModelPart, modelSize, type PartSize } from "../../core/model/footprint.ts";
+import { weightBytes } from "../../core/weights.ts";
+import { BLOCK_SIZE } from "./model-runner.ts";
+import type { RunnerLimits } from "./runner-limits.ts";
+import { allocateCaches, allocateStepBuffers } from "./step-buffers.ts";
+import { UnsupportedModelError } from "./supported.ts";
+
+/** Bytes that a router takes on its GPU, without routed experts. */
+export interface RouterMemory {
+  /** Weights by part. */
+  readonly weights: Readonly<Record<Exclude<ModelPart, "experts">, number>>;
+  /** The rotary table. */
+  readonly rope: number;
+  readonly kvCache: number;
+  /** Of the cache, all layers together. */
+  readonly kvPerToken: number;
+  /** Buffers of a step. */
+  readonly buffers: number;
+  /** Why the engine can not run the model on a GPU; `buffers` is 0 then. */
+  readonly unsupported?: string;
+  /** Everything together. */
+  readonly total: number;
+}
+
+/** Counts what a router takes on its GPU. */
+export function routerMemory(
+  config: ModelConfig,
+  dtype: WeightsDtype,
+  limits: RunnerLimits,
+): RouterMemory {
+  const weights = routerWeights(config, dtype);
+  const rope = limits.maxModelLen * config.rope.dim * 4;
+  const kvCache = measureBuffers((gpu) => allocateCaches(gpu, config, limits));
+  const working = workingBuffers(config, limits);
+  const weightsTotal = Object.values(weights).reduce((sum, bytes) => sum + bytes, 0);
+  return {
+    weights,
+    rope,
+    kvCache,
+    kvPerToken: kvCache / (limits.numBlocks * BLOCK_SIZE),
+    ...working,
+    total: weightsTotal + rope + kvCache + working.buffers,
+  };
+}
+
+/** Matrices in the cluster's dtype, vectors and gates in f32. */
+function routerWeights(config: ModelConfig, dtype: WeightsDtype): RouterMemory["weights"] {
+  const size = modelSize(config);
+  const perWeight = weightBytes(dtype);
+  const bytes = (part: PartSize) => part.matrices * perWeight + part.vectors * 4;
+  return {
+    embedding: bytes(size.embedding),
+    lmHead: bytes(size.lmHead),
+    attention: bytes(size.attention),
+    // With a row for the shared expert's gate, there or not, and rows that fill up.
+    gates: moeLayers(config).length * gateStride(config.numExperts) * config.hiddenSize * 4,
+    shared: bytes(size.shared),
+    dense: bytes(size.dense),
+  };
+}
+
+function workingBuffers(
+  config: ModelConfig,
+  limits: RunnerLimits,
+): { readonly buffers: number; readonly unsupported?: string } {
+  try {
+    return { buffers: measureBuffers((gpu) => allocateStepBuffers(gpu, config, limits)) };
+  } catch (error) {
+    if (!(error instanceof UnsupportedModelError)) throw error;
+    return { buffers: 0, unsupported: error.message };
+  }
+}
