@@ -65,7 +65,7 @@ export interface InspectPlan {
 export function planInspection(input: InspectInput): InspectPlan {
   const { config, limits, shards, memoryBytes } = input;
   const bytesOf = bytesByExpert(config, input.formatOf);
-  const memory = routerMemory(config, input.weights, limits);
+  const memory = routerMemory(config, input.weights, limits, shards > 0);
   const experts: HeldExperts | undefined =
     shards > 0
       ? undefined

@@ -18,7 +18,7 @@ import {
   type StepResult,
 } from "./model-runner.ts";
 import type { RunExperts } from "./run-experts.ts";
-import { checkBatch, type RunnerLimits } from "./runner-limits.ts";
+import { checkBatch, type RunnerLimits, secondHalfLimits } from "./runner-limits.ts";
 import { allocateCaches } from "./step-buffers.ts";
 import { runInTurns } from "./turns.ts";
 
@@ -56,10 +56,7 @@ export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Prom
   const lane = new GpuLane(gpu, config, limits, parts);
   const lanes = [lane];
   if (experts.kind === "remote" && experts.microBatches !== "1" && limits.maxTokens > 1) {
-    // The second half of a batch is never the larger one by more than an eighth of the whole.
-    const maxTokens = Math.ceil(limits.maxTokens * 0.625);
-    const maxSamples = Math.min(limits.maxSamples, maxTokens);
-    lanes.push(new GpuLane(gpu, config, { ...limits, maxTokens, maxSamples }, parts));
+    lanes.push(new GpuLane(gpu, config, secondHalfLimits(limits), parts));
   }
   const { buffers } = lane;
   const runExperts =

@@ -7,7 +7,7 @@ import { type ModelConfig, moeLayers } from "../../core/model/config.ts";
 import { type ModelPart, modelSize, type PartSize } from "../../core/model/footprint.ts";
 import { weightBytes } from "../../core/weights.ts";
 import { BLOCK_SIZE } from "./model-runner.ts";
-import type { RunnerLimits } from "./runner-limits.ts";
+import { type RunnerLimits, secondHalfLimits } from "./runner-limits.ts";
 import { allocateCaches, allocateStepBuffers } from "./step-buffers.ts";
 import { UnsupportedModelError } from "./supported.ts";
 
@@ -28,16 +28,17 @@ export interface RouterMemory {
   readonly total: number;
 }
 
-/** Counts what a router takes on its GPU. */
+/** Counts what a router takes on its GPU; `remote`: its experts are on shards, and micro-batches take turns. */
 export function routerMemory(
   config: ModelConfig,
   dtype: WeightsDtype,
   limits: RunnerLimits,
+  remote: boolean,
 ): RouterMemory {
   const weights = routerWeights(config, dtype);
   const rope = limits.maxModelLen * config.rope.dim * 4;
   const kvCache = measureBuffers((gpu) => allocateCaches(gpu, config, limits));
-  const working = workingBuffers(config, limits);
+  const working = workingBuffers(config, remote ? [limits, secondHalfLimits(limits)] : [limits]);
   const weightsTotal = Object.values(weights).reduce((sum, bytes) => sum + bytes, 0);
   return {
     weights,
@@ -67,10 +68,13 @@ function routerWeights(config: ModelConfig, dtype: WeightsDtype): RouterMemory["
 
 function workingBuffers(
   config: ModelConfig,
-  limits: RunnerLimits,
+  microBatches: readonly RunnerLimits[],
 ): { readonly buffers: number; readonly unsupported?: string } {
   try {
-    return { buffers: measureBuffers((gpu) => allocateStepBuffers(gpu, config, limits)) };
+    const buffers = measureBuffers((gpu) => {
+      for (const limits of microBatches) allocateStepBuffers(gpu, config, limits);
+    });
+    return { buffers };
   } catch (error) {
     if (!(error instanceof UnsupportedModelError)) throw error;
     return { buffers: 0, unsupported: error.message };

@@ -61,6 +61,12 @@ export function runnerLimits(settings: LimitSettings, config: ModelConfig): Runn
   };
 }
 
+/** Bounds of the second micro-batch of a step: never the larger half by more than an eighth of the whole. */
+export function secondHalfLimits(limits: RunnerLimits): RunnerLimits {
+  const maxTokens = Math.ceil(limits.maxTokens * 0.625);
+  return { ...limits, maxTokens, maxSamples: Math.min(limits.maxSamples, maxTokens) };
+}
+
 /** Throws LimitError where the rows of a full step do not fit one message to or from a shard. */
 export function checkMessageSize(
   limits: RunnerLimits,

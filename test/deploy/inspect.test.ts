@@ -1,0 +1,153 @@
+import assert from "node:assert/strict";
+import { cp } from "node:fs/promises";
+import { join } from "node:path";
+import { after, test } from "node:test";
+
+import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
+import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
+import { createGpuExpertDevice } from "../../core/gpu/expert-device.ts";
+import { openGpu } from "../../core/gpu/device.ts";
+import { openCheckpoint } from "../../core/model/checkpoint.ts";
+import { moeLayers } from "../../core/model/config.ts";
+import { readExpert } from "../../core/model/weights.ts";
+import { binary } from "../../deploy/inspect-report.ts";
+import { planInspection } from "../../deploy/inspect-plan.ts";
+import { runnerLimits } from "../../router-service/engine/runner-limits.ts";
+import { DEMO_MODEL } from "../support/cluster.ts";
+import { countBuffers } from "../support/counted-buffers.ts";
+import { gpuRunnerFactory } from "../support/gpu-runner-factory.ts";
+import { runCommand } from "../support/run-command.ts";
+import { temporaryDir } from "../core/model/safetensors-writer.ts";
+
+const checkpoint = await openCheckpoint(DEMO_MODEL);
+after(() => checkpoint.close());
+const { config } = checkpoint;
+const limits = runnerLimits({ maxNumSeqs: 4, maxNumBatchedTokens: 64, kvBlocks: 16 }, config);
+const GIB = 2 ** 30;
+
+function plan(shards: number, experts: ExpertFormat, memoryBytes = GIB) {
+  const formatOf = allIn(experts);
+  return planInspection({ config, weights: "f16", formatOf, limits, shards, memoryBytes });
+}
+
+/** `actual` is within 5 % of what was predicted. */
+function assertPredicted(actual: number, predicted: number): void {
+  assert.ok(Math.abs(actual / predicted - 1) < 0.05, `${actual} bytes, predicted ${predicted}`);
+}
+
+test("one process on a GPU allocates what was predicted, within 5 %", async () => {
+  const gpu = await openGpu();
+  const allocated = countBuffers(gpu);
+  const runner = await gpuRunnerFactory(gpu, { weights: "f16", wire: "f16" })(checkpoint, limits);
+  assertPredicted(allocated(), plan(0, "f16").router.total);
+  runner.close();
+  gpu.close();
+});
+
+test("a shard on a GPU allocates what was predicted, within 5 %", async () => {
+  const gpu = await openGpu();
+  const allocated = countBuffers(gpu);
+  const device = await createGpuExpertDevice(gpu, config, ["f16"]);
+  for (const layer of moeLayers(config)) device.allocate(layer, Array(16).fill("f16"));
+  const [shard] = plan(2, "f16").shards;
+  assert.equal(device.residentBytes(), shard.residentBytes);
+  assertPredicted(allocated(), shard.total);
+  device.close();
+  gpu.close();
+});
+
+test("a shard holds as many bytes as were predicted, in every format of experts", async () => {
+  for (const format of ["f32", "f16", "int8", "int4-g32", "int4-g64", "mxfp4"] as const) {
+    const [shard] = plan(3, format).shards;
+    const device = createCpuExpertDevice(config);
+    for (const layer of moeLayers(config)) {
+      device.allocate(layer, Array(shard.expertsPerLayer).fill(format));
+      device.load(layer, 0, await readExpert(checkpoint, layer, 0));
+    }
+    assert.equal(device.residentBytes(), shard.residentBytes, format);
+    device.close();
+  }
+});
+
+test("the fewest shards that do are found, and one less would not", () => {
+  const one = plan(1, "int8").shards[0];
+  const half = one.buffers + one.residentBytes / 2;
+  assert.equal(plan(0, "int8", one.total).shardsNeeded, 1);
+  assert.equal(plan(0, "int8", one.total - 1).shardsNeeded, 2);
+  assert.equal(plan(0, "int8", half).shardsNeeded, 2);
+  assert.deepEqual(
+    plan(2, "int8", half).shards.map(({ fits }) => fits),
+    [true, true],
+  );
+  assert.equal(plan(0, "int8", one.buffers).shardsNeeded, undefined);
+});
+
+test("uneven shares are those of the router's first placement", () => {
+  assert.deepEqual(
+    plan(5, "f16").shards.map(({ expertsPerLayer }) => expertsPerLayer),
+    [7, 7, 7, 7, 4],
+  );
+});
+
+test("narrower experts take less, and more shards hold less each", () => {
+  const bytes = (["f32", "f16", "int8", "int4-g32", "int4-g128"] as const).map(
+    (format) => plan(1, format).shards[0].residentBytes,
+  );
+  assert.deepEqual(
+    bytes,
+    bytes.toSorted((a, b) => b - a),
+  );
+  assert.equal(plan(2, "f16").shards[1].residentBytes * 2, plan(1, "f16").shards[0].residentBytes);
+});
+
+function inspect(...args: readonly string[]) {
+  return runCommand("deploy/switchyard.ts", ["inspect", ...args]);
+}
+
+test("switchyard inspect DIR tells family, parameters, parts and shards, as text and as JSON", async () => {
+  const flags = ["--shards=2", "--experts-bits=4", "--memory=0.5"];
+  const text = await inspect(DEMO_MODEL, ...flags);
+  assert.equal(text.code, 0, text.stderr);
+  assert.match(text.stdout, /^demo-moe: qwen2_moe, 8\.94 M parameters, 2\.75 M read per token\n/u);
+  assert.match(text.stdout, /\n {2}KV cache +128 MiB {2}3\.00 KiB per token/u);
+  assert.match(
+    text.stdout,
+    /\n {2}rank 1 .* 16 of 32 experts of each layer: 1\.90 MiB resident; fits in 512 MiB \(--memory\)\n/u,
+  );
+  assert.match(text.stdout, /\n1 shard of 512 MiB would hold all experts in int4-g32\n$/u);
+
+  const json = await inspect(DEMO_MODEL, ...flags, "--json");
+  const report = JSON.parse(json.stdout) as {
+    model: { parameters: { total: number } };
+    shards: { residentBytes: number }[];
+    shardsNeeded: number;
+  };
+  assert.equal(report.model.parameters.total, 8_938_944);
+  assert.equal(report.shards.length, 2);
+  assert.equal(report.shardsNeeded, 1);
+});
+
+test("inspect needs no weights, and says what it can not read", async (t) => {
+  const dir = await temporaryDir(t);
+  const missing = await inspect(dir, "--memory=1");
+  assert.equal(missing.code, 1);
+  assert.match(missing.stderr, /^switchyard inspect: .*config\.json: no such file/u);
+  await cp(join(DEMO_MODEL, "config.json"), join(dir, "config.json"));
+  const { code, stdout, stderr } = await inspect(dir, "--memory=1");
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /files +no weights here: sizes by config\.json\n/u);
+});
+
+test("sizes read well", () => {
+  const sizes = [0, 768, 1023, 1024, 1536, 1_048_575, 10 * 2 ** 20, 3.5 * 2 ** 30];
+  assert.deepEqual(sizes.map(binary), [
+    "0 B",
+    "768 B",
+    "1023 B",
+    "1.00 KiB",
+    "1.50 KiB",
+    "1024 KiB",
+    "10.0 MiB",
+    "3.50 GiB",
+  ]);
+});
