@@ -67,7 +67,7 @@ if (subcommand !== undefined) {
 
 function usage(): string {
   const lines = Object.entries(SUBCOMMANDS).map(
-    ([subcommandName, { summary }]) => `  ${subcommandName.padEnd(8)}${summary}\n`,
+    ([subcommandName, { summary }]) => `  ${subcommandName.padEnd(10)}${summary}\n`,
   );
   return (
     `Switchyard: ${packageJson.description}.\n\n` +
