@@ -74,9 +74,10 @@ export function latentAttention(
   const expand = (slot: number) => {
     let heads = expanded.get(slot);
     if (heads === undefined) {
-      heads = Float32Array.from({ length: numHeads * upWidth }, (_, row) =>
-        dot(kvUp, row * kvLoraRank, values, slot * width, kvLoraRank),
-      );
+      heads = new Float32Array(numHeads * upWidth);
+      for (let row = 0; row < heads.length; row++) {
+        heads[row] = dot(kvUp, row * kvLoraRank, values, slot * width, kvLoraRank);
+      }
       expanded.set(slot, heads);
     }
     return heads;

@@ -23,6 +23,19 @@ export const FAMILY_GOLDENS: readonly string[] = [
   "qwen3_moe",
 ].map((name) => `test/goldens/${name}`);
 
+/** Directories of tiny checkpoints with options that are published and that no family's golden has. */
+export const VARIANT_GOLDENS: readonly string[] = [
+  "deepseek_v2_group",
+  "deepseek_v3_fp8",
+  "gpt_oss_bf16",
+  "granitemoe_untied",
+  "mixtral_window",
+  "olmoe_clip",
+  "qwen2_moe_mixed",
+  "qwen3_moe_fused",
+  "qwen3_moe_sharded",
+].map((name) => `test/goldens/variants/${name}`);
+
 /** A prompt of a tiny checkpoint. */
 export interface Golden {
   readonly prompt: readonly number[];

@@ -1,4 +1,4 @@
-/** Expert shards of the tiny model in the test's own process, and clusters over them. */
+/** Expert shards in the test's own process, and clusters over them. */
 
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
 import { createLogger } from "../../core/platform/log.ts";
@@ -17,6 +17,8 @@ export const silentLogger = createLogger("test", "silent");
 
 /** How a test's shard differs from the usual one. */
 export interface TestShardOptions {
+  /** Default: the tiny model. */
+  readonly model?: string;
   readonly rank?: number;
   /** Default: a free one. */
   readonly port?: number;
@@ -40,9 +42,9 @@ export interface TestShard {
   close(): Promise<void>;
 }
 
-/** Starts a shard of the tiny model. */
+/** Starts a shard. */
 export async function startTestShard(options: TestShardOptions = {}): Promise<TestShard> {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const checkpoint = await openCheckpoint(options.model ?? TINY_MODEL);
   const failures: Error[] = [];
   const device = await openShardDevice(
     { device: options.device ?? "cpu", memoryLimit: options.memoryLimit },
@@ -72,12 +74,12 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
   };
 }
 
-/** Connects to shards of the tiny model as a router does; weights f32, wire f32. */
+/** Connects to shards as a router does; weights f32, wire f32, the tiny model unless told otherwise. */
 export async function connectTestCluster(
   shards: readonly string[],
-  options: Partial<ClusterOptions> = {},
+  { model = TINY_MODEL, ...options }: Partial<ClusterOptions> & { readonly model?: string } = {},
 ): Promise<Cluster> {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const checkpoint = await openCheckpoint(model);
   const { config, modelHash } = checkpoint;
   await checkpoint.close();
   return createCluster({
