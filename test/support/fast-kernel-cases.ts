@@ -2,138 +2,221 @@
 
 import { test } from "node:test";
 
-import { gateUp as gateUpOnCpu } from "../../core/cpu/ffn.ts";
+import { activate, SILU } from "../../core/cpu/activation.ts";
 import * as cpu from "../../core/cpu/operations.ts";
+import type { ExpertSizes } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import type { Kernel } from "../../core/gpu/kernel.ts";
-import { groupBySlot } from "../../core/gpu/kernels/group-by-slot.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { gemmDown } from "../../core/gpu/kernels/gemm-down.ts";
+import { gemmGateUp } from "../../core/gpu/kernels/gemm-gate-up.ts";
+import { gemmLinear } from "../../core/gpu/kernels/gemm-linear.ts";
+import { gemmRows, type GemmShape } from "../../core/gpu/kernels/gemm.ts";
+import { groupBySlot } from "../../core/gpu/kernels/group-by-slot.ts";
+import { matvecDown } from "../../core/gpu/kernels/matvec-down.ts";
 import { matvecGateUp } from "../../core/gpu/kernels/matvec-gate-up.ts";
-import { matvecLinear } from "../../core/gpu/kernels/matvec-linear.ts";
+import { type LinearEpilogue, matvecLinear } from "../../core/gpu/kernels/matvec-linear.ts";
 import type { MatvecShape } from "../../core/gpu/kernels/matvec.ts";
 import { type GroupRows, groupStride, maxGroupedTiles } from "../../core/gpu/kernels/tile.ts";
 import { assertClose, randomValues, readF32, runKernel, zeros } from "./gpu-fixture.ts";
 import { randomRouting } from "./matrix-kernel-cases.ts";
-import { randomMatrix, type RandomMatrix } from "./packed-matrix.ts";
+import { randomMatrix } from "./packed-matrix.ts";
 
 const NONE = 0xffffffff;
 
-/** Experts of ragged sizes over rows, some of which have no expert here. */
-interface ExpertCase {
-  readonly rows: number;
-  readonly topK: number;
-  readonly numSlots: number;
-  readonly hiddenSize: number;
-  readonly width: number;
-  readonly format: ExpertFormat;
+/** Where the slots of a layer lie in the bank under test: out of order, and one in another bank. */
+const PLACES = [2, NONE, 0, 1];
+
+/** Rows of a batch with routing over the slots; some rows have fewer experts here than topK. */
+const STEP: StepSizes = { tokens: 37, samples: 0, topK: 3, numSlots: PLACES.length };
+
+/** Both kernels of an expert FFN. */
+interface ExpertKernels {
+  readonly gateUp: Kernel<StepSizes>;
+  readonly down: Kernel<StepSizes>;
+  /** Rows of the tiles that they read; 1: the routing itself. */
+  readonly tileRows: 1 | GroupRows;
 }
 
-/** What both halves of the FFN should give, [numPairs, …]; pairs without a slot stay 0. */
+/** Sizes of one case; widths that take the wide, the half and the narrow loads of a format, with partial groups. */
+const PLAIN = { hiddenSize: 96, expertIntermediateSize: 80, activation: SILU, expertBias: false };
+const BIASED: ExpertSizes = {
+  hiddenSize: 72,
+  expertIntermediateSize: 40,
+  activation: { kind: "clampedSwiglu", alpha: 1.702, limit: 0.5 },
+  expertBias: true,
+};
+
+/** A bank's weights, and what they stand for. */
+function randomBank({ hiddenSize, expertIntermediateSize }: ExpertSizes, format: ExpertFormat) {
+  const held = PLACES.length - 1;
+  return {
+    gateUp: randomMatrix(format, held * 2 * expertIntermediateSize, hiddenSize, 12),
+    gateUpBiases: randomValues(held * 2 * expertIntermediateSize, 14),
+    down: randomMatrix(format, held * hiddenSize, expertIntermediateSize, 13),
+    downBiases: randomValues(held * hiddenSize, 15),
+  };
+}
+
+/** What both halves of the FFN should give, [numPairs, …]; pairs without a slot in the bank stay 0. */
 function expectedOf(
-  { rows, topK, hiddenSize, width }: ExpertCase,
+  { hiddenSize, expertIntermediateSize: width, activation, expertBias }: ExpertSizes,
+  bank: ReturnType<typeof randomBank>,
   x: Float32Array,
   slots: Uint32Array,
-  gateUp: RandomMatrix,
-  down: RandomMatrix,
 ) {
-  const inner = new Float32Array(rows * topK * width);
-  const results = new Float32Array(rows * topK * hiddenSize);
+  const inner = new Float32Array(slots.length * width);
+  const results = new Float32Array(slots.length * hiddenSize);
+  const part = (values: Float32Array, place: number, size: number) =>
+    values.subarray(place * size, (place + 1) * size);
   slots.forEach((slot, pair) => {
-    if (slot === NONE) return;
-    const row = Math.floor(pair / topK);
-    const part = 2 * width * hiddenSize;
-    const states = gateUpOnCpu(
-      x.subarray(row * hiddenSize, (row + 1) * hiddenSize),
-      gateUp.exact.subarray(slot * part, (slot + 1) * part),
+    const place = slot === NONE ? NONE : PLACES[slot];
+    if (place === NONE) return;
+    const both = cpu.linear(
+      part(x, Math.floor(pair / STEP.topK), hiddenSize),
+      part(bank.gateUp.exact, place, 2 * width * hiddenSize),
       hiddenSize,
+      expertBias ? part(bank.gateUpBiases, place, 2 * width) : undefined,
     );
-    inner.set(states, pair * width);
-    const weights = down.exact.subarray((slot * part) / 2, ((slot + 1) * part) / 2);
-    results.set(cpu.linear(states, weights, width), pair * hiddenSize);
+    const states = part(inner, pair, width);
+    for (let i = 0; i < width; i++) states[i] = activate(activation, both[i], both[width + i]);
+    const y = cpu.linear(
+      states,
+      part(bank.down.exact, place, hiddenSize * width),
+      width,
+      expertBias ? part(bank.downBiases, place, hiddenSize) : undefined,
+    );
+    results.set(y, pair * hiddenSize);
   });
   return { inner, results };
 }
 
 /** The tiles of a batch as group-by-slot makes them. */
-async function groupedTiles(
-  gpu: Gpu,
-  rows: GroupRows,
-  sizes: StepSizes,
-  interleaved: Uint32Array,
-): Promise<GPUBuffer> {
-  const tiles = maxGroupedTiles(sizes.tokens, sizes.topK, sizes.numSlots, rows);
+async function groupedTiles(gpu: Gpu, rows: GroupRows, routing: Uint32Array): Promise<GPUBuffer> {
+  const tiles = maxGroupedTiles(STEP.tokens, STEP.topK, STEP.numSlots, rows);
   const buffer = allocate(gpu, "tiles", tiles * groupStride(rows) * 4, STORAGE);
-  await runKernel(gpu, groupBySlot(rows), sizes, [interleaved, buffer]);
+  await runKernel(gpu, groupBySlot(rows), STEP, [routing, buffer]);
   return buffer;
 }
 
-/** Checks both halves of an expert FFN; the second half reads the first half's expected states. */
+/** Checks both halves of an expert FFN; the second reads the expected states of the first. */
 async function checkExperts(
   gpu: Gpu,
-  of: ExpertCase,
-  tileRows: 1 | GroupRows,
-  gateUpKernel: Kernel<StepSizes>,
-  downKernel: Kernel<StepSizes>,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  { gateUp, down, tileRows }: ExpertKernels,
   tolerance: number,
 ): Promise<void> {
-  const { rows, topK, numSlots, hiddenSize, width, format } = of;
-  const x = randomValues(rows * hiddenSize, 10);
-  const routing = randomRouting(rows, topK, numSlots, 11);
-  const gateUp = randomMatrix(format, numSlots * 2 * width, hiddenSize, 12);
-  const down = randomMatrix(format, numSlots * hiddenSize, width, 13);
-  const expected = expectedOf(of, x, routing.slots, gateUp, down);
-  const sizes = { tokens: rows, samples: 0, topK, numSlots };
-  const tiles =
-    tileRows === 1
-      ? routing.interleaved
-      : await groupedTiles(gpu, tileRows, sizes, routing.interleaved);
-  const scales = ({ scales }: RandomMatrix) => (scales.length > 0 ? [scales] : []);
+  const bank = randomBank(sizes, format);
+  const x = randomValues(STEP.tokens * sizes.hiddenSize, 10);
+  const { slots, interleaved } = randomRouting(STEP.tokens, STEP.topK, STEP.numSlots, 11);
+  const expected = expectedOf(sizes, bank, x, slots);
+  const tiles = tileRows === 1 ? interleaved : await groupedTiles(gpu, tileRows, interleaved);
+  const places = Uint32Array.from(PLACES);
   const inner = zeros(gpu, expected.inner.length);
-  await runKernel(gpu, gateUpKernel, sizes, [x, gateUp.weights, inner, tiles, ...scales(gateUp)]);
+  await runKernel(gpu, gateUp, STEP, [
+    x,
+    bank.gateUp.weights,
+    inner,
+    tiles,
+    bank.gateUp.scales,
+    places,
+    bank.gateUpBiases,
+  ]);
   assertClose(await readF32(gpu, inner, expected.inner.length), expected.inner, tolerance);
   const results = zeros(gpu, expected.results.length);
-  await runKernel(gpu, downKernel, sizes, [
+  await runKernel(gpu, down, STEP, [
     expected.inner,
-    down.weights,
+    bank.down.weights,
     results,
     tiles,
-    ...scales(down),
+    bank.down.scales,
+    places,
+    bank.downBiases,
   ]);
   assertClose(await readF32(gpu, results, expected.results.length), expected.results, tolerance);
 }
 
-/** Widths that take the wide, the half and the narrow loads of each format, with partial groups. */
-const RAGGED: readonly (readonly [hiddenSize: number, width: number])[] = [
-  [96, 80],
-  [72, 40],
-];
+function matvecs(
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  tileRows: 1 | 2,
+  shape: MatvecShape,
+): ExpertKernels {
+  const lookup =
+    tileRows === 1
+      ? ({ kind: "direct", rows: 1 } as const)
+      : ({ kind: "grouped", rows: tileRows } as const);
+  return {
+    gateUp: matvecGateUp(sizes, format, lookup, shape),
+    down: matvecDown(sizes, format, lookup, shape),
+    tileRows,
+  };
+}
+
+function gemms(sizes: ExpertSizes, format: ExpertFormat, shape: GemmShape): ExpertKernels {
+  return {
+    gateUp: gemmGateUp(sizes, format, shape),
+    down: gemmDown(sizes, format, shape),
+    tileRows: gemmRows(shape),
+  };
+}
 
 /** Declares the cases on an open device; software adapters take seconds to compile some of them. */
 export function fastKernelCases(gpu: Gpu, formats: readonly ExpertFormat[]): void {
+  const reduce = gpu.offers.subgroups ? "subgroup" : "workgroup";
+  const bySubgroups: MatvecShape = { threads: 32, columns: 2, reduce };
+  const byWorkgroup: MatvecShape = { threads: 64, columns: 2, reduce: "workgroup" };
+  const gemm: GemmShape = { threads: [8, 8], block: [2, 2], tile: "f32" };
   for (const format of formats) {
-    for (const [i, [hiddenSize, width]] of RAGGED.entries()) {
-      const shape: MatvecShape = {
-        threads: i === 0 ? 32 : 64,
-        columns: 2,
-        reduce: i === 0 && gpu.offers.subgroups ? "subgroup" : "workgroup",
+    test(`matvec workgroup ${format}: experts of 72→40 with biases, row by row`, () =>
+      checkExperts(gpu, BIASED, format, matvecs(BIASED, format, 1, byWorkgroup), 1e-5));
+    test(`gemm ${format}: experts of 96→80`, () =>
+      checkExperts(gpu, PLAIN, format, gemms(PLAIN, format, gemm), 1e-5));
+  }
+  test(`matvec ${reduce} f16: experts of 96→80, two rows at once`, () =>
+    checkExperts(gpu, PLAIN, "f16", matvecs(PLAIN, "f16", 2, bySubgroups), 1e-5));
+  test("gemm f16: experts of 72→40 with biases", () =>
+    checkExperts(gpu, BIASED, "f16", gemms(BIASED, "f16", gemm), 1e-5));
+  if (gpu.offers.shaderF16) {
+    test("gemm over tiles in f16 gives f16's accuracy", () =>
+      checkExperts(gpu, PLAIN, "f16", gemms(PLAIN, "f16", { ...gemm, tile: "f16" }), 2e-3));
+  }
+
+  const [tokens, k, n] = [37, 104, 70];
+  const sizes = { tokens, samples: tokens, topK: 1, numSlots: 1 };
+  const multiplied = (epilogue: LinearEpilogue) =>
+    matvecLinear({
+      k,
+      n,
+      format: "f16",
+      epilogue,
+      shape: byWorkgroup,
+      lookup: { kind: "tokens", rows: 2 },
+    });
+  const gemmed = (epilogue: LinearEpilogue) =>
+    gemmLinear({ k, n, format: "f16", rows: "samples", epilogue, shape: gemm });
+  for (const [epilogue, linear] of [
+    ["store", gemmed],
+    ["add", multiplied],
+    ["addScaled", gemmed],
+  ] as const) {
+    const kernel = linear(epilogue);
+    test(`${kernel.label}: ${tokens} rows`, async () => {
+      const x = randomValues(tokens * k, 20);
+      const weights = randomMatrix("f16", n, k, 21);
+      const scale = randomValues(tokens, 22);
+      const before = randomValues(tokens * n, 23);
+      const product = cpu.linear(x, weights.exact, k);
+      const expected = {
+        store: product,
+        add: product.map((v, i) => v + before[i]),
+        addScaled: product.map((v, i) => scale[Math.floor(i / n)] * v + before[i]),
       };
-      const tileRows = i === 0 ? 2 : 1;
-      const of = { rows: 7, topK: 3, numSlots: 4, hiddenSize, width, format };
-      test(`matvec ${shape.reduce} ${format} ×${tileRows}: experts of ${hiddenSize}→${width}`, async () => {
-        const lookup =
-          tileRows === 1
-            ? ({ kind: "direct", rows: 1 } as const)
-            : ({ kind: "grouped", rows: tileRows } as const);
-        await checkExperts(
-          gpu,
-          of,
-          tileRows,
-          matvecGateUp({ hiddenSize, intermediateSize: width, format, lookup, shape }),
-          matvecLinear({ k: width, n: hiddenSize, format, lookup, epilogue: "store", shape }),
-          1e-5,
-        );
-      });
-    }
+      const bindings = [x, weights.weights, before, ...(epilogue === "addScaled" ? [scale] : [])];
+      const [, , out] = await runKernel(gpu, kernel, sizes, bindings);
+      assertClose(await readF32(gpu, out, product.length), expected[epilogue], 1e-5);
+    });
   }
 }
