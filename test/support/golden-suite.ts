@@ -9,8 +9,8 @@ import type { RunnerLimits } from "../../router-service/engine/runner-limits.ts"
 import { type Golden, readGoldens } from "./goldens.ts";
 import { batchOf, distance, NEVER } from "./step-batch.ts";
 
-/** A runner that may take its time to close. */
-export type TestRunner = Omit<ModelRunner, "close"> & { close(): void | Promise<void> };
+/** What the suites ask of a runner; it may take its time to close. */
+export type TestRunner = Pick<ModelRunner, "forward"> & { close(): void | Promise<void> };
 
 /** Makes a runner with f32 weights and an f32 wire; it has all experts of the checkpoint at hand. */
 export type RunnerFactory = (checkpoint: Checkpoint, limits: RunnerLimits) => Promise<TestRunner>;

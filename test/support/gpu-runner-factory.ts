@@ -3,6 +3,7 @@ import { allIn } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
+import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
 import type { RunnerFactory } from "./golden-suite.ts";
 
 /** Runners on an open device with local experts; f32 unless told otherwise. */
@@ -12,7 +13,7 @@ export function gpuRunnerFactory(
     weights: "f32",
     wire: "f32",
   },
-): RunnerFactory {
+): (...of: Parameters<RunnerFactory>) => Promise<ModelRunner> {
   return (checkpoint, limits) =>
     createGpuRunner(gpu, {
       checkpoint,

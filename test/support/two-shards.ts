@@ -1,7 +1,7 @@
 /** Runners whose experts are on two shards. */
 
 import type { RunExperts } from "../../router-service/engine/run-experts.ts";
-import type { RunnerFactory, TestRunner } from "./golden-suite.ts";
+import type { RunnerFactory } from "./golden-suite.ts";
 import { connectTestCluster, startTestShard, type TestShardOptions } from "./shards.ts";
 
 /**
@@ -23,11 +23,13 @@ export function onTwoShards(
     );
     await cluster.ready();
     const runner = await create(cluster.runExperts, checkpoint, limits);
-    const close: TestRunner["close"] = async () => {
-      await runner.close();
-      await cluster.close();
-      await Promise.all(shards.map((shard) => shard.close()));
+    return {
+      forward: (batch, context) => runner.forward(batch, context),
+      close: async () => {
+        await runner.close();
+        await cluster.close();
+        await Promise.all(shards.map((shard) => shard.close()));
+      },
     };
-    return { ...runner, close };
   };
 }

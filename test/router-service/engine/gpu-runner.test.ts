@@ -31,7 +31,7 @@ test("100 decode steps with local experts create nothing on the device but their
   const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.equal(created.filter((name) => name === "createCommandEncoder").length, 100);
   assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
-  await runner.close();
+  runner.close();
   await checkpoint.close();
 });
 
@@ -61,7 +61,7 @@ test("a token's logits have the same bits alone, in a batch of 8, and in any chu
   for (const row of rows) {
     assert.deepEqual(together.samples[row].logits, whole.samples[19].logits, `row ${row}`);
   }
-  await runner.close();
+  runner.close();
   await checkpoint.close();
 });
 
@@ -87,7 +87,7 @@ test("a step started before the one in flight is read gives the logits of one th
   for (const row of [0, 1]) {
     assert.deepEqual(following.samples[row].logits, expected.samples[row].logits, `row ${row}`);
   }
-  await runner.close();
+  runner.close();
   await checkpoint.close();
 });
 

@@ -96,7 +96,7 @@ for (const [what, changes] of Object.entries(VARIANTS)) {
       assert.equal(actual.samples[row].candidateIds[0], expected.samples[row].candidateIds[0]);
     }
     assert.deepEqual([...actual.routing.keys()], [...expected.routing.keys()]);
-    await onGpu.close();
+    onGpu.close();
     await checkpoint.close();
   });
 }
