@@ -12,7 +12,7 @@ import type { ModelFamily } from "./model-family.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 2048, rmsNormEps: 1e-6 }),
-  ...headsFields,
+  ...headsFields(),
   ...deepseekFields(0),
   attention_bias: flag(false),
   norm_topk_prob: flag(false),

@@ -29,7 +29,7 @@ const LAYER_TYPES = ["sliding_attention", "full_attention"] as const;
 
 const fields = {
   ...decoderFields({ maxPositions: 131072, rmsNormEps: 1e-5 }),
-  ...headsFields,
+  ...headsFields(8),
   head_dim: integer(1, MAX_SIZE).default(64),
   attention_bias: flag(true),
   sliding_window: integer(1, MAX_SIZE).nullable().default(128),

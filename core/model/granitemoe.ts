@@ -22,7 +22,7 @@ import type { ModelFamily } from "./model-family.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 2048, rmsNormEps: 1e-6 }),
-  ...headsFields,
+  ...headsFields(),
   attention_bias: flag(false),
   attention_multiplier: positive().default(1),
   embedding_multiplier: positive().default(1),

@@ -6,16 +6,17 @@ import { type DecoderFields, MAX_HEADS, MAX_SIZE, integer } from "./config-field
 import type { HeadsAttention, ModelConfig } from "./config.ts";
 import type { RopeFields } from "./rope-fields.ts";
 
-/** Fields of attention with keys and values per head. */
-export const headsFields = {
-  /** As many as num_attention_heads where it is absent. */
-  num_key_value_heads: integer(1, MAX_HEADS).optional(),
-  /** hidden_size / num_attention_heads where it is absent. */
-  head_dim: integer(1, MAX_SIZE).optional(),
-};
+/** Fields of attention with keys and values per head; `numKvHeads` is the class's default, null as many as heads. */
+export function headsFields(numKvHeads: number | null = null) {
+  return {
+    num_key_value_heads: integer(1, MAX_HEADS).nullable().default(numKvHeads),
+    /** hidden_size / num_attention_heads where it is absent. */
+    head_dim: integer(1, MAX_SIZE).optional(),
+  };
+}
 
 /** What `headsFields` read. */
-type HeadsFields = DecoderFields & z.output<z.ZodObject<typeof headsFields>>;
+type HeadsFields = DecoderFields & z.output<z.ZodObject<ReturnType<typeof headsFields>>>;
 
 /** Plain attention of heads that RoPE turns whole; `options` is what the family adds. */
 export function headsConfig(

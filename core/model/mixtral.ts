@@ -22,7 +22,7 @@ import type { ModelFamily } from "./model-family.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 131072, rmsNormEps: 1e-5 }),
-  ...headsFields,
+  ...headsFields(8),
   sliding_window: integer(1, MAX_SIZE).optional(),
   num_local_experts: experts(),
   intermediate_size: stepped(SIZE_STEP),

@@ -22,7 +22,7 @@ import type { ModelFamily } from "./model-family.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 4096, rmsNormEps: 1e-5 }),
-  ...headsFields,
+  ...headsFields(),
   attention_bias: flag(false),
   clip_qkv: positive().optional(),
   num_experts: experts(),

@@ -12,7 +12,7 @@ import { sparseConfig, sparseFields } from "./sparse-layers.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 32768, rmsNormEps: 1e-6 }),
-  ...headsFields,
+  ...headsFields(16),
   ...sparseFields,
   qkv_bias: flag(true),
   shared_expert_intermediate_size: stepped(0),

@@ -13,7 +13,7 @@ import { sparseConfig, sparseFields } from "./sparse-layers.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 32768, rmsNormEps: 1e-6 }),
-  ...headsFields,
+  ...headsFields(4),
   ...sparseFields,
   attention_bias: flag(false),
 };
