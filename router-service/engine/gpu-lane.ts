@@ -43,7 +43,10 @@ export class GpuLane {
     this.#moeLayers = moeLayers(config);
   }
 
-  /** Runs a batch through all layers. Rejects as the experts do, or with the signal's reason. */
+  /**
+   * Runs a batch through all layers; with local experts and no order everything is submitted before this returns, so
+   * that the next step may write its inputs. Rejects as the experts do, or with the signal's reason.
+   */
   async run(
     batch: StepBatch,
     context: StepContext,
@@ -63,7 +66,7 @@ export class GpuLane {
     this.#model.embed(step.pass, sizes);
     for (const [layer, stages] of this.#model.layers.entries()) {
       const moe = config.layers[layer] !== "dense";
-      if (moe) await order.before?.(layer);
+      if (moe && order.before !== undefined) await order.before(layer);
       stages.attention(step.pass, sizes);
       if (!moe) {
         stages.ffn(step.pass, sizes);
@@ -82,7 +85,7 @@ export class GpuLane {
     this.#results = this.#results === 0 ? 1 : 0;
     const results = this.buffers.results[this.#results];
     const layout = encodeResults(step, this.buffers, results, config, this.#moeLayers, batch);
-    await order.before?.(WHOLE_STEP);
+    if (order.before !== undefined) await order.before(WHOLE_STEP);
     step.submit();
     order.after?.(WHOLE_STEP);
     return readResults(results, layout, config, this.#moeLayers, batch);

@@ -77,10 +77,14 @@ test("a step started before the one in flight is read gives the logits of one th
     batchOf(
       prompts.map((part, i) => ({ ...part, from: part.tokenIds.length, tokenIds: [tokenIds[i]] })),
     );
+  const alone = await runner.forward(batchOf(prompts), signal);
   const first = runner.forward(batchOf(prompts), signal);
   // Rows of the first step's samples: one per token, the last of each prompt counts.
   const ahead = runner.forward({ ...next([4, 7]), follows: true }, signal);
   const { samples } = await first;
+  for (const [row, { logits }] of alone.samples.entries()) {
+    assert.deepEqual(samples[row].logits, logits, `row ${row} of the step in flight`);
+  }
   const told = next([samples[4].candidateIds[0], samples[7].candidateIds[0]]);
   const following = await ahead;
   const expected = await runner.forward(told, signal);
