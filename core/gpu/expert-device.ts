@@ -10,7 +10,7 @@ import {
 import type { ExpertFormat } from "../expert-format.ts";
 import type { PackedExpert } from "../weights.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "./device.ts";
-import { GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
+import { type ExpertFfnOptions, GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
 import { COUNTS_BYTES, countsData } from "./kernels/counts.ts";
 
 /** Rows of one run at most. */
@@ -33,6 +33,7 @@ export async function createGpuExpertDevice(
   gpu: Gpu,
   sizes: ExpertSizes,
   formats: readonly ExpertFormat[],
+  options: ExpertFfnOptions = {},
 ): Promise<ExpertDevice> {
   const maxPairs = pairsAtOnce(sizes);
   const counts = allocate(gpu, "expert counts", COUNTS_BYTES, UNIFORM);
@@ -41,7 +42,7 @@ export async function createGpuExpertDevice(
   const sums = allocate(gpu, "expert sums", maxPairs * sizes.hiddenSize * 4, STORAGE);
   const staging = allocate(gpu, "expert read-back", maxPairs * sizes.hiddenSize * 4, READ_BACK);
   const io = { counts, rows, routing: () => routing, sums, maxPairs };
-  const ffn = await GpuExpertFfn.create(gpu, sizes, formats, io);
+  const ffn = await GpuExpertFfn.create(gpu, sizes, formats, io, options);
   const device = new GpuExpertDevice(gpu, sizes, ffn, {
     counts,
     rows,

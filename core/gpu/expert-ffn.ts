@@ -6,18 +6,21 @@ import {
   type ExpertWeights,
   NO_SLOT,
   slotFormat,
-  type WeightsDtype,
 } from "../expert-device.ts";
-import { allocate, type Gpu, STORAGE, write } from "./device.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
+import { allocate, type Gpu, STORAGE } from "./device.ts";
+import { type Bank, ExpertBanks } from "./expert-banks.ts";
+import {
+  type ExpertKernels,
+  groupKernel,
+  plainExpertKernels,
+  tileWords,
+} from "./expert-kernels.ts";
 import { type Binding, type BoundKernel, compileKernel, type CompiledKernel } from "./kernel.ts";
 import { combine } from "./kernels/combine.ts";
 import type { StepSizes } from "./kernels/counts.ts";
-import { gateUp } from "./kernels/gate-up.ts";
-import { groupBySlot, MAX_SLOTS } from "./kernels/group-by-slot.ts";
-import { linear } from "./kernels/linear.ts";
-import { GROUP_STRIDE, type Lookup, maxGroupedTiles } from "./kernels/tile.ts";
-import type { ExpertFormat } from "../expert-format.ts";
-import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
+import { MAX_SLOTS } from "./kernels/group-by-slot.ts";
 
 /** Buffers that the experts read and write; their owner makes them. */
 export interface ExpertBuffers {
@@ -38,30 +41,32 @@ export class SlotLimitError extends Error {
   override readonly name = "SlotLimitError";
 }
 
-/** Pairs per slot from which sorting the pairs by slot saves more weight reads than it costs. */
-export const GROUPED_FROM = 4;
-
-const DIRECT: Lookup = { kind: "direct", rows: 1 };
-const GROUPED: Lookup = { kind: "grouped", rows: 4 };
+/** What a GPU's experts may be told apart from sizes and formats. */
+export interface ExpertFfnOptions {
+  /** Slots of a layer at most; MAX_SLOTS unless told otherwise, bounded by workgroup memory. */
+  readonly maxSlots?: number;
+  /** Bytes of one buffer of weights at most; what the adapter takes unless told otherwise. */
+  readonly bankBytes?: number;
+  /** The kernels that compute; those that need nothing of an adapter unless told otherwise. */
+  readonly kernels?: ExpertKernels;
+}
 
 interface Layer {
-  readonly numSlots: number;
-  readonly formats: readonly ExpertFormat[];
-  readonly loaded: boolean[];
-  readonly gateUp: GPUBuffer;
-  readonly down: GPUBuffer;
-  readonly direct: readonly BoundKernel<StepSizes>[];
-  readonly grouped: readonly BoundKernel<StepSizes>[];
+  readonly banks: ExpertBanks;
+  /** By regime, in the order of a run. */
+  readonly regimes: readonly (readonly BoundKernel<StepSizes>[])[];
 }
 
 /** Expert weights of any number of layers on one device. */
 export class GpuExpertFfn {
   readonly #gpu: Gpu;
   readonly #sizes: ExpertSizes;
-  readonly #dtype: WeightsDtype;
   readonly #io: ExpertBuffers;
-  readonly #kernels: Kernels;
-  readonly #tiles: GPUBuffer;
+  readonly #compiled: Compiled;
+  readonly #maxSlots: number;
+  readonly #bankBytes: number;
+  /** By regime; undefined where pairs are not sorted. */
+  readonly #tiles: readonly (GPUBuffer | undefined)[];
   readonly #inner: GPUBuffer;
   readonly #pairs: GPUBuffer;
   readonly #layers = new Map<number, Layer>();
@@ -69,139 +74,128 @@ export class GpuExpertFfn {
   private constructor(
     gpu: Gpu,
     sizes: ExpertSizes,
-    dtype: WeightsDtype,
     io: ExpertBuffers,
-    kernels: Kernels,
+    compiled: Compiled,
+    options: ExpertFfnOptions,
   ) {
     this.#gpu = gpu;
     this.#sizes = sizes;
-    this.#dtype = dtype;
     this.#io = io;
-    this.#kernels = kernels;
-    const f32 = (label: string, count: number) => allocate(gpu, label, count * 4, STORAGE);
-    this.#tiles = f32("expert tiles", maxGroupedTiles(io.maxPairs, 1, MAX_SLOTS) * GROUP_STRIDE);
-    this.#inner = f32("expert inner states", io.maxPairs * sizes.expertIntermediateSize);
-    this.#pairs = f32("expert results", io.maxPairs * sizes.hiddenSize);
+    this.#compiled = compiled;
+    const { maxBufferSize, maxStorageBufferBindingSize } = gpu.device.limits;
+    const maxSlots = options.maxSlots ?? MAX_SLOTS;
+    this.#maxSlots = maxSlots;
+    this.#bankBytes = options.bankBytes ?? Math.min(maxBufferSize, maxStorageBufferBindingSize);
+    const words = (label: string, count: number) => allocate(gpu, label, count * 4, STORAGE);
+    this.#tiles = compiled.kernels.regimes.map(({ group }) =>
+      group === undefined
+        ? undefined
+        : words("expert tiles", tileWords(group, io.maxPairs, maxSlots)),
+    );
+    this.#inner = words("expert inner states", io.maxPairs * sizes.expertIntermediateSize);
+    this.#pairs = words("expert results", io.maxPairs * sizes.hiddenSize);
   }
 
-  /** Compiles the kernels. Rejects with KernelError. */
+  /** Compiles the kernels for slots of these formats. Rejects with KernelError, OutOfDeviceMemoryError. */
   static async create(
     gpu: Gpu,
     sizes: ExpertSizes,
     formats: readonly ExpertFormat[],
     io: ExpertBuffers,
+    options: ExpertFfnOptions = {},
   ): Promise<GpuExpertFfn> {
-    const [dtype] = formats;
-    if (formats.length > 1 || (dtype !== "f16" && dtype !== "f32")) {
-      throw new RangeError(`experts in ${formats.join(", ")}: a GPU keeps them in f16 or f32`);
-    }
-    if (sizes.expertBias || sizes.activation.kind !== "silu") {
-      throw new RangeError("experts with biases or another activation than silu on a GPU");
-    }
-    return new GpuExpertFfn(gpu, sizes, dtype, io, await compileKernels(gpu, sizes, dtype));
+    const compiled = await compile(gpu, sizes, formats, options);
+    return new GpuExpertFfn(gpu, sizes, io, compiled, options);
   }
 
-  /** Makes empty slots for a layer. Throws RangeError, OutOfDeviceMemoryError. */
+  /** Makes empty slots for a layer, one per format. Throws RangeError, SlotLimitError, OutOfDeviceMemoryError. */
   allocate(layer: number, formats: readonly ExpertFormat[]): void {
-    const numSlots = formats.length;
-    for (const format of formats) {
-      if (format !== this.#dtype) throw new RangeError(`layer ${layer}: a slot in ${format}`);
-    }
     if (this.#layers.has(layer)) throw new RangeError(`layer ${layer} already has slots`);
-    if (numSlots > MAX_SLOTS) {
+    if (formats.length > this.#maxSlots) {
       throw new SlotLimitError(
-        `layer ${layer}: ${numSlots} experts on one GPU, at most ${MAX_SLOTS}`,
+        `layer ${layer}: ${formats.length} experts on one GPU, at most ${this.#maxSlots}`,
       );
     }
-    const bytes = this.#projectionBytes();
-    const label = (part: string) => `layer ${layer}: ${part} weights of ${numSlots} experts`;
-    const gateUpWeights = allocate(this.#gpu, label("gate and up"), numSlots * 2 * bytes, STORAGE);
-    const down = allocate(this.#gpu, label("down"), numSlots * bytes, STORAGE);
-    const { counts, rows, sums } = this.#io;
-    const routing = this.#io.routing(layer);
-    const k = this.#kernels;
-    const end = k.combine.bind(counts, this.#pairs, routing, sums);
-    this.#layers.set(layer, {
-      numSlots,
-      formats: [...formats],
-      loaded: Array.from({ length: numSlots }, () => false),
-      gateUp: gateUpWeights,
-      down,
-      direct: [
-        k.directGateUp.bind(counts, rows, gateUpWeights, this.#inner, routing),
-        k.directDown.bind(counts, this.#inner, down, this.#pairs, routing),
-        end,
-      ],
-      grouped: [
-        k.group.bind(counts, routing, this.#tiles),
-        k.groupedGateUp.bind(counts, rows, gateUpWeights, this.#inner, this.#tiles),
-        k.groupedDown.bind(counts, this.#inner, down, this.#pairs, this.#tiles),
-        end,
-      ],
-    });
+    for (const format of formats) {
+      if (this.#compiled.formats.includes(format)) continue;
+      const known = this.#compiled.formats.join(", ");
+      throw new RangeError(`layer ${layer}: a slot in ${format}, the device is for ${known}`);
+    }
+    const label = `layer ${layer}`;
+    const banks = new ExpertBanks(this.#gpu, this.#sizes, label, formats, this.#bankBytes);
+    this.#layers.set(layer, { banks, regimes: this.#bind(layer, banks) });
   }
 
   /** Puts an expert into a slot. Throws RangeError where slot or shape does not fit, WeightOverflowError. */
   load(layer: number, slot: number, weights: ExpertWeights): void {
-    const format = slotFormat(layer, slot, this.#layer(layer).formats);
+    const format = slotFormat(layer, slot, this.#layer(layer).banks.formats);
     const name = `layer ${layer} slot ${slot}`;
     this.loadPacked(layer, slot, packExpert(name, weights, this.#sizes, format));
   }
 
   /** Puts a packed expert into a slot. Throws RangeError where slot or format does not fit. */
   loadPacked(layer: number, slot: number, expert: PackedExpert): void {
-    const of = this.#layer(layer);
-    checkPacked(`layer ${layer} slot ${slot}`, expert, slotFormat(layer, slot, of.formats));
-    const { gate, up, down } = expert;
-    const bytes = this.#projectionBytes();
-    write(this.#gpu, of.gateUp, slot * 2 * bytes, gate.weights);
-    write(this.#gpu, of.gateUp, (slot * 2 + 1) * bytes, up.weights);
-    write(this.#gpu, of.down, slot * bytes, down.weights);
-    of.loaded[slot] = true;
+    const { banks } = this.#layer(layer);
+    checkPacked(`layer ${layer} slot ${slot}`, expert, slotFormat(layer, slot, banks.formats));
+    banks.put(slot, expert);
   }
 
   /** Whether a slot holds an expert. Throws RangeError where the layer has no slots. */
   holds(layer: number, slot: number): boolean {
-    return this.#layer(layer).loaded[slot];
+    return this.#layer(layer).banks.holds(slot);
   }
 
   numSlots(layer: number): number {
-    return this.#layer(layer).numSlots;
+    return this.#layer(layer).banks.formats.length;
   }
 
   /** Encodes the layer's experts over `sizes.tokens` rows; the counts must hold the same sizes when it runs. */
   encode(pass: GPUComputePassEncoder, layer: number, sizes: StepSizes): void {
-    const of = this.#layer(layer);
-    const grouped = sizes.tokens * sizes.topK >= GROUPED_FROM * of.numSlots;
-    for (const kernel of grouped ? of.grouped : of.direct) kernel.encode(pass, sizes);
+    const regime = this.#compiled.kernels.choose(sizes);
+    for (const kernel of this.#layer(layer).regimes[regime]) kernel.encode(pass, sizes);
   }
 
-  /** Encodes both ways of running a layer, so that the driver has compiled them before the first real rows. */
+  /** Encodes every way of running a layer, so that the driver has compiled them before the first real rows. */
   encodeAll(pass: GPUComputePassEncoder, layer: number, sizes: StepSizes): void {
-    const of = this.#layer(layer);
-    for (const kernel of [...of.direct, ...of.grouped]) kernel.encode(pass, sizes);
+    for (const kernel of this.#layer(layer).regimes.flat()) kernel.encode(pass, sizes);
   }
 
+  /** Bytes that the slots of all layers take: weights, scales and biases. */
   residentBytes(): number {
-    let slots = 0;
-    for (const layer of this.#layers.values()) slots += layer.numSlots;
-    return slots * expertBytes(this.#sizes, this.#dtype);
+    let bytes = 0;
+    for (const { banks } of this.#layers.values()) {
+      for (const format of banks.formats) bytes += expertBytes(this.#sizes, format);
+    }
+    return bytes;
   }
 
   free(layer: number): void {
-    const of = this.#layers.get(layer);
-    of?.gateUp.destroy();
-    of?.down.destroy();
+    this.#layers.get(layer)?.banks.destroy();
     this.#layers.delete(layer);
   }
 
   close(): void {
     for (const layer of this.#layers.keys()) this.free(layer);
-    for (const buffer of [this.#tiles, this.#inner, this.#pairs]) buffer.destroy();
+    for (const buffer of [...this.#tiles, this.#inner, this.#pairs]) buffer?.destroy();
   }
 
-  #projectionBytes(): number {
-    return expertBytes(this.#sizes, this.#dtype) / 3;
+  /** The layer's kernels of each regime: sort, then each half over every bank, then combine. */
+  #bind(layer: number, banks: ExpertBanks): BoundKernel<StepSizes>[][] {
+    const { counts, rows, sums } = this.#io;
+    const routing = this.#io.routing(layer);
+    const end = this.#compiled.combine.bind(counts, this.#pairs, routing, sums);
+    return this.#compiled.regimes.map(({ group, formats }, index) => {
+      const tiles = this.#tiles[index];
+      const found = tiles ?? routing;
+      const gateUps = banks.banks.map((bank) =>
+        bindHalf(formats, bank, "gateUp", counts, rows, this.#inner, found),
+      );
+      const downs = banks.banks.map((bank) =>
+        bindHalf(formats, bank, "down", counts, this.#inner, this.#pairs, found),
+      );
+      const sort = group && tiles ? [group.bind(counts, routing, tiles)] : [];
+      return [...sort, ...gateUps, ...downs, end];
+    });
   }
 
   #layer(layer: number): Layer {
@@ -209,6 +203,21 @@ export class GpuExpertFfn {
     if (of === undefined) throw new RangeError(`layer ${layer} has no slots on this device`);
     return of;
   }
+}
+
+/** Binds one half of a bank's experts as kernels/expert-bindings.ts says. */
+function bindHalf(
+  formats: CompiledRegime["formats"],
+  bank: Bank,
+  half: "gateUp" | "down",
+  counts: GPUBuffer,
+  input: GPUBuffer,
+  output: GPUBuffer,
+  found: Binding,
+): BoundKernel<StepSizes> {
+  const { weights, scales, biases } = bank[half];
+  const kernel = formats.get(bank.format)![half];
+  return kernel.bind(counts, input, weights, output, found, scales, bank.places, biases);
 }
 
 /** Routing as the kernels read it: (slot, weight bits) per pair. */
@@ -224,23 +233,48 @@ export function interleaveRouting(
   }
 }
 
-type Kernels = Awaited<ReturnType<typeof compileKernels>>;
+interface CompiledBank {
+  readonly gateUp: CompiledKernel<StepSizes>;
+  readonly down: CompiledKernel<StepSizes>;
+}
 
-async function compileKernels(gpu: Gpu, sizes: ExpertSizes, weights: WeightsDtype) {
-  const { hiddenSize, expertIntermediateSize: intermediateSize } = sizes;
-  const up = (lookup: Lookup) =>
-    compileKernel(gpu, gateUp({ hiddenSize, intermediateSize, weights, lookup }));
-  const down = (lookup: Lookup): Promise<CompiledKernel<StepSizes>> =>
-    compileKernel(
-      gpu,
-      linear({ k: intermediateSize, n: hiddenSize, weights, lookup, epilogue: "store" }),
-    );
+interface CompiledRegime {
+  readonly group?: CompiledKernel<StepSizes>;
+  readonly formats: ReadonlyMap<ExpertFormat, CompiledBank>;
+}
+
+interface Compiled {
+  readonly kernels: ExpertKernels;
+  readonly formats: readonly ExpertFormat[];
+  readonly regimes: readonly CompiledRegime[];
+  readonly combine: CompiledKernel<StepSizes>;
+}
+
+async function compile(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  formats: readonly ExpertFormat[],
+  { kernels = plainExpertKernels(sizes), maxSlots = MAX_SLOTS }: ExpertFfnOptions,
+): Promise<Compiled> {
+  const regimes: CompiledRegime[] = [];
+  for (const { group, bank } of kernels.regimes) {
+    const compiled = new Map<ExpertFormat, CompiledBank>();
+    for (const format of formats) {
+      const { gateUp, down } = bank(format);
+      compiled.set(format, {
+        gateUp: await compileKernel(gpu, gateUp),
+        down: await compileKernel(gpu, down),
+      });
+    }
+    regimes.push({
+      group: group && (await compileKernel(gpu, groupKernel(group, maxSlots))),
+      formats: compiled,
+    });
+  }
   return {
-    group: await compileKernel(gpu, groupBySlot()),
-    directGateUp: await up(DIRECT),
-    directDown: await down(DIRECT),
-    groupedGateUp: await up(GROUPED),
-    groupedDown: await down(GROUPED),
-    combine: await compileKernel(gpu, combine(hiddenSize)),
+    kernels,
+    formats,
+    regimes,
+    combine: await compileKernel(gpu, combine(sizes.hiddenSize)),
   };
 }

@@ -1,7 +1,8 @@
 /** Runs the model's layers on the router's GPU: one submission and one read-back per step, more only where experts are remote. */
 
 import type { Gpu } from "../../core/gpu/device.ts";
-import { type ExpertBuffers, GROUPED_FROM } from "../../core/gpu/expert-ffn.ts";
+import type { ExpertBuffers } from "../../core/gpu/expert-ffn.ts";
+import { GROUPED_FROM } from "../../core/gpu/expert-kernels.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import type { WireSetting } from "../../core/wire.ts";

@@ -6,7 +6,6 @@ import { describe, it } from "node:test";
 import { SILU } from "../../core/cpu/activation.ts";
 import type { ExpertDevice, ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
-import type { Activation } from "../../core/model/config.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { ExpertDeviceFactory } from "./expert-device-contract.ts";
 import {
@@ -17,45 +16,18 @@ import {
   testRun,
 } from "./expert-reference.ts";
 
-interface Case extends ExpertSizes {
-  readonly numRows: number;
-  readonly topK: number;
-}
+/** Sizes with partial groups in every format, a clamp that bites, and biases. */
+const SIZES: ExpertSizes = {
+  hiddenSize: 136,
+  expertIntermediateSize: 72,
+  activation: { kind: "clampedSwiglu", alpha: 1.702, limit: 0.5 },
+  expertBias: true,
+};
 
-/** What most families have. */
-const PLAIN = { activation: SILU, expertBias: false };
+/** The same of most families. */
+const PLAIN_SIZES: ExpertSizes = { ...SIZES, activation: SILU, expertBias: false };
 
-/** Sizes of plain experts. */
-const PLAIN_CASES: readonly Case[] = [
-  { ...PLAIN, hiddenSize: 64, expertIntermediateSize: 40, numRows: 1, topK: 4 },
-  { ...PLAIN, hiddenSize: 64, expertIntermediateSize: 40, numRows: 17, topK: 4 },
-  { ...PLAIN, hiddenSize: 192, expertIntermediateSize: 64, numRows: 33, topK: 2 },
-  { ...PLAIN, hiddenSize: 40, expertIntermediateSize: 24, numRows: 5, topK: 1 },
-  { ...PLAIN, hiddenSize: 128, expertIntermediateSize: 8, numRows: 70, topK: 3 },
-];
-const GPT_OSS: Activation = { kind: "clampedSwiglu", alpha: 1.702, limit: 0.5 };
-
-/** Sizes with partial groups, biases and another activation. */
-const VARIANTS: readonly Case[] = [
-  {
-    ...PLAIN,
-    hiddenSize: 104,
-    expertIntermediateSize: 40,
-    activation: GPT_OSS,
-    numRows: 6,
-    topK: 2,
-  },
-  { ...PLAIN, hiddenSize: 136, expertIntermediateSize: 72, expertBias: true, numRows: 40, topK: 3 },
-  {
-    hiddenSize: 72,
-    expertIntermediateSize: 136,
-    activation: GPT_OSS,
-    expertBias: true,
-    numRows: 3,
-    topK: 4,
-  },
-];
-
+const MIXED: readonly ExpertFormat[] = ["f16", "int8", "int4-g32"];
 const NUM_SLOTS = 7;
 const LAYER = 3;
 
@@ -91,88 +63,91 @@ export function expertFormatContract(
       }
     };
 
-  describe(`the formats of ${name}`, () => {
+  describe(`slots in formats on ${name}`, () => {
+    const runOf = (numRows: number, topK: number) =>
+      testRun(SIZES.hiddenSize, numRows, topK, NUM_SLOTS);
+
     for (const format of formats) {
-      for (const { numRows, topK, ...sizes } of [...PLAIN_CASES, ...VARIANTS]) {
-        const { hiddenSize, expertIntermediateSize, activation, expertBias } = sizes;
-        const kind = `${activation.kind === "silu" ? "" : "clamped "}${expertBias ? "biased " : ""}`;
-        const title = `${numRows} rows of ${hiddenSize} through top-${topK} ${kind}experts of ${expertIntermediateSize} in ${format}`;
-        it(
-          `sums ${title} as the definition does`,
-          withDevice(sizes, [format], async (device) => {
-            const slotFormats = Array.from({ length: NUM_SLOTS }, () => format);
-            const experts = loaded(device, sizes, slotFormats);
-            const { rows, slots, weights } = testRun(sizes.hiddenSize, numRows, topK, NUM_SLOTS);
-            const judged = experts.map((expert) => asFormatKeeps(expert, sizes, format));
-            const expected = expectedSums(sizes, judged, rows, slots, weights);
+      it(
+        `sum rows through clamped and biased experts in ${format} as the definition does`,
+        withDevice(SIZES, [format], async (device) => {
+          const experts = loaded(
+            device,
+            SIZES,
+            Array.from({ length: NUM_SLOTS }, () => format),
+          );
+          const judged = experts.map((expert) => asFormatKeeps(expert, SIZES, format));
+          for (const { rows, slots, weights } of [runOf(1, 4), runOf(29, 2)]) {
+            const expected = expectedSums(SIZES, judged, rows, slots, weights);
             assertClose(await device.run(LAYER, rows, slots, weights), expected, 2e-5);
-            assert.equal(device.residentBytes(), NUM_SLOTS * expertBytes(sizes, format));
-          }),
-        );
-      }
+          }
+          assert.equal(device.residentBytes(), NUM_SLOTS * expertBytes(SIZES, format));
+        }),
+      );
     }
 
     it(
-      "sums rows over slots of several formats in one layer",
-      withDevice(VARIANTS[1], formats, async (device) => {
-        const { numRows, topK, ...sizes } = VARIANTS[1];
-        const slotFormats = Array.from(
-          { length: NUM_SLOTS },
-          (_, i) => formats[i % formats.length],
-        );
-        const experts = loaded(device, sizes, slotFormats);
-        const { rows, slots, weights } = testRun(sizes.hiddenSize, numRows, topK, NUM_SLOTS);
-        const judged = experts.map((expert, i) => asFormatKeeps(expert, sizes, slotFormats[i]));
-        const expected = expectedSums(sizes, judged, rows, slots, weights);
+      "sum rows over slots of several formats in one layer, a row alone as among others",
+      withDevice(PLAIN_SIZES, MIXED, async (device) => {
+        const { hiddenSize } = PLAIN_SIZES;
+        const slotFormats = Array.from({ length: NUM_SLOTS }, (_, i) => MIXED[i % MIXED.length]);
+        const experts = loaded(device, PLAIN_SIZES, slotFormats);
+        const { rows, slots, weights } = runOf(20, 3);
+        const judged = experts.map((of, i) => asFormatKeeps(of, PLAIN_SIZES, slotFormats[i]));
+        const expected = expectedSums(PLAIN_SIZES, judged, rows, slots, weights);
         const together = await device.run(LAYER, rows, slots, weights);
         assertClose(together, expected, 2e-5);
         for (const row of [0, 17]) {
           const alone = await device.run(
             LAYER,
-            rows.slice(row * sizes.hiddenSize, (row + 1) * sizes.hiddenSize),
-            slots.slice(row * topK, (row + 1) * topK),
-            weights.slice(row * topK, (row + 1) * topK),
+            rows.slice(row * hiddenSize, (row + 1) * hiddenSize),
+            slots.slice(row * 3, (row + 1) * 3),
+            weights.slice(row * 3, (row + 1) * 3),
           );
-          const among = together.slice(row * sizes.hiddenSize, (row + 1) * sizes.hiddenSize);
+          const among = together.slice(row * hiddenSize, (row + 1) * hiddenSize);
           assertClose(alone, Float64Array.from(among), 1e-6);
         }
-        const bytes = slotFormats.reduce((sum, format) => sum + expertBytes(sizes, format), 0);
-        assert.equal(device.residentBytes(), bytes);
+        const bytes = slotFormats.map((format) => expertBytes(PLAIN_SIZES, format));
+        assert.equal(
+          device.residentBytes(),
+          bytes.reduce((sum, one) => sum + one, 0),
+        );
       }),
     );
 
     it(
-      "takes packed experts in their slot's format and refuses others by name",
-      withDevice(VARIANTS[2], formats, async (device) => {
-        const { numRows, topK, ...sizes } = VARIANTS[2];
-        const experts = loaded(device, sizes, [formats[1]]);
-        const packed = packExpert("one", experts[0], sizes, formats[1]);
-        device.allocate(LAYER + 1, [formats[1]]);
-        device.loadPacked(LAYER + 1, 0, packed);
-        const { rows, weights } = testRun(sizes.hiddenSize, numRows, topK, 1);
-        const slots = new Uint32Array(numRows * topK);
+      "take packed experts of their own and refuse others by name",
+      withDevice(PLAIN_SIZES, MIXED, async (device) => {
+        const [expert] = loaded(device, PLAIN_SIZES, ["int8"]);
+        device.allocate(LAYER + 1, ["int8"]);
+        device.loadPacked(LAYER + 1, 0, packExpert("one", expert, PLAIN_SIZES, "int8"));
+        const { rows, weights } = runOf(3, 2);
+        const slots = new Uint32Array(weights.length);
         assert.deepEqual(
           await device.run(LAYER + 1, rows, slots, weights),
           await device.run(LAYER, rows, slots, weights),
         );
-        const wrong = packExpert("one", experts[0], sizes, formats[0]);
+        const wrong = packExpert("one", expert, PLAIN_SIZES, "f16");
         assert.throws(
           () => device.loadPacked(LAYER, 0, wrong),
-          new RegExp(`layer 3 slot 0: packed in ${formats[0]}, the slot is for ${formats[1]}`),
+          /layer 3 slot 0: packed in f16, the slot is for int8/,
         );
       }),
     );
 
     it(
-      "refuses an expert without the biases that the sizes name, and one with others",
-      withDevice(VARIANTS[1], ["f32"], (device) => {
-        const sizes = VARIANTS[1];
-        device.allocate(LAYER, ["f32"]);
-        const { upBias: _, ...without } = testExpert(sizes, 1);
+      "refuse an expert without the biases that the sizes name, with others, or with any where there are none",
+      withDevice(SIZES, MIXED, async (device) => {
+        device.allocate(LAYER, ["f16"]);
+        const expert = testExpert(SIZES, 1);
+        const { upBias, ...without } = expert;
         assert.throws(() => device.load(LAYER, 0, without), /layer 3 slot 0 upBias: missing.*72/);
-        const expert = testExpert(sizes, 1);
-        const short = { ...expert, downBias: expert.upBias };
+        const short = { ...expert, downBias: upBias };
         assert.throws(() => device.load(LAYER, 0, short), /downBias: shape \[72\].*136/);
+        assert.throws(
+          () => packExpert("one", expert, PLAIN_SIZES, "f16"),
+          /one gateBias: the model's experts have no biases/,
+        );
       }),
     );
   });

@@ -2,7 +2,7 @@ import type { Kernel } from "../kernel.ts";
 import { COUNTS, type StepSizes } from "./counts.ts";
 import { GROUP_ROWS, type GroupRows, groupStride } from "./tile.ts";
 
-/** Slots of a layer at most: workgroup memory holds two counters for each. */
+/** Slots of a layer at most unless told otherwise. */
 export const MAX_SLOTS = 1024;
 
 const WORKGROUP = 64;
@@ -11,20 +11,22 @@ const WORKGROUP = 64;
  * Sorts the pairs of a batch by slot into tiles of `rows` pairs of one slot each.
  *
  * 0 counts; 1 routing u32 [numRows, topK, 2] (slot or NONE, weight bits); 2 tiles u32 [maxGroupedTiles, 1 + rows]
+ * `numSlots` is at most maxSlots: workgroup memory holds two counters for each.
  * Which of a slot's tiles a pair comes to is not determined; nothing that reads the tiles depends on it.
  */
-export function groupBySlot(rows: GroupRows = GROUP_ROWS): Kernel<StepSizes> {
+export function groupBySlot(rows: GroupRows = GROUP_ROWS, maxSlots = MAX_SLOTS): Kernel<StepSizes> {
   const stride = groupStride(rows);
   return {
-    label: `group-by-slot ×${rows}`,
+    label: `group-by-slot ×${rows} of ${maxSlots} slots`,
+    workgroupBytes: 8 * maxSlots + 4,
     grid: (sizes) => [sizes.tokens === 0 ? 0 : 1, 1, 1],
     wgsl: /* wgsl */ `
 ${COUNTS}
 const LANES = ${WORKGROUP}u;
 @group(0) @binding(1) var<storage, read> routing: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read_write> tiles: array<u32>;
-var<workgroup> held: array<atomic<u32>, ${MAX_SLOTS}>;
-var<workgroup> start: array<u32, ${MAX_SLOTS}>;
+var<workgroup> held: array<atomic<u32>, ${maxSlots}>;
+var<workgroup> start: array<u32, ${maxSlots}>;
 var<workgroup> total: u32;
 
 @compute @workgroup_size(LANES)

@@ -1,0 +1,61 @@
+/** Which kernels compute experts: the one seam between weights in banks and the ways of multiplying by them. */
+
+import type { ExpertSizes } from "../expert-device.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import type { Kernel } from "./kernel.ts";
+import type { StepSizes } from "./kernels/counts.ts";
+import { expertDown } from "./kernels/expert-down.ts";
+import { expertGateUp } from "./kernels/expert-gate-up.ts";
+import type { ExpertLookup } from "./kernels/expert-bindings.ts";
+import { groupBySlot } from "./kernels/group-by-slot.ts";
+import { type GroupRows, groupStride, maxGroupedTiles } from "./kernels/tile.ts";
+
+/** The two halves of the experts of a bank; their bindings are those of kernels/expert-bindings.ts. */
+export interface BankKernels {
+  readonly gateUp: Kernel<StepSizes>;
+  readonly down: Kernel<StepSizes>;
+}
+
+/** One way to run a layer's experts, good for some numbers of rows. */
+export interface ExpertRegime {
+  /** Rows of the tiles that the pairs are sorted into first; undefined: kernels read the routing itself. */
+  readonly group?: GroupRows;
+  readonly bank: (format: ExpertFormat) => BankKernels;
+}
+
+/** The ways to run experts of some sizes, and when which is good. */
+export interface ExpertKernels {
+  readonly regimes: readonly ExpertRegime[];
+  /** Index of the regime for a step. */
+  readonly choose: (sizes: StepSizes) => number;
+}
+
+/** Pairs per slot from which sorting the pairs by slot saves more weight reads than it costs. */
+export const GROUPED_FROM = 4;
+
+/** Kernels of few, fat invocations, which need nothing of an adapter: one pair at a time, or four of a slot together. */
+export function plainExpertKernels(sizes: ExpertSizes): ExpertKernels {
+  const bank =
+    (lookup: ExpertLookup) =>
+    (format: ExpertFormat): BankKernels => ({
+      gateUp: expertGateUp(sizes, format, lookup),
+      down: expertDown(sizes, format, lookup),
+    });
+  return {
+    regimes: [
+      { bank: bank({ kind: "direct", rows: 1 }) },
+      { group: 4, bank: bank({ kind: "grouped", rows: 4 }) },
+    ],
+    choose: ({ tokens, topK, numSlots }) => (tokens * topK >= GROUPED_FROM * numSlots ? 1 : 0),
+  };
+}
+
+/** The kernel that sorts pairs for a regime of tiles of so many rows: 0 counts; 1 routing; 2 tiles. */
+export function groupKernel(rows: GroupRows, maxSlots: number): Kernel<StepSizes> {
+  return groupBySlot(rows, maxSlots);
+}
+
+/** u32 that the tiles of so many pairs over so many slots take. */
+export function tileWords(rows: GroupRows, maxPairs: number, maxSlots: number): number {
+  return maxGroupedTiles(maxPairs, 1, maxSlots, rows) * groupStride(rows);
+}
