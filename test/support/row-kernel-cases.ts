@@ -4,12 +4,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { sigmoid } from "../../core/cpu/activation.ts";
-import * as attentions from "../../core/cpu/attention.ts";
+import { attentionCases } from "./attention-kernel-cases.ts";
 import { chooseExperts } from "../../core/cpu/gate.ts";
 import * as cpu from "../../core/cpu/operations.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
-import { attention } from "../../core/gpu/kernels/attention.ts";
 import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
@@ -80,41 +79,7 @@ export function rowKernelCases(gpu: Gpu): void {
     }
   });
 
-  for (const [numHeads, numKvHeads, headDim] of [
-    [4, 2, 16],
-    [6, 2, 32],
-    [5, 5, 20],
-    [8, 1, 128],
-  ] as const) {
-    test(`attention ${numHeads}/${numKvHeads}×${headDim}: prefill and decode rows of three sequences in one batch`, async () => {
-      const blocksPerSequence = 12;
-      const tables = [[3, 7, 1, 30, 29, 28, 27, 26, 25, 24, 23], [0], [9, 8]];
-      const rowOf = [0, 1, 1, 1, 2, 0];
-      const positions = Uint32Array.from([40, 0, 1, 2, 31, 165]);
-      const tokens = rowOf.length;
-      const kv = numKvHeads * headDim;
-      const values = randomValues(32 * 16 * 2 * kv, 30);
-      const q = randomValues(tokens * numHeads * headDim, 31, 2);
-      const flat = new Uint32Array(3 * blocksPerSequence);
-      tables.forEach((table, i) => flat.set(table, i * blocksPerSequence));
-      const slotOf = (token: number, position: number) =>
-        tables[rowOf[token]][Math.floor(position / 16)] * 16 + (position % 16);
-      const expected = attentions.attention(
-        q,
-        positions,
-        { values, slotOf },
-        { numHeads, numKvHeads, headDim, scale: headDim ** -0.5 },
-      );
-      const out = zeros(gpu, q.length);
-      await runKernel(
-        gpu,
-        attention({ numHeads, numKvHeads, headDim, blockSize: 16, blocksPerSequence }),
-        { tokens, samples: 0, ...UNROUTED },
-        [q, values, positions, Uint32Array.from(rowOf), flat, out],
-      );
-      assertClose(await readF32(gpu, out, q.length), expected, 1e-5);
-    });
-  }
+  attentionCases(gpu);
 
   for (const [tokens, numExperts, topK, norm] of [
     [1, 4, 4, false],

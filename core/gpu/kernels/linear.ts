@@ -9,18 +9,31 @@ export interface LinearOptions {
   readonly k: number;
   /** Columns of the result; a multiple of 4. */
   readonly n: number;
+  /** Columns from one row of the result to the next, where it is part of wider rows; a multiple of 4. */
+  readonly stride?: number;
   readonly weights: WeightsDtype;
   readonly lookup: Lookup;
-  /** What happens to a result: stored, added to what is there, or added after scaling by `scale[row]`. */
-  readonly epilogue: "store" | "add" | "addScaled";
+  readonly epilogue: LinearEpilogue;
+  /** What a result is multiplied by before it is added; 1 unless told otherwise. */
+  readonly factor?: number;
 }
 
+/** What happens to a result: stored, or added to what is there, after a bias or scaling by `scale[row]`. */
+export type LinearEpilogue = "store" | "storeBiased" | "add" | "addBiased" | "addScaled";
+
+const BIAS = "@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>; // [n]";
+
 const EPILOGUE = {
-  store: { binding: "", statement: "out[pair * N4 + id.x] = acc[r];" },
-  add: { binding: "", statement: "out[pair * N4 + id.x] += acc[r];" },
+  store: { binding: "", statement: "out[pair * STRIDE4 + id.x] = acc[r];" },
+  storeBiased: { binding: BIAS, statement: "out[pair * STRIDE4 + id.x] = acc[r] + bias[id.x];" },
+  add: { binding: "", statement: "out[pair * STRIDE4 + id.x] += FACTOR * acc[r];" },
+  addBiased: {
+    binding: BIAS,
+    statement: "out[pair * STRIDE4 + id.x] += FACTOR * (acc[r] + bias[id.x]);",
+  },
   addScaled: {
     binding: "@group(0) @binding(4) var<storage, read> scale: array<f32>; // [numTokens]",
-    statement: "out[pair * N4 + id.x] += scale[pair] * acc[r];",
+    statement: "out[pair * STRIDE4 + id.x] += FACTOR * scale[pair] * acc[r];",
   },
 } as const;
 
@@ -29,12 +42,12 @@ const WORKGROUP = 32;
 /**
  * out[pair, :] = x[pair, :] · weights[slot]ᵀ, accumulated in f32.
  *
- * 0 counts; 1 x f32 [numPairs, k]; 2 weights f16|f32 [numSlots, n, k]; 3 out f32 [numPairs, n];
- * 4 tiles (direct, grouped) or scale f32 [numTokens] (addScaled)
+ * 0 counts; 1 x f32 [numPairs, k]; 2 weights f16|f32 [numSlots, n, k]; 3 out f32 [numPairs, stride], the columns 0 … n-1;
+ * 4 tiles (direct, grouped), bias f32 [n] (storeBiased, addBiased) or scale f32 [numTokens] (addScaled)
  * An invocation computes 4 columns of up to `rows` rows.
  */
 export function linear(options: LinearOptions): Kernel<StepSizes> {
-  const { k, n, weights, lookup, epilogue } = options;
+  const { k, n, stride = n, weights, lookup, epilogue, factor = 1 } = options;
   return {
     label: `linear ${k}→${n} ${weights} ${lookup.kind}×${lookup.rows} ${epilogue}`,
     grid: (sizes) => [ceilDiv(n / 4, WORKGROUP), numTiles(lookup, sizes), 1],
@@ -42,7 +55,8 @@ export function linear(options: LinearOptions): Kernel<StepSizes> {
 ${COUNTS}
 const K8 = ${k / 8}u;
 const N = ${n}u;
-const N4 = ${n / 4}u;
+const STRIDE4 = ${stride / 4}u;
+const FACTOR = f32(${factor});
 const ROWS = ${lookup.rows}u;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;

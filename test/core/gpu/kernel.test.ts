@@ -36,10 +36,21 @@ test("a kernel without its entry point is refused by name", async () => {
 
 test("heads too wide for the adapter's workgroup memory are refused with both numbers", async () => {
   const limit = gpu.device.limits.maxComputeWorkgroupStorageSize;
-  const headDim = Math.ceil(limit / 128 / 4) * 4;
-  const options = { numHeads: 1, numKvHeads: 1, headDim, blockSize: 16, blocksPerSequence: 4 };
+  const kernel = attention({
+    numHeads: 1,
+    numKvHeads: 1,
+    keyDim: limit,
+    valueDim: limit,
+    slotWidth: 2 * limit,
+    valuesAt: limit,
+    scale: 1,
+    sinks: false,
+    blockSize: 16,
+    blocksPerSequence: 4,
+    tokens: "one",
+  });
   await assertRefused(
-    attention(options),
-    new RegExp(`needs ${32 * (headDim + 2) * 4} bytes of workgroup memory, .* has ${limit}`),
+    kernel,
+    new RegExp(`needs ${kernel.workgroupBytes} bytes of workgroup memory, .* has ${limit}`),
   );
 });
