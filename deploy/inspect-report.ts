@@ -149,7 +149,7 @@ function routerLines(subject: InspectSubject): string[] {
       memory.kvCache,
       `${binary(memory.kvPerToken)} per token, ${tokens} tokens; longest context ${maxModelLen}`,
     ],
-    ["buffers", memory.buffers + (experts?.buffers ?? 0), memory.unsupported],
+    ["buffers", memory.buffers + (experts?.buffers ?? 0)],
   ];
   if (experts) lines.push(["experts", experts.residentBytes, subject.experts]);
   return [

@@ -22,6 +22,8 @@ export interface Gpu {
   readonly driver: string;
   /** What the adapter offers beyond WebGPU's core; all of it is switched on. */
   readonly offers: AdapterOffers;
+  /** Bytes of the largest matrix that lies in one buffer; larger ones are sliced. At most what a binding of the device takes. */
+  readonly maxBindingBytes: number;
   /** Settles with the reason when the device is lost, fails or runs out of memory; never otherwise. */
   readonly lost: Promise<string>;
   /** Makes the device count as lost; for errors that leave its state unknown. */
@@ -152,6 +154,10 @@ export async function openGpu(adapterName?: string, backend?: "null"): Promise<G
     shaderF16: offers.shaderF16,
     driver: [adapter.info.vendor, adapter.info.architecture, adapter.info.device].join(" "),
     offers,
+    maxBindingBytes: Math.min(
+      device.limits.maxBufferSize,
+      device.limits.maxStorageBufferBindingSize,
+    ),
     lost: lost.promise,
     fail: lost.resolve,
     close() {

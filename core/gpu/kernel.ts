@@ -52,18 +52,30 @@ function bindingTypes(wgsl: string): GPUBufferBindingType[] {
   return types;
 }
 
-/** Compiles a kernel. Rejects with KernelError: line, column, message and source line, or the limit that it passes. */
-export async function compileKernel<Sizes>(
-  gpu: Gpu,
-  kernel: Kernel<Sizes>,
-): Promise<CompiledKernel<Sizes>> {
-  const { device } = gpu;
-  const { maxComputeWorkgroupStorageSize: workgroupLimit } = device.limits;
-  if (kernel.workgroupBytes !== undefined && kernel.workgroupBytes > workgroupLimit) {
-    throw new KernelError(
-      `kernel ${kernel.label} needs ${kernel.workgroupBytes} bytes of workgroup memory, ${gpu.adapter} has ${workgroupLimit}`,
-    );
+/** A source compiled for a device. */
+interface Pipeline {
+  readonly layout: GPUBindGroupLayout;
+  readonly pipeline: GPUComputePipeline;
+}
+
+/** Pipelines of each device by source: drivers take seconds over what models of alike sizes share. */
+const pipelines = new WeakMap<GPUDevice, Map<string, Promise<Pipeline>>>();
+
+/** The pipeline of a source, compiled at the first call. Rejects with KernelError. */
+function pipelineOf(gpu: Gpu, kernel: Kernel<never>): Promise<Pipeline> {
+  const known = pipelines.get(gpu.device) ?? new Map<string, Promise<Pipeline>>();
+  pipelines.set(gpu.device, known);
+  let pipeline = known.get(kernel.wgsl);
+  if (pipeline === undefined) {
+    pipeline = compilePipeline(gpu, kernel);
+    known.set(kernel.wgsl, pipeline);
+    // The next caller gets a report of its own.
+    pipeline.catch(() => known.delete(kernel.wgsl));
   }
+  return pipeline;
+}
+
+async function compilePipeline({ device }: Gpu, kernel: Kernel<never>): Promise<Pipeline> {
   device.pushErrorScope("validation");
   const module = device.createShaderModule({ label: kernel.label, code: kernel.wgsl });
   const info = await module.getCompilationInfo();
@@ -97,6 +109,25 @@ export async function compileKernel<Sizes>(
   }
   const error = await device.popErrorScope();
   if (error !== null) throw new KernelError(`kernel ${kernel.label}: ${error.message}`);
+  return { layout, pipeline };
+}
+
+/**
+ * Compiles a kernel, or takes the pipeline that a kernel of the same source has on the device already.
+ * Rejects with KernelError: line, column, message and source line, or the limit that it passes.
+ */
+export async function compileKernel<Sizes>(
+  gpu: Gpu,
+  kernel: Kernel<Sizes>,
+): Promise<CompiledKernel<Sizes>> {
+  const { device } = gpu;
+  const { maxComputeWorkgroupStorageSize: workgroupLimit } = device.limits;
+  if (kernel.workgroupBytes !== undefined && kernel.workgroupBytes > workgroupLimit) {
+    throw new KernelError(
+      `kernel ${kernel.label} needs ${kernel.workgroupBytes} bytes of workgroup memory, ${gpu.adapter} has ${workgroupLimit}`,
+    );
+  }
+  const { layout, pipeline } = await pipelineOf(gpu, kernel);
   const maxWorkgroups = device.limits.maxComputeWorkgroupsPerDimension;
 
   return {

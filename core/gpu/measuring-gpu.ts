@@ -30,6 +30,7 @@ export function measureBuffers(allocating: (gpu: Gpu) => unknown): number {
       subgroupMatrix: [],
       maxSubgroupSize: 1,
     },
+    maxBindingBytes: Number.POSITIVE_INFINITY,
     lost: new Promise(() => {}),
     fail: () => {},
     close: () => {},

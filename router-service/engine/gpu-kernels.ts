@@ -4,30 +4,33 @@ import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { compileKernel, type CompiledKernel, type Kernel } from "../../core/gpu/kernel.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
-import { attention } from "../../core/gpu/kernels/attention.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
 import { follow } from "../../core/gpu/kernels/follow.ts";
-import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
+import { gate } from "../../core/gpu/kernels/gate.ts";
 import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
-import { linear, type LinearOptions } from "../../core/gpu/kernels/linear.ts";
-import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
+import { matrixSlices } from "../../core/gpu/matrix.ts";
+import { type ByRows, compileLinear, type SlicedLinear } from "../../core/gpu/sliced-linear.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { WireSetting } from "../../core/wire.ts";
+import { compileHeads } from "./gpu-heads.ts";
+import { compileLatent } from "./gpu-latent.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES } from "./model-runner.ts";
 import { logitStride } from "./step-buffers.ts";
-import { headsOf } from "./supported.ts";
 
 type Step = StepSizes;
 
 /** The model's kernels. */
 export type GpuKernels = Awaited<ReturnType<typeof compileModelKernels>>;
 
-/** A kernel for one row at a time, and one for four. */
-export type ByRows = readonly [CompiledKernel<Step>, CompiledKernel<Step>];
+/** A gated FFN whose result is added to the hidden states, scaled per row or not. */
+export interface FfnKernels {
+  readonly gateUp: ByRows;
+  readonly down: SlicedLinear;
+}
 
 /** Compiles every kernel that the model needs. Rejects with KernelError. */
 export async function compileModelKernels(
@@ -37,61 +40,80 @@ export async function compileModelKernels(
   wire: WireSetting,
   blocksPerSequence: number,
 ) {
-  const { hiddenSize, rmsNormEps: eps, vocabSize, numExperts } = config;
-  const { numHeads, numKvHeads, headDim } = headsOf(config);
-  const heads = { numHeads, numKvHeads, headDim, blockSize: BLOCK_SIZE, blocksPerSequence };
+  const { hiddenSize, rmsNormEps: eps, vocabSize, numExperts, multipliers } = config;
+  const { denseIntermediateSize, sharedExpert } = config;
   const compile = (kernel: Kernel<Step>) => compileKernel(gpu, kernel);
-  const byBoth = async (make: (rows: 1 | 4) => Kernel<Step>): Promise<ByRows> => [
-    await compile(make(1)),
-    await compile(make(4)),
-  ];
-  const linearOf = (
-    k: number,
-    n: number,
-    epilogue: LinearOptions["epilogue"],
-    kind: "tokens" | "samples" = "tokens",
-  ) => byBoth((rows) => linear({ k, n, weights, lookup: { kind, rows }, epilogue }));
-  const gateUpOf = (intermediateSize: number) =>
-    byBoth((rows) =>
-      gateUp({ hiddenSize, intermediateSize, weights, lookup: { kind: "tokens", rows } }),
+  const factor = multipliers.residual;
+  const ffn = async (width: number, epilogue: "add" | "addScaled"): Promise<FfnKernels> => {
+    const up = (rows: 1 | 4) =>
+      compile(
+        gateUp({ hiddenSize, intermediateSize: width, weights, lookup: { kind: "tokens", rows } }),
+      );
+    return {
+      gateUp: [await up(1), await up(4)],
+      down: await compileLinear(gpu, {
+        k: width,
+        n: hiddenSize,
+        weights,
+        epilogue,
+        factor,
+        rows: "tokens",
+      }),
+    };
+  };
+  const embeds: CompiledKernel<Step>[] = [];
+  for (const slice of matrixSlices(gpu, vocabSize, hiddenSize, weights)) {
+    embeds.push(
+      await compile(embed({ hiddenSize, weights, slice, factor: multipliers.embedding })),
     );
-  const dense = Math.max(8, config.denseIntermediateSize);
-  const shared = Math.max(8, config.sharedExpert?.intermediateSize ?? 0);
+  }
   return {
     follow: await compile(follow({ vocabSize, maxCandidates: MAX_CANDIDATES })),
-    embed: await compile(embed({ hiddenSize, weights })),
+    /** One per slice of the embedding. */
+    embed: embeds,
     norm: await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" })),
     normRound:
       wire === "f16"
         ? await compile(rmsNormRound({ hiddenSize, eps }))
         : await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" })),
-    qkv: await byBoth((rows) =>
-      qkvRope({ hiddenSize, numHeads, numKvHeads, headDim, weights, rows }),
-    ),
-    attention: await compile(attention(heads)),
-    output: await linearOf(numHeads * headDim, hiddenSize, "add"),
-    gateLogits: await byBoth((rows) =>
-      // The gate stays in f32 whatever the cluster's dtype: it is small, and its rounding would move tokens.
-      linear({
-        k: hiddenSize,
-        n: gateStride(numExperts),
-        weights: "f32",
-        lookup: { kind: "tokens", rows },
-        epilogue: "store",
-      }),
-    ),
-    gate: await compile(
-      gate({ numExperts, topK: config.numExpertsPerToken, normTopkProb: config.gate.normTopkProb }),
-    ),
-    denseGateUp: await gateUpOf(dense),
-    denseDown: await linearOf(dense, hiddenSize, "add"),
-    sharedGateUp: await gateUpOf(shared),
-    sharedDown: await linearOf(shared, hiddenSize, "addScaled"),
-    add: await compile(add(hiddenSize)),
+    attention: await compileAnyAttention(gpu, config, weights, blocksPerSequence),
+    gateLogits: await compileLinear(gpu, {
+      k: hiddenSize,
+      n: numExperts + 1,
+      weights: "f32",
+      epilogue: "store",
+      rows: "tokens",
+    }),
+    gate: await compile(gate({ ...config.gate, numExperts, topK: config.numExpertsPerToken })),
+    dense: denseIntermediateSize > 0 ? await ffn(denseIntermediateSize, "add") : undefined,
+    shared:
+      sharedExpert &&
+      (await ffn(sharedExpert.intermediateSize, sharedExpert.gated ? "addScaled" : "add")),
+    sharedIsGated: sharedExpert?.gated ?? false,
+    add: await compile(add(hiddenSize, factor)),
     finalNorm: await compile(rmsNorm({ hiddenSize, eps, rows: "samples" })),
-    lmHead: await linearOf(hiddenSize, logitStride(config), "store", "samples"),
+    lmHead: await compileLinear(gpu, {
+      k: hiddenSize,
+      n: vocabSize,
+      weights,
+      epilogue: "store",
+      rows: "samples",
+    }),
     candidates: await compile(
       topCandidates({ vocabSize, rowStride: logitStride(config), maxCandidates: MAX_CANDIDATES }),
     ),
   };
+}
+
+function compileAnyAttention(
+  gpu: Gpu,
+  config: ModelConfig,
+  weights: WeightsDtype,
+  blocksPerSequence: number,
+) {
+  const { attention } = config;
+  const blocks = { blockSize: BLOCK_SIZE, blocksPerSequence };
+  return attention.kind === "heads"
+    ? compileHeads(gpu, config, attention, weights, blocks)
+    : compileLatent(gpu, config, attention, weights, blocks);
 }

@@ -1,9 +1,12 @@
 /** A model's kernels bound to its weights and to the buffers of a step: the stages of a step. */
 
-import type { BoundKernel, CompiledKernel } from "../../core/gpu/kernel.ts";
+import type { BoundKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { bindByRows } from "../../core/gpu/sliced-linear.ts";
 import type { WireSetting } from "../../core/wire.ts";
-import type { ByRows, GpuKernels } from "./gpu-kernels.ts";
+import { bindHeads } from "./gpu-heads.ts";
+import type { FfnKernels, GpuKernels } from "./gpu-kernels.ts";
+import { bindLatent } from "./gpu-latent.ts";
 import type { GpuFfnWeights, GpuLayerWeights, GpuWeights } from "./gpu-weights.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 
@@ -48,15 +51,15 @@ export function bindModel(parts: ModelParts, buffers: StepBuffers): GpuModel {
   const { counts } = b;
   return {
     follow: stage([k.follow.bind(counts, b.candidates, b.input("tokenIds"))]),
-    embed: stage([k.embed.bind(counts, b.input("tokenIds"), weights.embedding, b.hidden)]),
+    embed: stage(
+      weights.embedding.map(({ buffer }, slice) =>
+        k.embed[slice].bind(counts, b.input("tokenIds"), buffer, b.hidden),
+      ),
+    ),
     layers: weights.layers.map((of, layer) => bindLayer(parts, b, of, layer)),
     sample: stage([
       k.finalNorm.bind(counts, b.hidden, weights.finalNorm, b.sampled, b.input("sampleRows")),
-      byRows(
-        k.lmHead,
-        (kernel) => kernel.bind(counts, b.sampled, weights.lmHead, b.logits),
-        "samples",
-      ),
+      k.lmHead.bind(counts, b.sampled, weights.lmHead, b.logits),
       k.candidates.bind(counts, b.logits, b.input("wanted"), b.candidates),
     ]),
   };
@@ -72,62 +75,60 @@ function bindLayer(
   const cache = caches[layer];
   const attend = [
     k.norm.bind(counts, b.hidden, of.inputNorm, b.normed),
-    byRows(k.qkv, (kernel) =>
-      kernel.bind(
-        counts,
-        b.normed,
-        of.qkv,
-        of.qkvBias,
-        weights.rope,
-        b.input("positions"),
-        b.input("cacheSlots"),
-        b.query,
-        cache,
-      ),
-    ),
-    k.attention.bind(
-      counts,
-      b.query,
-      cache,
-      b.input("positions"),
-      b.input("sequenceRows"),
-      b.input("blockTables"),
-      b.attended,
-    ),
-    byRows(k.output, (kernel) => kernel.bind(counts, b.attended, of.output, b.hidden)),
+    ...bindAttention(k, of, weights.rope, b, cache, layer),
     wire === "f16" && of.ffn.kind === "moe"
       ? k.normRound.bind(counts, b.hidden, of.postAttentionNorm, b.normed, b.rounded)
       : k.norm.bind(counts, b.hidden, of.postAttentionNorm, b.normed),
   ];
   if (of.ffn.kind === "dense") {
-    const { dense } = of.ffn;
-    return { attention: stage(attend), ffn: stage(denseFfn(k, b, dense)), addSums: stage([]) };
+    const dense = bindFfn(k.dense, b, of.ffn.dense);
+    return { attention: stage(attend), ffn: stage(dense), addSums: stage([]) };
   }
-  const { gate, shared } = of.ffn;
+  const { gate, gateTerms, shared } = of.ffn;
+  const terms = gateTerms === undefined ? [] : [gateTerms];
   const choose = [
-    byRows(k.gateLogits, (kernel) => kernel.bind(counts, b.normed, gate, b.gateLogits)),
-    k.gate.bind(counts, b.gateLogits, b.routingOf(layer), b.sharedGate),
+    k.gateLogits.bind(counts, b.normed, gate, b.gateLogits),
+    k.gate.bind(counts, b.gateLogits, b.routingOf(layer), b.sharedGate, ...terms),
   ];
   return {
     attention: stage([...attend, ...choose]),
-    ffn: stage(shared === undefined ? [] : sharedFfn(k, b, shared)),
+    ffn: stage(
+      shared === undefined
+        ? []
+        : bindFfn(k.shared, b, shared, k.sharedIsGated ? b.sharedGate : undefined),
+    ),
     addSums: stage([k.add.bind(counts, b.sums, b.hidden)]),
   };
 }
 
-function denseFfn(k: GpuKernels, b: StepBuffers, ffn: GpuFfnWeights): BoundKernel<Step>[] {
-  return [
-    byRows(k.denseGateUp, (kernel) => kernel.bind(b.counts, b.normed, ffn.gateUp, b.inner)),
-    byRows(k.denseDown, (kernel) => kernel.bind(b.counts, b.inner, ffn.down, b.hidden)),
-  ];
+function bindAttention(
+  { attention }: GpuKernels,
+  of: GpuLayerWeights,
+  rope: GPUBuffer,
+  b: StepBuffers,
+  cache: GPUBuffer,
+  layer: number,
+): BoundKernel<Step>[] {
+  if (attention.kind === "heads" && of.attention.kind === "heads") {
+    return bindHeads(attention, of.attention, rope, b, cache, layer);
+  }
+  if (attention.kind === "latent" && of.attention.kind === "latent") {
+    return bindLatent(attention, of.attention, rope, b, cache, layer);
+  }
+  throw new TypeError(`layer ${layer}: kernels for attention of another kind than its weights`);
 }
 
-function sharedFfn(k: GpuKernels, b: StepBuffers, ffn: GpuFfnWeights): BoundKernel<Step>[] {
+/** Adds an FFN of the normed hidden states to the hidden states, times `scale` f32 [numTokens] where there is one. */
+function bindFfn(
+  k: FfnKernels | undefined,
+  b: StepBuffers,
+  ffn: GpuFfnWeights,
+  scale?: GPUBuffer,
+): BoundKernel<Step>[] {
+  if (k === undefined) throw new TypeError("an FFN without kernels");
   return [
-    byRows(k.sharedGateUp, (kernel) => kernel.bind(b.counts, b.normed, ffn.gateUp, b.inner)),
-    byRows(k.sharedDown, (kernel) =>
-      kernel.bind(b.counts, b.inner, ffn.down, b.hidden, b.sharedGate),
-    ),
+    bindByRows(k.gateUp, (kernel) => kernel.bind(b.counts, b.normed, ffn.gateUp, b.inner)),
+    k.down.bind(b.counts, b.inner, ffn.down, b.hidden, scale),
   ];
 }
 
@@ -135,15 +136,4 @@ function stage(kernels: readonly BoundKernel<Step>[]): Stage {
   return (pass, sizes) => {
     for (const kernel of kernels) kernel.encode(pass, sizes);
   };
-}
-
-/** One row at a time where there is one, else four. */
-function byRows(
-  [one, four]: ByRows,
-  bind: (kernel: CompiledKernel<Step>) => BoundKernel<Step>,
-  rows: "tokens" | "samples" = "tokens",
-): BoundKernel<Step> {
-  const single = bind(one);
-  const several = bind(four);
-  return { encode: (pass, sizes) => (sizes[rows] === 1 ? single : several).encode(pass, sizes) };
 }

@@ -3,38 +3,30 @@
 import { ropeTable } from "../../core/cpu/rope.ts";
 import type { ExpertWeights, WeightsDtype } from "../../core/expert-device.ts";
 import { type Gpu, upload } from "../../core/gpu/device.ts";
-import { gateStride } from "../../core/gpu/kernels/gate.ts";
+import { type GpuMatrix, uploadMatrix } from "../../core/gpu/matrix.ts";
 import { uploadVectors, uploadWeights } from "../../core/gpu/weights.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
-import {
-  type HeadsWeights,
-  type LayerFfn,
-  type LayerWeights,
-  type Projection,
-  readLayer,
-  readModelWeights,
-} from "../../core/model/weights.ts";
-import type { HostTensor } from "../../core/tensor.ts";
-import { UnsupportedModelError } from "./supported.ts";
+import type { ModelConfig } from "../../core/model/config.ts";
+import { familyOf } from "../../core/model/families.ts";
+import type { TensorSource } from "../../core/model/model-family.ts";
+import { type LayerFfn, type LayerWeights, readLayer } from "../../core/model/weights.ts";
+import { bytesOf, type HostTensor, numElements, toF32 } from "../../core/tensor.ts";
+import { type GpuHeadsWeights, uploadHeads } from "./gpu-heads.ts";
+import { type GpuLatentWeights, uploadLatent } from "./gpu-latent.ts";
 
 /** Two projections of an FFN on the GPU. */
 export interface GpuFfnWeights {
   /** [2·intermediateSize, hiddenSize], gate above up */
   readonly gateUp: GPUBuffer;
   /** [hiddenSize, intermediateSize] */
-  readonly down: GPUBuffer;
+  readonly down: GpuMatrix;
 }
 
 /** One decoder layer's weights. */
 export interface GpuLayerWeights {
   /** f32 [hiddenSize] */
   readonly inputNorm: GPUBuffer;
-  /** [(numHeads + 2·numKvHeads)·headDim, hiddenSize], q above k above v */
-  readonly qkv: GPUBuffer;
-  /** f32 [(numHeads + 2·numKvHeads)·headDim] */
-  readonly qkvBias: GPUBuffer;
-  /** [hiddenSize, numHeads·headDim] */
-  readonly output: GPUBuffer;
+  readonly attention: GpuHeadsWeights | GpuLatentWeights;
   /** f32 [hiddenSize] */
   readonly postAttentionNorm: GPUBuffer;
   readonly ffn:
@@ -42,7 +34,9 @@ export interface GpuLayerWeights {
     | {
         readonly kind: "moe";
         /** f32 [gateStride, hiddenSize]: the experts' rows, the shared expert's gate, zeros */
-        readonly gate: GPUBuffer;
+        readonly gate: GpuMatrix;
+        /** f32 [2, numExperts]: bias and correction, where the model has one of them */
+        readonly gateTerms?: GPUBuffer;
         readonly shared?: GpuFfnWeights;
       };
 }
@@ -52,10 +46,10 @@ export interface GpuWeights {
   /** f32 [maxModelLen, rope.dim/2, 2] (cos, sin) */
   readonly rope: GPUBuffer;
   /** [vocabSize, hiddenSize] */
-  readonly embedding: GPUBuffer;
-  /** [vocabSize rounded up to whole vec4, hiddenSize] */
-  readonly lmHead: GPUBuffer;
-  /** f32 [hiddenSize] */
+  readonly embedding: GpuMatrix;
+  /** [vocabSize, hiddenSize]; the embedding itself where the two are tied */
+  readonly lmHead: GpuMatrix;
+  /** f32 [hiddenSize]; with the factor of the logits */
   readonly finalNorm: GPUBuffer;
   readonly layers: readonly GpuLayerWeights[];
 }
@@ -75,15 +69,19 @@ export async function loadGpuWeights(gpu: Gpu, options: GpuWeightsOptions): Prom
   const { checkpoint, weights } = options;
   const { config } = checkpoint;
   const rope = upload(gpu, "rotary table", ropeTable(options.maxModelLen, config.rope));
-  const whole = await readModelWeights(checkpoint);
-  const embedding = uploadWeights(gpu, "embedding", [padRows(whole.embedding)], weights);
-  const tied = whole.lmHead === whole.embedding;
-  const lmHead = tied ? embedding : uploadWeights(gpu, "lm_head", [padRows(whole.lmHead)], weights);
-  const finalNorm = uploadVectors(gpu, "final norm", [whole.finalNorm]);
+  const sources = familyOf(config).modelSources(config);
+  // One after the other: each is given up before the next is read.
+  const matrix = async (name: string, source: TensorSource) =>
+    uploadMatrix(gpu, name, [await checkpoint.read(source)], weights);
+  const embedding = await matrix("embedding", sources.embedding);
+  const tied = sources.lmHead.name === sources.embedding.name;
+  const lmHead = tied ? embedding : await matrix("lm_head", sources.lmHead);
+  const norm = scaled(await checkpoint.read(sources.finalNorm), config.multipliers.logits);
+  const finalNorm = uploadVectors(gpu, "final norm", [norm]);
   const layers: GpuLayerWeights[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
     const of = await readLayer(checkpoint, layer);
-    layers.push(uploadLayer(gpu, `layer ${layer}`, of, weights));
+    layers.push(uploadLayer(gpu, config, `layer ${layer}`, of, weights));
     options.onProgress?.(layer + 1, config.numLayers);
   }
   return { rope, embedding, lmHead, finalNorm, layers };
@@ -91,20 +89,31 @@ export async function loadGpuWeights(gpu: Gpu, options: GpuWeightsOptions): Prom
 
 function uploadLayer(
   gpu: Gpu,
+  config: ModelConfig,
   at: string,
   of: LayerWeights,
   weights: WeightsDtype,
 ): GpuLayerWeights {
-  const { q, k, v, o } = headsWeights(of);
-  const qkv = [q.weight, k.weight, v.weight];
   return {
     inputNorm: uploadVectors(gpu, `${at} input norm`, [of.inputNorm]),
-    qkv: uploadWeights(gpu, `${at} q, k and v`, qkv, weights),
-    qkvBias: uploadVectors(gpu, `${at} q, k and v bias`, [q, k, v].map(biasOf)),
-    output: uploadWeights(gpu, `${at} attention output`, [o.weight], weights),
+    attention: uploadAttention(gpu, config, at, of, weights),
     postAttentionNorm: uploadVectors(gpu, `${at} post-attention norm`, [of.postAttentionNorm]),
     ffn: uploadLayerFfn(gpu, at, of.ffn, weights),
   };
+}
+
+function uploadAttention(
+  gpu: Gpu,
+  config: ModelConfig,
+  at: string,
+  { attention }: LayerWeights,
+  weights: WeightsDtype,
+): GpuLayerWeights["attention"] {
+  if (attention.kind === "heads") return uploadHeads(gpu, at, attention, weights);
+  if (config.attention.kind === "latent") {
+    return uploadLatent(gpu, at, attention, config.attention, weights);
+  }
+  throw new TypeError(`${at}: latent weights for attention per head`);
 }
 
 function uploadLayerFfn(
@@ -116,20 +125,16 @@ function uploadLayerFfn(
   if (ffn.kind === "dense") {
     return { kind: "dense", dense: uploadFfn(gpu, at, ffn.dense, weights) };
   }
-  if (ffn.shared !== undefined && ffn.shared.gate === undefined) {
-    throw new UnsupportedModelError(`${at}: a shared expert without a gate is not supported`);
-  }
-  const [numExperts, hiddenSize] = ffn.gate.weight.shape;
-  const padding = gateStride(numExperts) - numExperts - 1;
-  const rows = [
-    ffn.gate.weight,
-    ffn.shared?.gate ?? zeros(hiddenSize),
-    zeros(padding * hiddenSize),
-  ];
+  const { gate, correction, shared } = ffn;
+  const [numExperts, hiddenSize] = gate.weight.shape;
+  const rows = [gate.weight, shared?.gate ?? zeros(1, hiddenSize)];
+  const terms = [gate.bias ?? zeros(numExperts), correction ?? zeros(numExperts)];
   return {
     kind: "moe",
-    gate: uploadVectors(gpu, `${at} gate`, rows),
-    shared: ffn.shared && uploadFfn(gpu, `${at} shared`, ffn.shared.expert, weights),
+    // The gate stays in f32 whatever the cluster's dtype: it is small, and its rounding would move tokens.
+    gate: uploadMatrix(gpu, `${at} gate`, rows, "f32"),
+    gateTerms: gate.bias || correction ? uploadVectors(gpu, `${at} gate terms`, terms) : undefined,
+    shared: shared && uploadFfn(gpu, `${at} shared`, shared.expert, weights),
   };
 }
 
@@ -141,29 +146,16 @@ function uploadFfn(
 ): GpuFfnWeights {
   return {
     gateUp: uploadWeights(gpu, `${at} gate and up`, [gate, up], weights),
-    down: uploadWeights(gpu, `${at} down`, [down], weights),
+    down: uploadMatrix(gpu, `${at} down`, [down], weights),
   };
 }
 
-function headsWeights({ attention }: LayerWeights): HeadsWeights {
-  if (attention.kind === "heads") return attention;
-  throw new UnsupportedModelError("latent attention is not supported");
+/** A vector times a factor. */
+function scaled(vector: HostTensor, factor: number): HostTensor {
+  const values = toF32(vector).map((value) => value * factor);
+  return { shape: vector.shape, dtype: "F32", bytes: bytesOf(values) };
 }
 
-/** The matrix with zero rows added up to whole vec4 of rows. */
-function padRows(matrix: HostTensor): HostTensor {
-  const [rows, columns] = matrix.shape;
-  const padded = Math.ceil(rows / 4) * 4;
-  if (padded === rows) return matrix;
-  const bytes = new Uint8Array((matrix.bytes.length / rows) * padded);
-  bytes.set(matrix.bytes);
-  return { ...matrix, shape: [padded, columns], bytes };
-}
-
-function biasOf({ weight, bias }: Projection): HostTensor {
-  return bias ?? zeros(weight.shape[0]);
-}
-
-function zeros(length: number): HostTensor {
-  return { shape: [length], dtype: "F32", bytes: new Uint8Array(length * 4) };
+function zeros(...shape: readonly number[]): HostTensor {
+  return { shape, dtype: "F32", bytes: new Uint8Array(numElements(shape) * 4) };
 }

@@ -9,7 +9,6 @@ import { weightBytes } from "../../core/weights.ts";
 import { BLOCK_SIZE } from "./model-runner.ts";
 import { type RunnerLimits, secondHalfLimits } from "./runner-limits.ts";
 import { allocateCaches, allocateStepBuffers } from "./step-buffers.ts";
-import { UnsupportedModelError } from "./supported.ts";
 
 /** Bytes that a router takes on its GPU, without routed experts. */
 export interface RouterMemory {
@@ -22,8 +21,6 @@ export interface RouterMemory {
   readonly kvPerToken: number;
   /** Buffers of a step. */
   readonly buffers: number;
-  /** Why the engine can not run the model on a GPU; `buffers` is 0 then. */
-  readonly unsupported?: string;
   /** Everything together. */
   readonly total: number;
 }
@@ -38,15 +35,18 @@ export function routerMemory(
   const weights = routerWeights(config, dtype);
   const rope = limits.maxModelLen * config.rope.dim * 4;
   const kvCache = measureBuffers((gpu) => allocateCaches(gpu, config, limits));
-  const working = workingBuffers(config, remote ? [limits, secondHalfLimits(limits)] : [limits]);
+  const microBatches = remote ? [limits, secondHalfLimits(limits)] : [limits];
+  const buffers = measureBuffers((gpu) => {
+    for (const of of microBatches) allocateStepBuffers(gpu, config, of);
+  });
   const weightsTotal = Object.values(weights).reduce((sum, bytes) => sum + bytes, 0);
   return {
     weights,
     rope,
     kvCache,
     kvPerToken: kvCache / (limits.numBlocks * BLOCK_SIZE),
-    ...working,
-    total: weightsTotal + rope + kvCache + working.buffers,
+    buffers,
+    total: weightsTotal + rope + kvCache + buffers,
   };
 }
 
@@ -64,19 +64,4 @@ function routerWeights(config: ModelConfig, dtype: WeightsDtype): RouterMemory["
     shared: bytes(size.shared),
     dense: bytes(size.dense),
   };
-}
-
-function workingBuffers(
-  config: ModelConfig,
-  microBatches: readonly RunnerLimits[],
-): { readonly buffers: number; readonly unsupported?: string } {
-  try {
-    const buffers = measureBuffers((gpu) => {
-      for (const limits of microBatches) allocateStepBuffers(gpu, config, limits);
-    });
-    return { buffers };
-  } catch (error) {
-    if (!(error instanceof UnsupportedModelError)) throw error;
-    return { buffers: 0, unsupported: error.message };
-  }
 }

@@ -7,9 +7,10 @@ import type { Binding } from "../../core/gpu/kernel.ts";
 import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { gateStride } from "../../core/gpu/kernels/gate.ts";
 import { candidateStride } from "../../core/gpu/kernels/top-candidates.ts";
+import { headsWidths } from "./gpu-heads.ts";
+import { latentWidths } from "./gpu-latent.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES, type StepBatch } from "./model-runner.ts";
 import type { RunnerLimits } from "./runner-limits.ts";
-import { headsOf } from "./supported.ts";
 
 /** Offsets of storage bindings must be multiples of this on every adapter. */
 const ALIGNMENT = 256;
@@ -28,8 +29,9 @@ export function logitStride(config: ModelConfig): number {
 /** Allocates the buffers of steps that run one after another. Throws OutOfDeviceMemoryError. */
 export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: RunnerLimits) {
   const { maxTokens, maxSamples, maxSequences, maxModelLen } = limits;
-  const { hiddenSize, numExpertsPerToken } = config;
-  const { numHeads, headDim } = headsOf(config);
+  const { hiddenSize, numExpertsPerToken, attention } = config;
+  const widths =
+    attention.kind === "heads" ? headsWidths(config, attention) : latentWidths(attention);
   const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
   const f32 = (label: string, count: number) => allocate(gpu, label, count * 4, STORAGE);
 
@@ -65,8 +67,15 @@ export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: Runne
     hidden: f32("hidden states", maxTokens * hiddenSize),
     normed: f32("normed hidden states", maxTokens * hiddenSize),
     rounded: f32("rounded hidden states", maxTokens * hiddenSize),
-    query: f32("queries", maxTokens * numHeads * headDim),
-    attended: f32("attention results", maxTokens * numHeads * headDim),
+    /** What attention projects at once, before norms and positions. */
+    projected: f32("projected queries, keys and values", maxTokens * widths.projected),
+    queryLatent: f32("latent queries", maxTokens * widths.queryLatent),
+    queryHeads: f32("queries of latent attention", maxTokens * widths.queryHeads),
+    /** What meets the cache's keys. */
+    query: f32("queries", maxTokens * widths.query),
+    /** What comes of the cache's values. */
+    attended: f32("attention results", maxTokens * widths.attended),
+    values: f32("attention results out of latent vectors", maxTokens * widths.values),
     inner: f32("inner states", maxTokens * innerSize),
     gateLogits: f32("gate logits", maxTokens * gateStride(config.numExperts)),
     sharedGate: f32("shared expert gates", maxTokens),

@@ -3,16 +3,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { sigmoid } from "../../core/cpu/activation.ts";
-import { attentionCases } from "./attention-kernel-cases.ts";
-import { chooseExperts } from "../../core/cpu/gate.ts";
 import * as cpu from "../../core/cpu/operations.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
-import { gate, gateStride } from "../../core/gpu/kernels/gate.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { candidateStride, topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
+import { attentionCases } from "./attention-kernel-cases.ts";
+import { gateCases } from "./gate-kernel-cases.ts";
+import { positionCases } from "./position-kernel-cases.ts";
 import { assertClose, randomValues, readBuffer, readF32, runKernel, zeros } from "./gpu-fixture.ts";
 
 const NONE = 0xffffffff;
@@ -80,46 +79,9 @@ export function rowKernelCases(gpu: Gpu): void {
   });
 
   attentionCases(gpu);
+  positionCases(gpu);
 
-  for (const [tokens, numExperts, topK, norm] of [
-    [1, 4, 4, false],
-    [5, 12, 4, true],
-    [3, 160, 6, false],
-  ] as const) {
-    test(`gate routes ${tokens} tokens to the top ${topK} of ${numExperts}${norm ? ", renormalised" : ""}`, async () => {
-      const stride = gateStride(numExperts);
-      const logits = randomValues(tokens * stride, 40, 3);
-      if (numExperts === 12) logits[3] = logits[1]; // experts 1 and 3 tie
-      const routing = allocate(gpu, "routing", tokens * topK * 8, STORAGE);
-      const shared = zeros(gpu, tokens);
-      await runKernel(
-        gpu,
-        gate({ numExperts, topK, normTopkProb: norm }),
-        { tokens, samples: 0, ...UNROUTED },
-        [logits, routing, shared],
-      );
-      const part = (from: number, to: number) =>
-        Float32Array.from(
-          Array.from({ length: tokens }, (_, t) => [
-            ...logits.subarray(t * stride + from, t * stride + to),
-          ]).flat(),
-        );
-      const expected = chooseExperts(part(0, numExperts), {
-        numExperts,
-        topK,
-        score: "softmax",
-        normTopkProb: norm,
-        scaling: 1,
-      });
-      const words = new Uint32Array(await readBuffer(gpu, routing, tokens * topK * 8));
-      const ids = words.filter((_, i) => i % 2 === 0);
-      const mix = new Float32Array(words.filter((_, i) => i % 2 === 1).buffer);
-      assert.deepEqual(ids, expected.ids);
-      assertClose(mix, expected.weights, 1e-5);
-      const sharedGates = part(numExperts, numExperts + 1).map(sigmoid);
-      assertClose(await readF32(gpu, shared, tokens), sharedGates, 1e-5);
-    });
-  }
+  gateCases(gpu);
 
   test("add adds", async () => {
     const sums = randomValues(3 * 72, 50);

@@ -37,11 +37,11 @@ const ROPE = ${dim}u;
 @group(0) @binding(4) var<storage, read> rope: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> positions: array<u32>;
 fn turn(token: u32, head: u32, i: u32) {
-  let from = token * TOKEN4 * 4u + head * HEAD4 * 4u + K8 * 8u;
+  let begin = token * TOKEN4 * 4u + head * HEAD4 * 4u + K8 * 8u;
   let to = (token * HEADS + head) * OUT4 * 4u + N;
   let pair = ${PAIR[interleaved ? "interleaved" : "halves"]};
-  let a = x[(from + pair.x) / 4u][(from + pair.x) % 4u];
-  let b = x[(from + pair.y) / 4u][(from + pair.y) % 4u];
+  let a = x[(begin + pair.x) / 4u][(begin + pair.x) % 4u];
+  let b = x[(begin + pair.y) / 4u][(begin + pair.y) % 4u];
   let angle = rope[positions[token] * (ROPE / 2u) + i];
   out[to + pair.x] = a * angle.x - b * angle.y;
   out[to + pair.y] = b * angle.x + a * angle.y;
