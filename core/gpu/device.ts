@@ -36,9 +36,12 @@ export interface AdapterOffers {
   readonly shaderF16: boolean;
   readonly subgroups: boolean;
   readonly timestamps: boolean;
+  /** The adapter is a program on the CPU. */
+  readonly software: boolean;
   /** Shapes and types of the matrices that a subgroup multiplies at once; empty where it does not. */
   readonly subgroupMatrix: readonly SubgroupMatrixConfig[];
-  /** Largest subgroup that the adapter may run a kernel with; 1 without subgroups. */
+  /** Smallest and largest subgroup that the adapter may run a kernel with; 1 without subgroups. */
+  readonly minSubgroupSize: number;
   readonly maxSubgroupSize: number;
 }
 
@@ -102,7 +105,9 @@ function offersOf(adapter: GPUAdapter): AdapterOffers {
     shaderF16: has("shader-f16"),
     subgroups: has("subgroups"),
     timestamps: has("timestamp-query"),
+    software: adapter.info.isFallbackAdapter,
     subgroupMatrix: has(SUBGROUP_MATRIX) ? [...(info.subgroupMatrixConfigs ?? [])] : [],
+    minSubgroupSize: has("subgroups") ? (info.subgroupMinSize ?? 1) : 1,
     maxSubgroupSize: has("subgroups") ? (info.subgroupMaxSize ?? 1) : 1,
   };
 }
