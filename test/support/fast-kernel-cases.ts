@@ -18,6 +18,12 @@ import { matvecDown } from "../../core/gpu/kernels/matvec-down.ts";
 import { matvecGateUp } from "../../core/gpu/kernels/matvec-gate-up.ts";
 import { type LinearEpilogue, matvecLinear } from "../../core/gpu/kernels/matvec-linear.ts";
 import type { MatvecShape } from "../../core/gpu/kernels/matvec.ts";
+import { subgroupMatrixDown } from "../../core/gpu/kernels/subgroup-matrix-down.ts";
+import { subgroupMatrixGateUp } from "../../core/gpu/kernels/subgroup-matrix-gate-up.ts";
+import {
+  subgroupMatrixRows,
+  type SubgroupMatrixShape,
+} from "../../core/gpu/kernels/subgroup-matrix.ts";
 import { type GroupRows, groupStride, maxGroupedTiles } from "../../core/gpu/kernels/tile.ts";
 import { assertClose, randomValues, readF32, runKernel, zeros } from "./gpu-fixture.ts";
 import { randomRouting } from "./matrix-kernel-cases.ts";
@@ -163,6 +169,51 @@ function gemms(sizes: ExpertSizes, format: ExpertFormat, shape: GemmShape): Expe
   };
 }
 
+/**
+ * The same kernel with subgroup matrices in plain WGSL, each invocation computing all of each matrix: proves everything
+ * but the hardware's own products.
+ */
+function emulated(
+  kernel: Kernel<StepSizes>,
+  { M, N, K }: Pick<SubgroupMatrixShape, "M" | "N" | "K">,
+): Kernel<StepSizes> {
+  const types = /* wgsl */ `
+struct Left { v: array<f32, ${M * K}> }
+struct Right { v: array<f32, ${K * N}> }
+struct Result { v: array<f32, ${M * N}> }`;
+  const functions = /* wgsl */ `
+fn load_left(at: u32, stride: u32) -> Left {
+  var m: Left;
+  for (var i = 0u; i < ${M * K}u + counts.zero; i++) { m.v[i] = f32(row_tile[at + i / ${K}u * stride + i % ${K}u]); }
+  return m;
+}
+fn load_right(at: u32, stride: u32) -> Right {
+  var m: Right;
+  for (var i = 0u; i < ${K * N}u + counts.zero; i++) { m.v[i] = f32(weight_tile[at + i % ${N}u * stride + i / ${N}u]); }
+  return m;
+}
+fn multiply(a: Left, b: Right, c: Result) -> Result {
+  var m = c;
+  for (var i = 0u; i < ${M * N}u + counts.zero; i++) {
+    for (var k = 0u; k < ${K}u + counts.zero; k++) { m.v[i] += a.v[i / ${N}u * ${K}u + k] * b.v[k * ${N}u + i % ${N}u]; }
+  }
+  return m;
+}
+fn store_result(at: u32, m: Result, stride: u32) {
+  for (var i = 0u; i < ${M * N}u + counts.zero; i++) { results[at + i / ${N}u * stride + i % ${N}u] = m.v[i]; }
+}
+@compute`;
+  const wgsl = kernel.wgsl
+    .replace("enable chromium_experimental_subgroup_matrix;", "")
+    .replace(/alias Left[^]*?alias Result[^;]*;/, types)
+    .replaceAll("subgroupMatrixLoad<Left, row_major>(&row_tile, ", "load_left(")
+    .replaceAll("subgroupMatrixLoad<Right, col_major>(&weight_tile, ", "load_right(")
+    .replaceAll("subgroupMatrixMultiplyAccumulate(", "multiply(")
+    .replaceAll("subgroupMatrixStore<row_major>(&results, ", "store_result(")
+    .replace("@compute", functions);
+  return { ...kernel, label: `emulated ${kernel.label}`, wgsl };
+}
+
 /** Declares the cases on an open device; software adapters take seconds to compile some of them. */
 export function fastKernelCases(gpu: Gpu, formats: readonly ExpertFormat[]): void {
   const reduce = gpu.offers.subgroups ? "subgroup" : "workgroup";
@@ -180,6 +231,23 @@ export function fastKernelCases(gpu: Gpu, formats: readonly ExpertFormat[]): voi
   test("gemm f16: experts of 72→40 with biases", () =>
     checkExperts(gpu, BIASED, "f16", gemms(BIASED, "f16", gemm), 1e-5));
   if (gpu.offers.shaderF16) {
+    const matrices: SubgroupMatrixShape = {
+      M: 4,
+      N: 4,
+      K: 16,
+      subgroupSize: gpu.offers.maxSubgroupSize,
+      subgroups: [2, 2],
+      block: [2, 1],
+    };
+    const deep = { ...matrices, K: 32 };
+    test("subgroup matrices, emulated: experts of 72→40 with biases in int4-g32", () => {
+      const kernels: ExpertKernels = {
+        gateUp: emulated(subgroupMatrixGateUp(BIASED, "int4-g32", matrices), matrices),
+        down: emulated(subgroupMatrixDown(BIASED, "int4-g32", deep), deep),
+        tileRows: subgroupMatrixRows(matrices),
+      };
+      return checkExperts(gpu, BIASED, "int4-g32", kernels, 2e-3);
+    });
     test("gemm over tiles in f16 gives f16's accuracy", () =>
       checkExperts(gpu, PLAIN, "f16", gemms(PLAIN, "f16", { ...gemm, tile: "f16" }), 2e-3));
   }

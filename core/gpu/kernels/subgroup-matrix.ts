@@ -87,7 +87,14 @@ export function subgroupMatrixShapes(
     { subgroups: [4, 2], block: [2, 4] },
   ] as const;
   return divisions
-    .map((division): SubgroupMatrixShape => ({ M, N, K, subgroupSize, ...division }))
+    .map(({ subgroups, block }): SubgroupMatrixShape => ({
+      M,
+      N,
+      K,
+      subgroupSize,
+      subgroups,
+      block,
+    }))
     .filter(
       (shape) =>
         subgroupMatrixThreads(shape) <= workgroupThreads && subgroupMatrixRows(shape) <= 128,
