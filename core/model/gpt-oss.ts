@@ -5,8 +5,6 @@
  * re-saves plain floats with matrices [in, out].
  */
 
-import { z } from "zod";
-
 import {
   MAX_SIZE,
   SIZE_STEP,
@@ -24,18 +22,14 @@ import { decoderSources, fusedBias, fusedExpert, orResaved, tensor } from "./dec
 import { parseByRules } from "./family-config.ts";
 import { attentionBias, headsConfig, headsFields } from "./heads-config.ts";
 import type { ModelFamily } from "./model-family.ts";
-
-const LAYER_TYPES = ["sliding_attention", "full_attention"] as const;
+import { slidingFields, slidingProblems, windowsOf } from "./sliding-layers.ts";
 
 const fields = {
   ...decoderFields({ maxPositions: 131072, rmsNormEps: 1e-5 }),
   ...headsFields(8),
   head_dim: integer(1, MAX_SIZE).default(64),
   attention_bias: flag(true),
-  sliding_window: integer(1, MAX_SIZE).nullable().default(128),
-  layer_types: z
-    .array(z.enum(LAYER_TYPES), { error: `a list of ${LAYER_TYPES.join(" and ")}` })
-    .optional(),
+  ...slidingFields(128),
   num_local_experts: experts(),
   intermediate_size: stepped(SIZE_STEP),
   swiglu_alpha: positive().default(1.702),
@@ -52,15 +46,6 @@ const ROPE_SCALING = {
   original_max_position_embeddings: 4096,
 };
 
-/** What every layer sees: in turns a window and all, where the config does not say. */
-function layerTypes(fields: {
-  readonly layer_types?: readonly string[];
-  readonly num_hidden_layers: number;
-}): readonly string[] {
-  const { layer_types: types, num_hidden_layers: length } = fields;
-  return types ?? Array.from({ length }, (_, layer) => LAYER_TYPES[layer % 2]);
-}
-
 const block = (layer: number) => `model.layers.${layer}.mlp`;
 
 /** The gpt-oss family. */
@@ -76,9 +61,7 @@ export const gptOss: ModelFamily = {
         ...headsConfig(fields, rope, {
           ...attentionBias(fields),
           sinks: true,
-          windows: layerTypes(fields).map((type) =>
-            type === "sliding_attention" ? (fields.sliding_window ?? undefined) : undefined,
-          ),
+          windows: windowsOf(fields),
         }),
         layers: everyLayer(fields, "moe"),
         gate: { ...softmaxGate(true), bias: true },
@@ -91,25 +74,7 @@ export const gptOss: ModelFamily = {
         },
         expertBias: true,
       }),
-      problems: (fields) => {
-        const types = layerTypes(fields);
-        const { num_hidden_layers: numLayers, sliding_window: window } = fields;
-        const count = `one for each of num_hidden_layers ${numLayers}`;
-        return [
-          ...(types.length === numLayers
-            ? []
-            : [{ name: "layer_types", value: types, expectation: count }]),
-          ...(window === null && types.includes("sliding_attention")
-            ? [
-                {
-                  name: "sliding_window",
-                  value: null,
-                  expectation: "the window of sliding_attention",
-                },
-              ]
-            : []),
-        ];
-      },
+      problems: slidingProblems,
     }),
   ...decoderSources,
   moeSources: ({ numExperts, hiddenSize }, layer) => ({
