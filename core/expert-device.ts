@@ -65,6 +65,8 @@ export interface ExpertDevice {
   load(layer: number, slot: number, weights: ExpertWeights): void;
   /** Puts an expert that `packExpert` has converted into a slot. Throws RangeError where slot or format does not fit. */
   loadPacked(layer: number, slot: number, expert: PackedExpert): void;
+  /** Settles when what was loaded is in device memory, and the host does not hold it any more. */
+  settled(): Promise<void>;
   /**
    * For each row, the sum over its slots of weight · expert(row).
    * @param rows [numRows, hiddenSize] f32

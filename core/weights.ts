@@ -11,8 +11,12 @@ import {
   f32ToF16,
   type HostTensor,
   maxMagnitude,
+  numElements,
   toF32,
 } from "./tensor.ts";
+
+/** Values that are converted at a time, so that the host never holds a large tensor in f32. */
+const VALUES_AT_ONCE = 1 << 18;
 
 /** A weight is too large for the dtype that the cluster keeps weights in. */
 export class WeightOverflowError extends Error {
@@ -59,15 +63,40 @@ export function stackWeights(
   tensors: readonly HostTensor[],
   dtype: WeightsDtype,
 ): Float16Array | Float32Array {
-  const parts = tensors.map((tensor) => convertWeights(name, tensor, dtype));
-  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  const length = tensors.reduce((sum, { shape }) => sum + numElements(shape), 0);
   const stacked = dtype === "f16" ? new Float16Array(length) : new Float32Array(length);
-  let offset = 0;
-  for (const part of parts) {
-    stacked.set(part, offset);
-    offset += part.length;
-  }
+  for (const { values, at } of weightsInParts(name, tensors, dtype)) stacked.set(values, at);
   return stacked;
+}
+
+/** Consecutive values of weights on their way to a device. */
+export interface WeightsPart {
+  readonly values: Float16Array | Float32Array;
+  /** Index of the first value. */
+  readonly at: number;
+}
+
+/**
+ * Tensors in the cluster's dtype one after the other, a part at a time: no whole tensor is held twice.
+ * Throws as `convertWeights`.
+ */
+export function* weightsInParts(
+  name: string,
+  tensors: readonly HostTensor[],
+  dtype: WeightsDtype,
+): Generator<WeightsPart, void> {
+  let at = 0;
+  for (const tensor of tensors) {
+    const size = bytesPerElement(tensor.dtype);
+    const length = numElements(tensor.shape);
+    for (let from = 0; from < length; from += VALUES_AT_ONCE) {
+      const to = Math.min(length, from + VALUES_AT_ONCE);
+      const bytes = tensor.bytes.subarray(from * size, to * size);
+      const part = { shape: [to - from], dtype: tensor.dtype, bytes };
+      yield { values: convertWeights(name, part, dtype), at };
+      at += to - from;
+    }
+  }
 }
 
 /** An expert as a device holds it. */
@@ -102,9 +131,6 @@ export function expertBytes(sizes: ExpertSizes, format: ExpertFormat): number {
     biases
   );
 }
-
-/** Values that are converted at a time, so that the host never holds a large tensor in f32. */
-const VALUES_AT_ONCE = 1 << 18;
 
 /** The largest magnitude that a format takes. */
 const LARGEST: Readonly<Record<ExpertFormat, number>> = {

@@ -2,6 +2,7 @@
 
 import type { ExpertDevice, ExpertWeights } from "../core/expert-device.ts";
 import { NO_SLOT } from "../core/expert-device.ts";
+import { loadExperts } from "../core/load-experts.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
 import type { Placement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
@@ -141,15 +142,19 @@ export class Residency {
         experts.map(() => placement.weights),
       );
     }
-    const total = missing.reduce((sum, [, experts]) => sum + experts.length, 0);
+    const loads = missing.flatMap(([layer, experts]) =>
+      experts.map((expert, slot) => ({ layer, expert, slot, format: placement.weights })),
+    );
     let loaded = 0;
+    await loadExperts(loads, {
+      sizes: this.#options.model,
+      read: (layer, expert) => this.#options.source.readExpert(layer, expert),
+      device,
+      onExpert: () => this.#options.onProgress?.(++loaded, loads.length),
+    });
     for (const [layer, experts] of missing) {
       const slots = new Uint32Array(this.#options.model.numExperts).fill(NO_SLOT);
-      for (const [slot, expertId] of experts.entries()) {
-        device.load(layer, slot, await this.#options.source.readExpert(layer, expertId));
-        slots[expertId] = slot;
-        this.#options.onProgress?.(++loaded, total);
-      }
+      for (const [slot, expert] of experts.entries()) slots[expert] = slot;
       this.#layers.set(layer, { experts, slots });
     }
     if (this.#target?.placement === placement) this.#serving = placement;

@@ -86,6 +86,8 @@ class CpuExpertDevice implements ExpertDevice {
     of.experts[slot] = expert;
   }
 
+  async settled(): Promise<void> {}
+
   run(
     layer: number,
     rows: Float32Array,

@@ -214,6 +214,12 @@ export function write(gpu: Gpu, buffer: GPUBuffer, offset: number, data: ArrayBu
   gpu.device.queue.writeBuffer(buffer, offset, bytes, byteOffset, byteLength);
 }
 
+/** Settles when everything written is in its buffers; until then the host holds copies of it. Rejects where the device is lost. */
+export async function settleWrites(gpu: Gpu): Promise<void> {
+  gpu.device.queue.submit([]);
+  await gpu.device.queue.onSubmittedWorkDone();
+}
+
 /** Allocates a buffer that holds the data. Throws as `allocate`. */
 export function upload(gpu: Gpu, label: string, data: ArrayBufferView): GPUBuffer {
   const buffer = allocate(gpu, label, data.byteLength, STORAGE);

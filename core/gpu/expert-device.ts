@@ -9,7 +9,7 @@ import {
 } from "../expert-device.ts";
 import type { ExpertFormat } from "../expert-format.ts";
 import type { PackedExpert } from "../weights.ts";
-import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM } from "./device.ts";
+import { allocate, type Gpu, READ_BACK, settleWrites, STORAGE, UNIFORM } from "./device.ts";
 import { type ExpertFfnOptions, GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
 import { COUNTS_BYTES, countsData } from "./kernels/counts.ts";
 
@@ -111,6 +111,10 @@ class GpuExpertDevice implements ExpertDevice {
 
   loadPacked(layer: number, slot: number, expert: PackedExpert): void {
     this.#ffn.loadPacked(layer, slot, expert);
+  }
+
+  settled(): Promise<void> {
+    return settleWrites(this.#gpu);
   }
 
   run(

@@ -1,18 +1,32 @@
 /** Weights on their way to the device, and how kernels read them. */
 
 import type { WeightsDtype } from "../expert-device.ts";
-import type { HostTensor } from "../tensor.ts";
-import { stackWeights } from "../weights.ts";
-import { type Gpu, upload } from "./device.ts";
+import { type HostTensor, numElements } from "../tensor.ts";
+import { weightBytes, weightsInParts } from "../weights.ts";
+import { allocate, type Gpu, STORAGE, write } from "./device.ts";
 
-/** Uploads matrices one below the other: [sum of rows, columns]. Throws as `convertWeights` and `allocate`. */
+/**
+ * Uploads matrices one below the other: [sum of rows, columns], in parts.
+ * Throws as `convertWeights` and `allocate`.
+ */
 export function uploadWeights(
   gpu: Gpu,
   name: string,
   tensors: readonly HostTensor[],
   dtype: WeightsDtype,
 ): GPUBuffer {
-  return upload(gpu, name, stackWeights(name, tensors, dtype));
+  const perWeight = weightBytes(dtype);
+  const length = tensors.reduce((sum, { shape }) => sum + numElements(shape), 0);
+  const buffer = allocate(gpu, name, length * perWeight, STORAGE);
+  try {
+    for (const { values, at } of weightsInParts(name, tensors, dtype)) {
+      write(gpu, buffer, at * perWeight, values);
+    }
+  } catch (error) {
+    buffer.destroy();
+    throw error;
+  }
+  return buffer;
 }
 
 /** Uploads vectors one after the other in f32: norms, biases. Throws as `convertWeights` and `allocate`. */

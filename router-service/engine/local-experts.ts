@@ -5,6 +5,7 @@ import type { FormatOf } from "../../core/expert-format.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
+import { type ExpertLoad, loadExperts } from "../../core/load-experts.ts";
 import type { RunExperts } from "./run-experts.ts";
 
 /** Called after each expert that was loaded. */
@@ -28,21 +29,24 @@ export async function createLocalDeviceExperts(
 /** Loads every expert of the model into the slot of its id. */
 export async function loadAllExperts(
   checkpoint: Checkpoint,
-  device: Pick<ExpertDevice, "allocate" | "load">,
+  device: Pick<ExpertDevice, "allocate" | "loadPacked" | "settled">,
   formatOf: FormatOf,
   onExpert: OnExpert | undefined,
 ): Promise<void> {
   const { numExperts } = checkpoint.config;
   const layers = moeLayers(checkpoint.config);
+  const loads: ExpertLoad[] = [];
   for (const layer of layers) {
     const formats = Array.from({ length: numExperts }, (_, expert) => formatOf(layer, expert));
     device.allocate(layer, formats);
+    for (const [slot, format] of formats.entries())
+      loads.push({ layer, expert: slot, slot, format });
   }
   let loaded = 0;
-  for (const layer of layers) {
-    for (let expert = 0; expert < numExperts; expert++) {
-      device.load(layer, expert, await readExpert(checkpoint, layer, expert));
-      onExpert?.(++loaded, layers.length * numExperts);
-    }
-  }
+  await loadExperts(loads, {
+    sizes: checkpoint.config,
+    read: (layer, expert) => readExpert(checkpoint, layer, expert),
+    device,
+    onExpert: () => onExpert?.(++loaded, loads.length),
+  });
 }

@@ -1,7 +1,7 @@
 /** The local half of `runExperts` on the engine's own GPU. */
 
 import { type FormatOf, formatsAmong } from "../../core/expert-format.ts";
-import type { Gpu } from "../../core/gpu/device.ts";
+import { type Gpu, settleWrites } from "../../core/gpu/device.ts";
 import { type ExpertBuffers, GpuExpertFfn } from "../../core/gpu/expert-ffn.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
@@ -19,7 +19,12 @@ export async function createLocalGpuExperts(
   const { config } = checkpoint;
   const formats = formatsAmong(formatOf, moeLayers(config), config.numExperts);
   const ffn = await GpuExpertFfn.create(gpu, config, formats, buffers);
-  await loadAllExperts(checkpoint, ffn, formatOf, onExpert);
+  const device = {
+    allocate: ffn.allocate.bind(ffn),
+    loadPacked: ffn.loadPacked.bind(ffn),
+    settled: () => settleWrites(gpu),
+  };
+  await loadAllExperts(checkpoint, device, formatOf, onExpert);
   return (layer, hiddenStates, routing) => {
     if (routing.pass === undefined) throw new TypeError("local GPU experts need a step on the GPU");
     ffn.encode(routing.pass, layer, {

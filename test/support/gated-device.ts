@@ -29,6 +29,7 @@ export function createGate(): Gate {
     allocate: (layer, formats) => device.allocate(layer, formats),
     load: (layer, slot, weights) => device.load(layer, slot, weights),
     loadPacked: (layer, slot, expert) => device.loadPacked(layer, slot, expert),
+    settled: () => device.settled(),
     residentBytes: () => device.residentBytes(),
     free: (layer) => device.free(layer),
     close: () => device.close(),
