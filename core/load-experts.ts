@@ -50,7 +50,7 @@ export async function loadExperts(
   let stopped = false;
   let onTheWay = 0;
   const lane = async (): Promise<void> => {
-    while (next < experts.length && !stopped) {
+    while (next < experts.length) {
       const load = experts[next++];
       const { layer, expert, slot, format } = load;
       const request = {
@@ -76,6 +76,7 @@ export async function loadExperts(
     const lanes = Array.from({ length: (pool?.numWorkers ?? 0) + READ_AHEAD }, () =>
       lane().catch((error: unknown) => {
         stopped = true;
+        next = experts.length;
         throw error;
       }),
     );

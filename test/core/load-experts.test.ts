@@ -102,11 +102,9 @@ test("what packing throws comes out of a thread with its class and message", asy
 test("experts come into their slots in their formats, with and without threads", async () => {
   for (const numWorkers of [0, 2]) {
     const device = keeper();
-    const wanted = loads(5).map((load) => ({
-      ...load,
-      slot: 4 - load.expert,
-      format: load.expert === 2 ? ("int4-g64" as const) : ("f16" as const),
-    }));
+    const wanted = loads(5).map(({ layer, expert: id }): ExpertLoad => {
+      return { layer, expert: id, slot: 4 - id, format: id === 2 ? "int4-g64" : "f16" };
+    });
     const loaded: number[] = [];
     await loadExperts(wanted, {
       sizes,
