@@ -45,7 +45,7 @@ function candidatesOf(gpu: Gpu, pairsPerSlot: number): Candidate[] {
   });
   if (!gpu.offers.software) return all;
   const seen = new Set<string>();
-  return all.toReversed().filter(({ kind }) => !seen.has(kind) && seen.add(kind));
+  return all.filter(({ kind }) => !seen.has(kind) && seen.add(kind));
 }
 
 /** The fastest of the candidates for each half. Throws OutOfDeviceMemoryError where a bank does not fit. */

@@ -112,9 +112,14 @@ const GEMM_SHAPES: readonly Omit<GemmShape, "tile">[] = [
 
 /**
  * The candidates for steps with about so many pairs per slot that has any, the likeliest first: a measurement that is
- * short of time takes the first ones.
+ * short of time takes the first ones. A program on the CPU is best served by few, fat invocations.
  */
 export function candidatesFor(pairsPerSlot: number, limits: CandidateLimits): Candidate[] {
+  const candidates = likeliestFirst(pairsPerSlot, limits);
+  return limits.offers.software ? candidates.reverse() : candidates;
+}
+
+function likeliestFirst(pairsPerSlot: number, limits: CandidateLimits): Candidate[] {
   const { offers, workgroupBytes, workgroupThreads } = limits;
   const rows = pairsPerSlot < 2 ? 1 : pairsPerSlot < 3 ? 2 : pairsPerSlot < 6 ? 4 : 8;
   const reduce = offers.subgroups ? "subgroup" : "workgroup";

@@ -21,7 +21,15 @@ export interface ExpertRegime {
   /** Rows of the tiles that the pairs are sorted into first; undefined: kernels read the routing itself. */
   readonly group?: GroupRows;
   readonly bank: (format: ExpertFormat) => BankKernels;
+  /** Error that the kernels' results may have, as conformance.ts counts it; EXACT unless they round what they multiply. */
+  readonly limit: number;
 }
+
+/** Limit of kernels that multiply weights and inputs as they are and add up in f32. */
+export const EXACT = 1e-5;
+
+/** Limit of kernels that round inputs and weights to f16 before they multiply. */
+export const ROUNDED_TO_F16 = 2e-3;
 
 /** The ways to run experts of some sizes, and when which is good. */
 export interface ExpertKernels {
@@ -43,8 +51,8 @@ export function plainExpertKernels(sizes: ExpertSizes): ExpertKernels {
     });
   return {
     regimes: [
-      { bank: bank({ kind: "direct", rows: 1 }) },
-      { group: 4, bank: bank({ kind: "grouped", rows: 4 }) },
+      { bank: bank({ kind: "direct", rows: 1 }), limit: EXACT },
+      { group: 4, bank: bank({ kind: "grouped", rows: 4 }), limit: EXACT },
     ],
     choose: ({ tokens, topK, numSlots }) => (tokens * topK >= GROUPED_FROM * numSlots ? 1 : 0),
   };

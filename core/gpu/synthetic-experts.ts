@@ -2,7 +2,7 @@
 
 import type { ExpertSizes } from "../expert-device.ts";
 import { type ExpertFormat, rowScaleWords, rowWords } from "../expert-format.ts";
-import { allocate, type Gpu, STORAGE, UNIFORM, upload } from "./device.ts";
+import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM, upload } from "./device.ts";
 import type { BankKernels } from "./expert-kernels.ts";
 import { type CompiledKernel, compileKernel } from "./kernel.ts";
 import type { Encode } from "./kernel-timing.ts";
@@ -10,9 +10,10 @@ import { COUNTS_BYTES, countsData, type StepSizes } from "./kernels/counts.ts";
 import { fill } from "./kernels/fill.ts";
 import { groupBySlot } from "./kernels/group-by-slot.ts";
 import { type GroupRows, groupStride, maxGroupedTiles } from "./kernels/tile.ts";
+import { mapForReading } from "./polling.ts";
 
 /** Bits of random words that make weights and scales of about 0.2, by format: what is kept and what is set. */
-const WEIGHT_BITS: Readonly<Record<ExpertFormat, readonly [mask: number, set: number]>> = {
+export const WEIGHT_BITS: Readonly<Record<ExpertFormat, readonly [mask: number, set: number]>> = {
   f32: [0x807fffff, 0x3e000000],
   f16: [0x83ff83ff, 0x30003000],
   int8: [0xffffffff, 0],
@@ -23,7 +24,7 @@ const WEIGHT_BITS: Readonly<Record<ExpertFormat, readonly [mask: number, set: nu
 };
 
 /** Scales of about 1/500 of int8, 1/32 of int4 and 2^-5 of mxfp4. */
-function scaleBits(format: ExpertFormat): readonly [mask: number, set: number] {
+export function scaleBits(format: ExpertFormat): readonly [mask: number, set: number] {
   if (format === "int8") return [0x007fffff, 0x3b000000];
   if (format === "mxfp4") return [0x01010101, 0x7a7a7a7a];
   return [0x03ff03ff, 0x28002800];
@@ -60,6 +61,22 @@ export function randomWeights(
 /** Random inputs in ±[0.125, 0.25), rows of k f32. */
 export function randomRows(gpu: Gpu, rows: number, k: number): Promise<GPUBuffer> {
   return randomBuffer(gpu, `${rows} rows of ${k}`, rows * k, WEIGHT_BITS.f32);
+}
+
+/** The first floats of a buffer, on the host. */
+export async function readFloats(
+  gpu: Gpu,
+  buffer: GPUBuffer,
+  count: number,
+): Promise<Float32Array> {
+  const staging = allocate(gpu, "read-back", count * 4, READ_BACK);
+  const encoder = gpu.device.createCommandEncoder();
+  encoder.copyBufferToBuffer(buffer, 0, staging, 0, count * 4);
+  gpu.device.queue.submit([encoder.finish()]);
+  await mapForReading(staging, count * 4);
+  const values = new Float32Array(staging.getMappedRange(0, count * 4).slice(0));
+  staging.destroy();
+  return values;
 }
 
 /** What is measured: a layer of slots in one bank, and batches of one size over it. */
@@ -217,6 +234,21 @@ export class SyntheticExperts {
         return (pass) => bound.encode(pass, this.step);
       });
     return { group, gateUp: runs("gateUp"), down: runs("down") };
+  }
+
+  /** Binds the kernel that adds up a row's pairs, over the first batch: the result is in `sums`. */
+  bindCombine(kernel: CompiledKernel<StepSizes>, sums: GPUBuffer): Encode {
+    const { counts, results } = this.#buffers;
+    const bound = kernel.bind(counts, results, this.#routings[0], sums);
+    return (pass) => bound.encode(pass, this.step);
+  }
+
+  /** What one half has left for each pair, on the host: [numPairs, intermediateSize] or [numPairs, hiddenSize]. */
+  async read(half: "gateUp" | "down"): Promise<Float32Array> {
+    const { sizes, tokens, topK } = this.#options;
+    const width = half === "gateUp" ? sizes.expertIntermediateSize : sizes.hiddenSize;
+    const buffer = this.#buffers[half === "gateUp" ? "inner" : "results"];
+    return readFloats(this.#gpu, buffer, tokens * topK * width);
   }
 
   destroy(): void {

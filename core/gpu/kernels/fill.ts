@@ -7,6 +7,14 @@ export interface FillSizes {
   readonly words: number;
 }
 
+/** The word that `fill` gives index i, on the host. */
+export function fillWord(i: number, mask: number, set: number): number {
+  let h = Math.imul(i, 0x9e3779b9);
+  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+  return (((h ^ (h >>> 16)) & mask) | set) >>> 0;
+}
+
 /**
  * out[i] = random bits of i, of which those of `mask` are kept and those of `set` are set: weights to measure on.
  *

@@ -1,0 +1,191 @@
+/**
+ * Which kernels are fastest on an adapter at a model's widths: measured at the first start, within a bounded time, and
+ * kept in a file.
+ *
+ * The kernels of one kind give a row the same bits in whatever batch it comes. Those of different kinds add up in different
+ * orders, so that with tuned kernels a row's last bits may depend on whether its batch was small or large; the kernels
+ * that need nothing of an adapter add up in one order whatever the batch, and remain the choice where that matters.
+ */
+
+import { createHash } from "node:crypto";
+import { join } from "node:path";
+
+import type { ExpertSizes } from "../expert-device.ts";
+import { type ExpertFormat, matrixBytes } from "../expert-format.ts";
+import type { Gpu } from "./device.ts";
+import {
+  type Candidate,
+  candidateGroup,
+  candidateKernels,
+  candidateName,
+  candidatesFor,
+} from "./expert-candidates.ts";
+import { EXACT, type ExpertKernels, ROUNDED_TO_F16 } from "./expert-kernels.ts";
+import { openTimer } from "./kernel-timing.ts";
+import type { StepSizes } from "./kernels/counts.ts";
+import { compileHalves, SyntheticExperts } from "./synthetic-experts.ts";
+import { readPoints, type TunedPoint, writePoints } from "./tuning-file.ts";
+
+/** Pairs per slot at which candidates are measured. */
+const DENSITIES = [1, 4, 16, 64] as const;
+
+/** The choice for a density: of the two nearest measured, the one whose ratio to it is less. */
+export function nearestPoint(points: readonly TunedPoint[], pairsPerSlot: number): number {
+  let best = 0;
+  const distance = (index: number) =>
+    Math.abs(Math.log(points[index].pairsPerSlot / Math.max(1, pairsPerSlot)));
+  for (let i = 1; i < points.length; i++) if (distance(i) < distance(best)) best = i;
+  return best;
+}
+
+/** Pairs per slot that has any, in a step with balanced routing. */
+export function densityOf({ tokens, topK, numSlots }: StepSizes): number {
+  const pairs = tokens * topK;
+  return pairs / Math.min(pairs, numSlots);
+}
+
+/** Error that a candidate's results may have. */
+function limitOf(candidate: Candidate): number {
+  const rounds =
+    candidate.kind === "subgroupMatrix" ||
+    (candidate.kind === "gemm" && candidate.shape.tile === "f16");
+  return rounds ? ROUNDED_TO_F16 : EXACT;
+}
+
+/** The kernels of measured choices. */
+export function tunedKernels(sizes: ExpertSizes, points: readonly TunedPoint[]): ExpertKernels {
+  return {
+    regimes: points.map(({ candidate }) => ({
+      group: candidateGroup(candidate),
+      bank: (format) => candidateKernels(candidate, sizes, format),
+      limit: limitOf(candidate),
+    })),
+    choose: (step) => nearestPoint(points, densityOf(step)),
+  };
+}
+
+/** Bytes of weights that a measurement allocates at most, unless one slot takes more. */
+const TUNING_BYTES = 512 * 2 ** 20;
+
+/** How much a measurement may do. */
+export interface TuningBounds {
+  /** All densities together; the first candidate of each is always measured. */
+  readonly seconds: number;
+  /** Milliseconds, monotonic. */
+  readonly now: () => number;
+}
+
+/** Measures the candidates at every density. Rejects with KernelError, OutOfDeviceMemoryError. */
+export async function measureCandidates(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  { seconds, now }: TuningBounds,
+): Promise<TunedPoint[]> {
+  const { limits } = gpu.device;
+  const slotBytes = matrixBytes(format, 2 * sizes.expertIntermediateSize, sizes.hiddenSize);
+  const most = Math.min(TUNING_BYTES, limits.maxBufferSize, limits.maxStorageBufferBindingSize);
+  const numSlots = Math.max(1, Math.min(16, Math.floor(most / slotBytes)));
+  const timer = openTimer(gpu);
+  const startedAt = now();
+  const points: TunedPoint[] = [];
+  try {
+    for (const [i, pairsPerSlot] of DENSITIES.entries()) {
+      const endsAt = startedAt + (1000 * seconds * (i + 1)) / DENSITIES.length;
+      const options = { sizes, format, numSlots, tokens: pairsPerSlot, topK: numSlots, batches: 1 };
+      const experts = await SyntheticExperts.create(gpu, options);
+      let best: TunedPoint | undefined;
+      try {
+        const candidates = candidatesFor(pairsPerSlot, {
+          offers: gpu.offers,
+          workgroupBytes: limits.maxComputeWorkgroupStorageSize,
+          workgroupThreads: limits.maxComputeInvocationsPerWorkgroup,
+        });
+        for (const candidate of candidates) {
+          if (best !== undefined && now() >= endsAt) break;
+          const kernels = candidateKernels(candidate, sizes, format);
+          const compiled = await compileHalves(gpu, candidateGroup(candidate), kernels);
+          const { group, gateUp, down } = await experts.bind(compiled);
+          const run = (pass: GPUComputePassEncoder) => {
+            for (const encode of [...group, ...gateUp, ...down]) encode(pass);
+          };
+          const time = await timer.time([run], { seconds: 0.01 });
+          if (best === undefined || time < best.seconds) {
+            best = { pairsPerSlot, candidate, seconds: time };
+          }
+        }
+      } finally {
+        experts.destroy();
+      }
+      if (best !== undefined) points.push(best);
+    }
+  } finally {
+    timer.close();
+  }
+  return points;
+}
+
+/** What a measurement holds for: adapter, driver, widths, format, and the kernels' own sources. */
+function keyOf(gpu: Gpu, sizes: ExpertSizes, format: ExpertFormat): string {
+  const { hiddenSize, expertIntermediateSize, activation, expertBias } = sizes;
+  const sources = createHash("sha256");
+  for (const density of DENSITIES) {
+    const candidates = candidatesFor(density, {
+      offers: gpu.offers,
+      workgroupBytes: gpu.device.limits.maxComputeWorkgroupStorageSize,
+      workgroupThreads: gpu.device.limits.maxComputeInvocationsPerWorkgroup,
+    });
+    for (const candidate of candidates) {
+      const { gateUp, down } = candidateKernels(candidate, sizes, format);
+      sources.update(gateUp.wgsl).update(down.wgsl);
+    }
+  }
+  return JSON.stringify([
+    gpu.adapter,
+    gpu.driver,
+    hiddenSize,
+    expertIntermediateSize,
+    activation,
+    expertBias,
+    format,
+    sources.digest("hex"),
+  ]);
+}
+
+/** Where kernels come from. */
+export type KernelSource = "measured" | "kept";
+
+/** The fastest kernels and their names by density. */
+export interface TunedExperts {
+  readonly kernels: ExpertKernels;
+  readonly source: KernelSource;
+  readonly names: Readonly<Record<string, string>>;
+}
+
+/**
+ * The fastest kernels for an adapter, from the file of an earlier start or measured now and written there. A file that can
+ * not be read or does not fit is measured anew; one that can not be written is done without.
+ */
+export async function tuneExperts(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  directory: string,
+  bounds: TuningBounds,
+): Promise<TunedExperts> {
+  const key = keyOf(gpu, sizes, format);
+  const file = join(
+    directory,
+    `${createHash("sha256").update(key).digest("hex").slice(0, 32)}.json`,
+  );
+  const kept = await readPoints(file, key);
+  const points = kept ?? (await measureCandidates(gpu, sizes, format, bounds));
+  if (kept === undefined) await writePoints(directory, file, key, points);
+  return {
+    kernels: tunedKernels(sizes, points),
+    source: kept === undefined ? "measured" : "kept",
+    names: Object.fromEntries(
+      points.map(({ pairsPerSlot, candidate }) => [pairsPerSlot, candidateName(candidate)]),
+    ),
+  };
+}

@@ -1,0 +1,83 @@
+import assert from "node:assert/strict";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+
+import { openGpu } from "../../../core/gpu/device.ts";
+import { candidatesFor } from "../../../core/gpu/expert-candidates.ts";
+import { densityOf, nearestPoint, tuneExperts } from "../../../core/gpu/expert-tuning.ts";
+import type { TunedPoint } from "../../../core/gpu/tuning-file.ts";
+
+const gpu = await openGpu();
+const directory = await mkdtemp(join(tmpdir(), "switchyard-tuning-"));
+after(async () => {
+  gpu.close();
+  await rm(directory, { recursive: true });
+});
+
+const SIZES = {
+  hiddenSize: 64,
+  expertIntermediateSize: 32,
+  activation: { kind: "silu" },
+  expertBias: false,
+} as const;
+
+const point = (pairsPerSlot: number): TunedPoint => ({
+  pairsPerSlot,
+  candidate: { kind: "plain", rows: 1 },
+  seconds: 1,
+});
+
+test("a step takes the choice measured at the density nearest to its own", () => {
+  const points = [1, 4, 16, 64].map(point);
+  const choices = [0.2, 1, 1.9, 2.1, 5, 9, 100, 5000].map((d) => nearestPoint(points, d));
+  assert.deepEqual(choices, [0, 0, 0, 1, 1, 2, 3, 3]);
+  const step = { tokens: 1, samples: 0, topK: 6, numSlots: 64 };
+  assert.equal(densityOf(step), 1, "one token's experts have one pair each");
+  assert.equal(densityOf({ ...step, tokens: 512 }), 48);
+});
+
+test("an adapter without subgroups, f16 and tensor cores has candidates for few and for many rows", () => {
+  const offers = {
+    shaderF16: false,
+    subgroups: false,
+    timestamps: false,
+    software: false,
+    subgroupMatrix: [],
+    minSubgroupSize: 1,
+    maxSubgroupSize: 1,
+  };
+  const limits = { offers, workgroupBytes: 16384, workgroupThreads: 256 };
+  const few = candidatesFor(1, limits);
+  assert.ok(few.some(({ kind }) => kind === "matvec"));
+  for (const one of few) {
+    if (one.kind === "matvec") assert.equal(one.shape.reduce, "workgroup");
+  }
+  const many = new Set(candidatesFor(64, limits).map(({ kind }) => kind));
+  assert.deepEqual(many, new Set(["gemm", "plain"]));
+});
+
+test("kernels are measured once per adapter and widths; a spoiled file is measured anew", async () => {
+  // No time: the first candidate of each density alone.
+  const bounds = { seconds: 0, now: () => performance.now() };
+  const tune = () => tuneExperts(gpu, SIZES, "f16", directory, bounds);
+  const first = await tune();
+  assert.equal(first.source, "measured");
+  assert.deepEqual(Object.keys(first.names), ["1", "4", "16", "64"]);
+  const again = await tune();
+  assert.deepEqual([again.source, again.names], ["kept", first.names]);
+  const [file] = await readdir(directory);
+  const path = join(directory, file);
+  const kept = await readFile(path, "utf8");
+  for (const spoiled of [
+    "",
+    kept.slice(0, 100),
+    kept.replace('"version": 1', '"version": 0'),
+    kept.replace("llvmpipe", "other"),
+  ]) {
+    await writeFile(path, spoiled);
+    assert.equal((await tune()).source, "measured");
+  }
+  assert.equal((await tune()).source, "kept");
+});
