@@ -73,7 +73,7 @@ async function readInto(
   before?.(encoder);
   encoder.copyBufferToBuffer(source, 0, staging, 0, host.byteLength);
   gpu.device.queue.submit([encoder.finish()]);
-  await mapForReading(staging, host.byteLength);
+  await mapForReading(staging, host.byteLength, 1);
   host.set(new Float32Array(staging.getMappedRange(0, host.byteLength)));
   staging.unmap();
 }

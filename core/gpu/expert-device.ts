@@ -196,7 +196,7 @@ class GpuExpertDevice implements ExpertDevice {
     pass.end();
     encoder.copyBufferToBuffer(buffers.sums, 0, buffers.staging, 0, rows.byteLength);
     device.queue.submit([encoder.finish()]);
-    await mapForReading(buffers.staging, rows.byteLength);
+    await mapForReading(buffers.staging, rows.byteLength, tokens);
     const sums = new Float32Array(buffers.staging.getMappedRange(0, rows.byteLength).slice(0));
     buffers.staging.unmap();
     return sums;

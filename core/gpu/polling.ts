@@ -3,21 +3,46 @@
  *
  * dawn.node asks by `setImmediate`, without a pause for as long as anything is awaited, and with a new function each
  * time. That takes a whole core, which a software GPU would compute on, and hundreds of megabytes of garbage a minute.
- * Here it asks without a pause in the first moments of a wait only, so that a fast GPU is answered at once; after that
- * the thread sleeps for a moment before each question: what that costs and saves is in bench/RESULTS.md.
+ * Here a wait is expected to take about as long as the shortest of the last few of its kind. Until shortly before
+ * that the process is left to timers and sockets, or sleeps where that is too short for a timer; then it sleeps for a
+ * moment before each question. Only waits that are expected to be very short, as on a fast GPU, are asked for without
+ * a pause. What that costs and saves is in bench/RESULTS.md.
  */
 
-/** How long a wait is asked for without a pause, milliseconds. */
+/** Waits that are expected to be shorter than this, or of which nothing is known, are asked for without a pause for as long, milliseconds. */
 const EAGER_MS = 0.2;
 
 /** Sleep before each question after that, milliseconds: less than a timer can do, and short enough for other work to wait. */
-const SLEEP_MS = 0.1;
+const NAP_MS = 0.05;
+
+/** Longest sleep of the thread before the first question, milliseconds: sockets wait for as long. */
+const LONGEST_NAP_MS = 0.5;
+
+/** Part of the expected time after which questions begin, and how late a timer may be, milliseconds. */
+const EXPECTED_PART = 0.85;
+const TIMER_LATE_MS = 1.2;
+
+/** Waits of a kind that the next one is expected by. */
+const REMEMBERED = 4;
 
 type Poll = () => void;
 
 const immediately = globalThis.setImmediate;
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
-let eagerUntil = 0;
+
+/** A wait under way: when its questions begin, and until when they are asked without a pause. */
+interface Wait {
+  readonly from: number;
+  readonly eagerUntil: number;
+}
+
+const waits = new Set<Wait>();
+
+/** How long the last waits on each buffer took, milliseconds, by the power of two below their number of rows. */
+const lastWaits = new WeakMap<GPUBuffer, Map<number, number[]>>();
+
+/** Questions that wait for their time: dawn.node has one per WebGPU instance, for all that is awaited of it. */
+const held = new Map<Poll, NodeJS.Timeout>();
 
 /**
  * dawn.node's polls are unnamed native functions without parameters; nobody else hands such a function to setImmediate:
@@ -28,13 +53,42 @@ function isPoll(callback: unknown): callback is Poll {
   return Function.prototype.toString.call(callback).includes("[native code]");
 }
 
-function sleepAndPoll(poll: Poll): void {
-  if (performance.now() >= eagerUntil) Atomics.wait(sleeper, 0, 0, SLEEP_MS);
+/** Asks when it is time to: later by a timer, after a sleep, or at once. */
+function ask(poll: Poll): void {
+  const now = performance.now();
+  let from = Infinity;
+  let eager = false;
+  for (const wait of waits) {
+    from = Math.min(from, wait.from);
+    eager ||= now < wait.eagerUntil;
+  }
+  const left = from === Infinity ? 0 : from - now;
+  if (left >= TIMER_LATE_MS + 1) {
+    const timer = setTimeout(
+      () => {
+        held.delete(poll);
+        ask(poll);
+      },
+      Math.floor(left - TIMER_LATE_MS),
+    );
+    held.set(poll, timer);
+    return;
+  }
+  if (!eager) Atomics.wait(sleeper, 0, 0, Math.min(LONGEST_NAP_MS, Math.max(NAP_MS, left)));
   poll();
 }
 
+/** Lets what is held be asked, or held again. */
+function reconsider(): void {
+  for (const [poll, timer] of [...held]) {
+    clearTimeout(timer);
+    held.delete(poll);
+    ask(poll);
+  }
+}
+
 function pacedImmediate(callback: (...args: unknown[]) => void, ...args: unknown[]) {
-  return isPoll(callback) ? immediately(sleepAndPoll, callback) : immediately(callback, ...args);
+  return isPoll(callback) ? immediately(ask, callback) : immediately(callback, ...args);
 }
 
 /** Takes over dawn.node's polling; to be called before the first WebGPU instance of the process. */
@@ -43,8 +97,35 @@ export function pacePolling(): void {
   globalThis.setImmediate = pacedImmediate as typeof setImmediate;
 }
 
-/** Maps the first bytes of a buffer for reading; a wait begins with eager questions. Rejects where the device is lost. */
-export async function mapForReading(buffer: GPUBuffer, bytes: number): Promise<void> {
-  eagerUntil = performance.now() + EAGER_MS;
-  await buffer.mapAsync(GPUMapMode.READ, 0, bytes);
+/** The last waits on a buffer for about as many rows. */
+function lastOf(buffer: GPUBuffer, rows: number): number[] {
+  const ofBuffer = lastWaits.get(buffer) ?? new Map<number, number[]>();
+  lastWaits.set(buffer, ofBuffer);
+  const bucket = Math.clz32(rows);
+  const last = ofBuffer.get(bucket) ?? [];
+  ofBuffer.set(bucket, last);
+  return last;
+}
+
+/**
+ * Maps the first bytes of a buffer for reading. Rejects where the device is lost.
+ * @param rows how much work is waited for: waits for about as many rows take about as long
+ */
+export async function mapForReading(buffer: GPUBuffer, bytes: number, rows: number): Promise<void> {
+  const startedAt = performance.now();
+  const last = lastOf(buffer, rows);
+  const expectedMs = last.length < REMEMBERED ? 0 : Math.min(...last);
+  const wait: Wait = {
+    from: startedAt + expectedMs * EXPECTED_PART,
+    eagerUntil: expectedMs > EAGER_MS ? 0 : startedAt + EAGER_MS,
+  };
+  waits.add(wait);
+  // What was held for an earlier wait may be too late for this one.
+  if (held.size > 0) immediately(reconsider);
+  try {
+    await buffer.mapAsync(GPUMapMode.READ, 0, bytes);
+  } finally {
+    waits.delete(wait);
+    if (last.push(performance.now() - startedAt) > REMEMBERED) last.shift();
+  }
 }

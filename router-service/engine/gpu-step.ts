@@ -94,7 +94,7 @@ export class GpuStep {
     this.copy(this.#rows, 0, staging, 0, rowsBytes);
     this.copy(buffer, offset, staging, rowsBytes, routingBytes);
     this.submit();
-    await mapForReading(staging, rowsBytes + routingBytes);
+    await mapForReading(staging, rowsBytes + routingBytes, tokens);
     const mapped = staging.getMappedRange(0, rowsBytes + routingBytes);
     const rows = new Float32Array(mapped.slice(0, rowsBytes));
     const routing = splitRouting(new Uint32Array(mapped, rowsBytes, tokens * topK * 2), topK);

@@ -61,7 +61,7 @@ export async function readResults(
   moeLayers: readonly number[],
   batch: StepBatch,
 ): Promise<StepResult> {
-  await mapForReading(results, Math.max(4, layout.bytes));
+  await mapForReading(results, Math.max(4, layout.bytes), batch.tokenIds.length);
   try {
     const mapped = results.getMappedRange(0, Math.max(4, layout.bytes));
     const routing = new Map<number, Routing>();
