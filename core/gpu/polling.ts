@@ -80,7 +80,7 @@ function ask(poll: Poll): void {
 
 /** Lets what is held be asked, or held again. */
 function reconsider(): void {
-  for (const [poll, timer] of [...held]) {
+  for (const [poll, timer] of held.entries().toArray()) {
     clearTimeout(timer);
     held.delete(poll);
     ask(poll);
