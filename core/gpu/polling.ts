@@ -111,7 +111,7 @@ function lastOf(buffer: GPUBuffer, rows: number): number[] {
  * Maps the first bytes of a buffer for reading. Rejects where the device is lost.
  * @param rows how much work is waited for: waits for about as many rows take about as long
  */
-export async function mapForReading(buffer: GPUBuffer, bytes: number, rows: number): Promise<void> {
+export async function mapForReading(buffer: GPUBuffer, bytes: number, rows = 1): Promise<void> {
   const startedAt = performance.now();
   const last = lastOf(buffer, rows);
   const expectedMs = last.length < REMEMBERED ? 0 : Math.min(...last);
