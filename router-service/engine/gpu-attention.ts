@@ -15,17 +15,21 @@ export interface AttentionCore {
   bind(layer: number, b: StepBuffers, cache: GPUBuffer, sinks?: GPUBuffer): BoundKernel<StepSizes>;
 }
 
+/** Adapters with narrower subgroups compute in software. */
+const WIDE_SUBGROUP = 16;
+
 /** Compiles attention for layers with these windows [numLayers]. Rejects with KernelError. */
 export async function compileAttention(
   gpu: Gpu,
   windows: readonly (number | undefined)[],
-  options: Omit<AttentionOptions, "window" | "tokens">,
+  options: Omit<AttentionOptions, "window" | "tokens" | "lanes">,
 ): Promise<AttentionCore> {
   type Kernels = readonly [CompiledKernel<StepSizes>, CompiledKernel<StepSizes>];
+  const lanes = gpu.offers.maxSubgroupSize >= WIDE_SUBGROUP ? 128 : 32;
   const kernels = new Map<number | undefined, Kernels>();
   for (const window of new Set(windows)) {
     const compile = (tokens: AttentionOptions["tokens"]) =>
-      compileKernel(gpu, attention({ ...options, window, tokens }));
+      compileKernel(gpu, attention({ ...options, window, tokens, lanes }));
     kernels.set(window, [await compile("one"), await compile("several")]);
   }
   return {

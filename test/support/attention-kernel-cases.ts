@@ -22,15 +22,18 @@ const TOKENS: readonly (readonly [number, number])[] = [
   ...Array.from({ length: 9 }, (_, i) => [0, 157 + i] as const),
 ];
 
-type Shape = Pick<AttentionOptions, "numHeads" | "numKvHeads" | "keyDim" | "window" | "sinks">;
+type Shape = Pick<
+  AttentionOptions,
+  "numHeads" | "numKvHeads" | "keyDim" | "window" | "sinks" | "lanes"
+>;
 
 const CASES: readonly Shape[] = [
-  { numHeads: 4, numKvHeads: 2, keyDim: 16, sinks: false },
-  { numHeads: 5, numKvHeads: 5, keyDim: 20, sinks: true },
-  { numHeads: 6, numKvHeads: 2, keyDim: 32, window: 7, sinks: false },
-  { numHeads: 20, numKvHeads: 1, keyDim: 64, window: 128, sinks: true },
-  { numHeads: 2, numKvHeads: 2, keyDim: 128, sinks: false },
-  { numHeads: 4, numKvHeads: 2, keyDim: 256, sinks: false },
+  { numHeads: 4, numKvHeads: 2, keyDim: 16, sinks: false, lanes: 32 },
+  { numHeads: 5, numKvHeads: 5, keyDim: 20, sinks: true, lanes: 128 },
+  { numHeads: 6, numKvHeads: 2, keyDim: 32, window: 7, sinks: false, lanes: 32 },
+  { numHeads: 20, numKvHeads: 1, keyDim: 64, window: 128, sinks: true, lanes: 128 },
+  { numHeads: 2, numKvHeads: 2, keyDim: 128, sinks: false, lanes: 32 },
+  { numHeads: 4, numKvHeads: 2, keyDim: 256, sinks: false, lanes: 128 },
 ];
 
 /** Declares the cases on an open device. */
@@ -55,14 +58,15 @@ export function attentionCases(gpu: Gpu): void {
     });
   }
 
-  for (const [numHeads, rank, ropeDim] of [
-    [4, 32, 16],
-    [20, 512, 64],
+  for (const [numHeads, rank, ropeDim, lanes] of [
+    [4, 32, 16, 32],
+    [5, 32, 16, 128],
+    [20, 512, 64, 32],
   ] as const) {
     test(`attention of ${numHeads} heads over latent vectors ${rank} + ${ropeDim}`, async () => {
       const width = rank + ropeDim;
       const values = randomValues(NUM_SLOTS * width, 33);
-      const shape = { numHeads, numKvHeads: 1, keyDim: width, sinks: false };
+      const shape = { numHeads, numKvHeads: 1, keyDim: width, sinks: false, lanes } as const;
       const { query, results } = await runAttention(
         gpu,
         { ...shape, valueDim: rank, slotWidth: width, valuesAt: 0 },

@@ -25,6 +25,8 @@ export interface AttentionOptions {
   readonly blocksPerSequence: number;
   /** `one` token per workgroup, for decodes; or `several` that share the keys and values that are loaded, for prompts. */
   readonly tokens: "one" | "several";
+  /** Lanes of a workgroup: many wait for memory together, few have more to compute on each load. */
+  readonly lanes: 32 | 128;
 }
 
 const SINKS = {
@@ -37,14 +39,10 @@ const SINKS = {
   },
 } as const;
 
-/** Keys of a round, one per lane. */
-const LANES = 128;
-/** Rows of a workgroup at most; a power of two. */
+/** Keys of a round. */
+const KEYS = 128;
+/** Rows of a workgroup at most: what a lane keeps of them in registers. */
 const MAX_ROWS = 4;
-
-function powerOfTwoFrom(n: number): number {
-  return 2 ** Math.ceil(Math.log2(n));
-}
 
 /**
  * Causal attention over the paged cache with online softmax, for prefill chunks and decodes in one batch.
@@ -53,28 +51,30 @@ function powerOfTwoFrom(n: number): number {
  * 4 sequenceRows u32 [numTokens]; 5 blockTables u32 [numSequences, blocksPerSequence];
  * 6 out f32 [numTokens, numHeads, valueDim]; 7 sinks f32 [numHeads] (sinks)
  * A workgroup computes *rows*: some query heads of one KV head, of one or several consecutive tokens of one sequence.
- * It takes the keys in rounds, one key per lane: scores of all rows against the lane's key, then the softmax of the
- * round, then every lane adds up some columns over every SPLITS-th four keys of the round. What is computed in which
+ * It takes the keys in rounds: scores of all rows against the lane's keys, then the softmax of the round, then every
+ * lane adds up some columns over every SPLITS-th four keys of the round. What is computed in which
  * order depends on a key's position and not on the rows beside it: a token's result has the same bits in whatever batch
  * it comes.
  */
 export function attention(options: AttentionOptions): Kernel<StepSizes> {
-  const { numHeads, numKvHeads, keyDim, valueDim, slotWidth, valuesAt, blockSize } = options;
+  const { numHeads, numKvHeads, keyDim, valueDim, slotWidth, valuesAt, blockSize, lanes } = options;
   const group = numHeads / numKvHeads;
-  const heads = Math.min(MAX_ROWS, powerOfTwoFrom(group));
-  const tokens = options.tokens === "one" ? 1 : MAX_ROWS / heads;
+  const headTiles = ceilDiv(group, MAX_ROWS);
+  const heads = ceilDiv(group, headTiles);
+  const tokens = options.tokens === "one" ? 1 : Math.floor(MAX_ROWS / heads);
   const rows = tokens * heads;
-  const headTiles = ceilDiv(group, heads);
-  const columns = Math.min(LANES, powerOfTwoFrom(valueDim / 4));
+  const columns = Math.min(lanes, 2 ** Math.ceil(Math.log2(valueDim / 4)));
   const columnBlocks = ceilDiv(valueDim / 4, columns);
   const sinks = SINKS[options.sinks ? "some" : "none"];
   return {
     label: `attention ${numHeads}/${numKvHeads}×${keyDim} ${tokens}×${heads}`,
-    workgroupBytes: (rows + 2 * LANES + rows * LANES * (2 + 4 * columnBlocks)) * 4,
+    workgroupBytes: (rows * (KEYS + 1) + KEYS + lanes + rows * lanes * (1 + 4 * columnBlocks)) * 4,
     grid: (sizes) => [ceilDiv(sizes.tokens, tokens), numKvHeads * headTiles, tokens],
     wgsl: /* wgsl */ `
 ${COUNTS}
-const LANES = ${LANES}u;
+const LANES = ${lanes}u;
+const KEYS = ${KEYS}u;
+const PER_LANE = KEYS / LANES;
 const TOKENS = ${tokens}u;
 const HEADS = ${heads}u; // query heads of a workgroup
 const ROWS = ${rows}u;
@@ -96,8 +96,8 @@ const LOWEST = -3.0e38;
 @group(0) @binding(5) var<storage, read> block_tables: array<u32>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
 ${sinks.binding}
-var<workgroup> scores: array<f32, ROWS * LANES>; // then probabilities
-var<workgroup> slots: array<u32, LANES>;
+var<workgroup> scores: array<f32, ROWS * KEYS>; // then probabilities
+var<workgroup> slots: array<u32, KEYS>;
 var<workgroup> tops: array<f32, LANES>;
 var<workgroup> fades: array<f32, ROWS>;
 var<workgroup> sums: array<f32, LANES * ROWS>;
@@ -143,49 +143,65 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     sum[r] = ${sinks.sum};
   }
   // In the softmax the lane has one row to itself.
-  let row = lane / PER_ROW;
+  let row = min(lane / PER_ROW, ROWS - 1u);
+  let share = select(KEYS, lane % PER_ROW, lane < PER_ROW * ROWS);
   var top = ${sinks.top};
-  for (var first = start / LANES * LANES; first <= last; first += LANES) {
-    // Keys beyond the last one are read as the last one is, and count nothing.
-    let key = first + lane;
-    let place = min(key, last);
-    let slot = block_tables[table + place / ${blockSize}u] * ${blockSize}u + place % ${blockSize}u;
-    slots[lane] = slot * SLOT4;
-    let k = slot * SLOT4 + kv_head * KEY4;
+  for (var first = start / KEYS * KEYS; first <= last; first += KEYS) {
+    var k: array<u32, PER_LANE>;
+    for (var i = 0u; i < PER_LANE; i++) {
+      // Keys beyond the last one are read as the last one is, and count nothing.
+      let place = min(first + lane * PER_LANE + i, last);
+      let slot = block_tables[table + place / ${blockSize}u] * ${blockSize}u + place % ${blockSize}u;
+      slots[lane * PER_LANE + i] = slot * SLOT4;
+      k[i] = slot * SLOT4 + kv_head * KEY4;
+    }
     // Zeroed by hand: some compilers keep the value of a loop's variable from one round to the next.
-    var score: array<f32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) { score[r] = 0.0; }
+    var score: array<f32, ROWS * PER_LANE>;
+    for (var r = 0u; r < ROWS * PER_LANE; r++) { score[r] = 0.0; }
     // A loop without rounds instead of a branch: software GPUs compute both sides of a branch.
-    let columns = select(0u, KEY4, key <= last);
+    let columns = select(0u, KEY4, first + lane * PER_LANE <= last);
     for (var d = 0u; d < columns; d++) {
-      let part = cache[k + d];
-      for (var r = 0u; r < ROWS; r++) { score[r] += dot(q[query[r] + d], part); }
+      var part: array<vec4<f32>, PER_LANE>;
+      for (var i = 0u; i < PER_LANE; i++) { part[i] = cache[k[i] + d]; }
+      for (var r = 0u; r < ROWS; r++) {
+        let of_row = q[query[r] + d];
+        for (var i = 0u; i < PER_LANE; i++) { score[r * PER_LANE + i] += dot(of_row, part[i]); }
+      }
     }
     for (var r = 0u; r < ROWS; r++) {
-      let seen = key <= position[r] && ${options.window === undefined ? "true" : `key + ${options.window}u > position[r]`};
-      scores[r * LANES + lane] = select(LOWEST, score[r] * ${options.scale}, seen);
+      for (var i = 0u; i < PER_LANE; i++) {
+        let key = first + lane * PER_LANE + i;
+        let seen = key <= position[r] && ${options.window === undefined ? "true" : `key + ${options.window}u > position[r]`};
+        scores[r * KEYS + lane * PER_LANE + i] = select(LOWEST, score[r * PER_LANE + i] * ${options.scale}, seen);
+      }
     }
     workgroupBarrier();
     var highest = LOWEST;
-    for (var j = lane % PER_ROW; j < LANES; j += PER_ROW) { highest = max(highest, scores[row * LANES + j]); }
+    for (var j = share; j < KEYS; j += PER_ROW) { highest = max(highest, scores[row * KEYS + j]); }
     tops[lane] = highest;
     workgroupBarrier();
     highest = top;
     for (var j = 0u; j < PER_ROW + counts.zero; j++) { highest = max(highest, tops[row * PER_ROW + j]); }
-    for (var j = lane % PER_ROW; j < LANES; j += PER_ROW) {
-      let s = scores[row * LANES + j];
-      scores[row * LANES + j] = select(exp(s - highest), 0.0, s == LOWEST);
+    for (var j = share; j < KEYS; j += PER_ROW) {
+      let s = scores[row * KEYS + j];
+      scores[row * KEYS + j] = select(exp(s - highest), 0.0, s == LOWEST);
     }
     // Exactly 1 where the top stays: a round without a key for the row changes nothing.
-    if (lane % PER_ROW == 0u) { fades[row] = select(exp(top - highest), 1.0, top == highest); }
+    if (share == 0u) { fades[row] = select(exp(top - highest), 1.0, top == highest); }
     top = highest;
     workgroupBarrier();
     for (var r = 0u; r < ROWS; r++) {
       sum[r] *= fades[r];
       for (var b = 0u; b < COLUMN_BLOCKS; b++) { acc[r * COLUMN_BLOCKS + b] *= fades[r]; }
     }
-    let end = min(LANES, last + 1u - first);
+    let end = min(KEYS, last + 1u - first);
     for (var j = split * 4u; j < end; j += SPLITS * 4u) {
+      var p: array<vec4<f32>, ROWS>;
+      for (var r = 0u; r < ROWS; r++) {
+        let at = r * KEYS + j;
+        p[r] = vec4<f32>(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
+        sum[r] += p[r].x + p[r].y + p[r].z + p[r].w;
+      }
       for (var b = 0u; b < COLUMN_BLOCKS; b++) {
         let v = ${valuesAt / 4}u + kv_head * VALUE4 + min(column + b * COLUMNS, VALUE4 - 1u);
         let v0 = cache[slots[j] + v];
@@ -193,13 +209,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let v2 = cache[slots[j + 2u] + v];
         let v3 = cache[slots[j + 3u] + v];
         for (var r = 0u; r < ROWS; r++) {
-          let p = r * LANES + j;
-          acc[r * COLUMN_BLOCKS + b] += scores[p] * v0 + scores[p + 1u] * v1 + scores[p + 2u] * v2 + scores[p + 3u] * v3;
+          acc[r * COLUMN_BLOCKS + b] += p[r].x * v0 + p[r].y * v1 + p[r].z * v2 + p[r].w * v3;
         }
-      }
-      for (var r = 0u; r < ROWS; r++) {
-        let p = r * LANES + j;
-        sum[r] += scores[p] + scores[p + 1u] + scores[p + 2u] + scores[p + 3u];
       }
     }
     workgroupBarrier();

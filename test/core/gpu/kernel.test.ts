@@ -48,6 +48,7 @@ test("heads too wide for the adapter's workgroup memory are refused with both nu
     blockSize: 16,
     blocksPerSequence: 4,
     tokens: "one",
+    lanes: 32,
   });
   await assertRefused(
     kernel,
