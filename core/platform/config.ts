@@ -1,4 +1,4 @@
-/** Configuration of a process: flags over SWITCHYARD_* variables over defaults, from one zod schema. The only reader of process.env. */
+/** Configuration of a process: flags over SWITCHYARD_* variables over defaults, from one zod schema. Alone reads and sets process.env. */
 
 import { z } from "zod";
 
@@ -102,6 +102,11 @@ export function childEnvironment(
 export function foreignEnvironment(name: string): string | undefined {
   const value = process.env[name];
   return value === "" ? undefined : value;
+}
+
+/** Sets a variable that libraries of this process read, unless it is set to something. */
+export function defaultForeignEnvironment(name: string, value: string): void {
+  if (foreignEnvironment(name) === undefined) process.env[name] = value;
 }
 
 /** Text of `--help`, from the schema. */

@@ -28,12 +28,10 @@ type Shape = Pick<
 >;
 
 const CASES: readonly Shape[] = [
-  { numHeads: 4, numKvHeads: 2, keyDim: 16, sinks: false, lanes: 32 },
-  { numHeads: 5, numKvHeads: 5, keyDim: 20, sinks: true, lanes: 128 },
-  { numHeads: 6, numKvHeads: 2, keyDim: 32, window: 7, sinks: false, lanes: 32 },
-  { numHeads: 20, numKvHeads: 1, keyDim: 64, window: 128, sinks: true, lanes: 128 },
-  { numHeads: 2, numKvHeads: 2, keyDim: 128, sinks: false, lanes: 32 },
-  { numHeads: 4, numKvHeads: 2, keyDim: 256, sinks: false, lanes: 128 },
+  { numHeads: 6, numKvHeads: 2, keyDim: 16, window: 7, sinks: false, lanes: 32 },
+  { numHeads: 5, numKvHeads: 5, keyDim: 20, sinks: true, lanes: 32 },
+  { numHeads: 10, numKvHeads: 1, keyDim: 64, window: 128, sinks: true, lanes: 128 },
+  { numHeads: 2, numKvHeads: 2, keyDim: 256, sinks: false, lanes: 32 },
 ];
 
 /** Declares the cases on an open device. */
@@ -60,8 +58,7 @@ export function attentionCases(gpu: Gpu): void {
 
   for (const [numHeads, rank, ropeDim, lanes] of [
     [4, 32, 16, 32],
-    [5, 32, 16, 128],
-    [20, 512, 64, 32],
+    [5, 512, 64, 128],
   ] as const) {
     test(`attention of ${numHeads} heads over latent vectors ${rank} + ${ropeDim}`, async () => {
       const width = rank + ropeDim;
