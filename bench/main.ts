@@ -9,6 +9,7 @@ import { generateLoad } from "./load/generate.ts";
 import { loadSchema } from "./load/options.ts";
 import { failureLines, summaryTable } from "./load/result.ts";
 import type { LoadSummary } from "./load/statistics.ts";
+import { runLoadTimeCommand } from "./load-time.ts";
 import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
 import { runOverlapCommand } from "./overlap.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
@@ -34,7 +35,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, perplexity --url URL; synthetic --config NAME --out DIR writes a model; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, load-time, perplexity --url URL; synthetic --config NAME --out DIR writes a model; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -93,6 +94,9 @@ switch (program) {
     break;
   case "overlap":
     process.exitCode = await runOverlapCommand(rest);
+    break;
+  case "load-time":
+    process.exitCode = await runLoadTimeCommand(rest);
     break;
   case "perplexity":
     process.exitCode = await runPerplexityCommand(rest);

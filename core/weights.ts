@@ -4,6 +4,7 @@ import { isDeepStrictEqual } from "node:util";
 
 import type { ExpertSizes, ExpertWeights, WeightsDtype } from "./expert-device.ts";
 import { emptyMatrix, type ExpertFormat, matrixBytes, type PackedMatrix } from "./expert-format.ts";
+import { packStagedInt4, stageRows } from "./packing.ts";
 import { packRows } from "./quantize.ts";
 import {
   bytesPerElement,
@@ -17,6 +18,9 @@ import {
 
 /** Values that are converted at a time, so that the host never holds a large tensor in f32. */
 const VALUES_AT_ONCE = 1 << 18;
+
+/** Values that are packed at a time: they stay in the processor's caches. */
+const PACKED_AT_ONCE = 1 << 15;
 
 /** A weight is too large for the dtype that the cluster keeps weights in. */
 export class WeightOverflowError extends Error {
@@ -38,14 +42,13 @@ export function convertWeights(
   dtype: WeightsDtype,
 ): Float16Array | Float32Array {
   const values = toF32(tensor);
-  checkMagnitude(name, values, dtype === "f16" ? F16_MAX : Number.MAX_VALUE, dtype);
+  checkMagnitude(name, maxMagnitude(values), dtype === "f16" ? F16_MAX : Number.MAX_VALUE, dtype);
   if (dtype === "f32") return values;
   return f32ToF16(values);
 }
 
-/** Throws WeightOverflowError where a value is not finite or beyond ±limit. */
-function checkMagnitude(name: string, values: Float32Array, limit: number, format: string): void {
-  const largest = maxMagnitude(values);
+/** Throws WeightOverflowError where the largest magnitude is not finite or beyond the limit. */
+function checkMagnitude(name: string, largest: number, limit: number, format: string): void {
   if (!Number.isFinite(largest)) {
     throw new WeightOverflowError(`${name}: holds ${largest}, expected finite values`);
   }
@@ -152,14 +155,15 @@ export function packMatrix(name: string, tensor: HostTensor, format: ExpertForma
   if (columns % 8 !== 0)
     throw new RangeError(`${name}: ${columns} columns, expected a multiple of 8`);
   const packed = emptyMatrix(format, rows, columns);
-  const rowsAtOnce = Math.max(1, Math.floor(VALUES_AT_ONCE / columns));
+  const rowsAtOnce = Math.max(1, Math.floor(PACKED_AT_ONCE / columns));
   const rowBytes = columns * bytesPerElement(tensor.dtype);
   for (let row = 0; row < rows; row += rowsAtOnce) {
     const end = Math.min(rows, row + rowsAtOnce);
     const bytes = tensor.bytes.subarray(row * rowBytes, end * rowBytes);
-    const values = toF32({ shape: [end - row, columns], dtype: tensor.dtype, bytes });
-    checkMagnitude(name, values, LARGEST[format], format);
-    packRows(format, values, columns, packed, row);
+    const staged = stageRows({ shape: [end - row, columns], dtype: tensor.dtype, bytes });
+    checkMagnitude(name, staged.largest, LARGEST[format], format);
+    if (format.startsWith("int4")) packStagedInt4(format, staged, columns, packed, row);
+    else packRows(format, staged.values, columns, packed, row);
   }
   return packed;
 }
