@@ -5,6 +5,7 @@ import { crc32 } from "node:zlib";
 import type { Placement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type { Dispatch, PartialSum } from "../proto/gen/switchyard/v1/expert.ts";
 import { DispatchErrorCode, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
+import { packInt8Rows, unpackInt8Rows } from "./int8-rows.ts";
 import { bytesOf, F16_MAX, f16FromBytes, f32FromBytes, u16FromBytes } from "./tensor.ts";
 
 /** Version of the wire contract; both ends of a hop must have the same. */
@@ -17,7 +18,7 @@ export const NO_EXPERT = 65535;
 export const MAX_DISPATCH_ROWS = 65536;
 
 /** --wire: the dtype of the rows that experts get, on shards or on the router itself. */
-export type WireSetting = "f16" | "f32";
+export type WireSetting = "f16" | "f32" | "int8";
 
 /** A dispatch that a shard does not answer, or an answer that a router does not take; never a wrong result. */
 export class DispatchRefusedError extends Error {
@@ -50,19 +51,23 @@ export interface DispatchHeader {
   readonly traceparent: string;
 }
 
-/** Packs rows into a message; `wire` f16 becomes f32 for a message in which a value lies beyond ±65504. */
+/**
+ * Packs rows into a message. It is f32 whatever `wire` says where f16 does not hold a value, as it is beyond ±65504, or
+ * where rows are not exact in int8.
+ */
 export function encodeDispatch(
   header: DispatchHeader,
   payload: DispatchRows,
   wire: WireSetting,
 ): Dispatch {
   const { rows } = payload;
-  const half = wire === "f16" && fitsF16(rows);
+  const { dtype, hiddenStates, rowScales } = packRows(rows, header.hiddenSize, wire);
   const message: Dispatch = {
     ...header,
     numRows: rows.length / header.hiddenSize,
-    dtype: half ? WireDtype.WIRE_DTYPE_F16 : WireDtype.WIRE_DTYPE_F32,
-    hiddenStates: bytesOf(half ? new Float16Array(rows) : rows),
+    dtype,
+    hiddenStates,
+    rowScales,
     expertIds: bytesOf(payload.expertIds),
     topkWeights: bytesOf(payload.topkWeights),
     crc32: 0,
@@ -70,6 +75,34 @@ export function encodeDispatch(
   message.crc32 = dispatchCrc(message);
   return message;
 }
+
+function packRows(
+  rows: Float32Array,
+  hiddenSize: number,
+  wire: WireSetting,
+): Pick<Dispatch, "dtype" | "hiddenStates" | "rowScales"> {
+  const int8 = wire === "int8" ? packInt8Rows(rows, hiddenSize) : undefined;
+  if (int8 !== undefined) {
+    return {
+      dtype: WireDtype.WIRE_DTYPE_INT8,
+      hiddenStates: bytesOf(int8.values),
+      rowScales: bytesOf(int8.scales),
+    };
+  }
+  const half = wire === "f16" && fitsF16(rows);
+  return {
+    dtype: half ? WireDtype.WIRE_DTYPE_F16 : WireDtype.WIRE_DTYPE_F32,
+    hiddenStates: bytesOf(half ? new Float16Array(rows) : rows),
+    rowScales: new Uint8Array(0),
+  };
+}
+
+/** Bytes of a value of each dtype. */
+const VALUE_BYTES = {
+  [WireDtype.WIRE_DTYPE_F16]: 2,
+  [WireDtype.WIRE_DTYPE_F32]: 4,
+  [WireDtype.WIRE_DTYPE_INT8]: 1,
+} as const;
 
 /** Widths that a dispatch must have, and how many rows it may have. */
 export interface DispatchLimits {
@@ -88,21 +121,34 @@ export function decodeDispatch(message: Dispatch, limits: DispatchLimits): Dispa
   if (numRows < 1 || numRows > limits.maxRows) {
     throw invalid(`num_rows ${numRows}, expected 1 to ${limits.maxRows}`);
   }
-  if (dtype !== WireDtype.WIRE_DTYPE_F16 && dtype !== WireDtype.WIRE_DTYPE_F32) {
-    throw invalid(`dtype ${dtype}, expected F16 or F32`);
-  }
-  const half = dtype === WireDtype.WIRE_DTYPE_F16;
-  const rowBytes = hiddenSize * (half ? 2 : 4);
+  if (!(dtype in VALUE_BYTES)) throw invalid(`dtype ${dtype}, expected F16, F32 or INT8`);
+  const known = dtype as keyof typeof VALUE_BYTES;
+  const rowBytes = hiddenSize * VALUE_BYTES[known];
+  const scaleBytes = dtype === WireDtype.WIRE_DTYPE_INT8 ? 4 * numRows : 0;
   expectValue("bytes of hidden_states", message.hiddenStates.length, numRows * rowBytes);
+  expectValue("bytes of row_scales", message.rowScales.length, scaleBytes);
   expectValue("bytes of expert_ids", message.expertIds.length, numRows * topK * 2);
   expectValue("bytes of topk_weights", message.topkWeights.length, numRows * topK * 4);
   return {
-    rows: half
-      ? new Float32Array(f16FromBytes(message.hiddenStates))
-      : f32FromBytes(message.hiddenStates),
+    rows: unpackRows(message, known),
     expertIds: u16FromBytes(message.expertIds),
     topkWeights: f32FromBytes(message.topkWeights),
   };
+}
+
+function unpackRows(message: Dispatch, dtype: keyof typeof VALUE_BYTES): Float32Array {
+  const { hiddenStates, hiddenSize, rowScales } = message;
+  switch (dtype) {
+    case WireDtype.WIRE_DTYPE_F16:
+      return new Float32Array(f16FromBytes(hiddenStates));
+    case WireDtype.WIRE_DTYPE_F32:
+      return f32FromBytes(hiddenStates);
+    case WireDtype.WIRE_DTYPE_INT8: {
+      const { buffer, byteOffset, byteLength } = hiddenStates;
+      const values = new Int8Array(buffer, byteOffset, byteLength);
+      return unpackInt8Rows({ values, scales: f32FromBytes(rowScales) }, hiddenSize);
+    }
+  }
 }
 
 /** How long a shard took over a dispatch, microseconds. */
@@ -144,7 +190,8 @@ export function dispatchCrc(message: Dispatch): number {
   crc = crcOfU32s([layer, timeoutMs, numRows, hiddenSize, topK, dtype], crc);
   crc = crc32(message.hiddenStates, crc);
   crc = crc32(message.expertIds, crc);
-  return crc32(message.topkWeights, crc);
+  crc = crc32(message.topkWeights, crc);
+  return crc32(message.rowScales, crc);
 }
 
 /** CRC-32 of a partial sum as expert.proto defines it. */

@@ -35,8 +35,8 @@ export const routerConfigSchema = z.object({
   device: serviceOptions.device,
   adapter: serviceOptions.adapter,
   weights: serviceOptions.weights,
-  wire: z.enum(["f16", "f32"]).default("f16").meta({
-    description: "Dtype of the hidden states sent to shards",
+  wire: z.enum(["f16", "f32", "int8"]).default("f16").meta({
+    description: "Dtype of the hidden states sent to shards; int8 with a scale for each row",
   }),
   microBatches: z.enum(["auto", "1", "2"]).default("auto").meta({
     description:

@@ -50,6 +50,7 @@ export function emptyDispatch(sizes: HopSizes): Dispatch {
     topkWeights: new Uint8Array(numRows * topK * 4),
     crc32: 0,
     traceparent: "",
+    rowScales: new Uint8Array(0),
   };
 }
 

@@ -1,5 +1,7 @@
 /** The engine's operations in plain loops over f32 arrays: the oracle of the kernels, and what `--device cpu` runs. */
 
+import { roundRowsInt8 } from "../int8-rows.ts";
+import type { WireSetting } from "../wire.ts";
 import { F16_MAX } from "../tensor.ts";
 
 /** weights[ids[t], :] · factor for each token: [numTokens, hiddenSize]. */
@@ -30,8 +32,10 @@ export function rmsNorm(x: Float32Array, scale: Float32Array, eps: number): Floa
   return out;
 }
 
-/** Each row of x [rows, n] rounded to f16 values, unless a value of the row is beyond ±65504. */
-export function roundRows(x: Float32Array, n: number): Float32Array {
+/** Rows x [rows, n] as the wire carries them: in f16, unless a value of the row is beyond ±65504; in int8; or as they are. */
+export function roundRows(x: Float32Array, n: number, wire: WireSetting): Float32Array {
+  if (wire === "f32") return x;
+  if (wire === "int8") return roundRowsInt8(x, n);
   const out = x.slice();
   for (let start = 0; start < x.length; start += n) {
     const row = x.subarray(start, start + n);

@@ -83,7 +83,7 @@ export async function createCpuRunner(options: CpuRunnerOptions): Promise<ModelR
       }
       const chosen = ffn.route(normed);
       routing.set(index, chosen);
-      const rows = options.wire === "f16" ? roundRows(normed, hiddenSize) : normed;
+      const rows = roundRows(normed, hiddenSize, options.wire);
       const pending = options.runExperts(
         index,
         { numTokens: batch.tokenIds.length, hiddenSize },

@@ -73,9 +73,9 @@ export async function compileModelKernels(
     embed: embeds,
     norm: await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" })),
     normRound:
-      wire === "f16"
-        ? await compile(rmsNormRound({ hiddenSize, eps }))
-        : await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" })),
+      wire === "f32"
+        ? await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" }))
+        : await compile(rmsNormRound({ hiddenSize, eps, wire })),
     attention: await compileAnyAttention(gpu, config, weights, blocksPerSequence),
     gateLogits: await compileLinear(gpu, {
       k: hiddenSize,

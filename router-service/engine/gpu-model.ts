@@ -76,7 +76,7 @@ function bindLayer(
   const attend = [
     k.norm.bind(counts, b.hidden, of.inputNorm, b.normed),
     ...bindAttention(k, of, weights.rope, b, cache, layer),
-    wire === "f16" && of.ffn.kind === "moe"
+    wire !== "f32" && of.ffn.kind === "moe"
       ? k.normRound.bind(counts, b.hidden, of.postAttentionNorm, b.normed, b.rounded)
       : k.norm.bind(counts, b.hidden, of.postAttentionNorm, b.normed),
   ];

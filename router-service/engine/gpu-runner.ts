@@ -65,7 +65,7 @@ export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Prom
       ? experts.runExperts
       : await experts.create({
           counts: buffers.counts,
-          rows: options.wire === "f16" ? buffers.rounded : buffers.normed,
+          rows: wire === "f32" ? buffers.normed : buffers.rounded,
           routing: buffers.routingOf,
           sums: buffers.sums,
           maxPairs: limits.maxTokens * config.numExpertsPerToken,

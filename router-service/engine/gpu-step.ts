@@ -27,7 +27,7 @@ export class GpuStep {
   ) {
     this.#gpu = gpu;
     this.#buffers = buffers;
-    this.#rows = wire === "f16" ? buffers.rounded : buffers.normed;
+    this.#rows = wire === "f32" ? buffers.normed : buffers.rounded;
     this.#hiddenSize = hiddenSize;
     this.#sizes = sizes;
   }

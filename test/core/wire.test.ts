@@ -3,6 +3,7 @@ import { describe, it } from "node:test";
 
 import fc from "fast-check";
 
+import { roundRows } from "../../core/cpu/operations.ts";
 import {
   decodeDispatch,
   decodePartialSum,
@@ -12,6 +13,7 @@ import {
   encodePartialSum,
   NO_EXPERT,
   placementCrc,
+  type WireSetting,
 } from "../../core/wire.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { Dispatch, DispatchErrorCode, WireDtype } from "../../proto/gen/switchyard/v1/expert.ts";
@@ -28,8 +30,8 @@ const HEADER = {
   traceparent: "",
 };
 
-const payload = (numRows: number) => ({
-  rows: Float32Array.from(new Float16Array(testValues(numRows * 8, 1))),
+const payload = (numRows: number, wire: WireSetting = "f16") => ({
+  rows: roundRows(testValues(numRows * 8, 1), 8, wire),
   expertIds: Uint16Array.from({ length: numRows * 2 }, (_, i) => (i % 3 ? i : NO_EXPERT)),
   topkWeights: testValues(numRows * 2, 2),
 });
@@ -43,11 +45,16 @@ const INVALID = DispatchErrorCode.DISPATCH_ERROR_CODE_INVALID;
 const CHECKSUM = DispatchErrorCode.DISPATCH_ERROR_CODE_CHECKSUM;
 
 describe("a dispatch", () => {
-  for (const wire of ["f16", "f32"] as const) {
+  for (const [wire, bytes] of [
+    ["f16", 2],
+    ["f32", 4],
+    ["int8", 1],
+  ] as const) {
     it(`brings rows, ids and weights over the wire in ${wire}`, () => {
-      const message = encodeDispatch(HEADER, payload(5), wire);
-      assert.equal(message.hiddenStates.length, 5 * 8 * (wire === "f16" ? 2 : 4));
-      assert.deepEqual(decodeDispatch(sent(message), LIMITS), payload(5));
+      const message = encodeDispatch(HEADER, payload(5, wire), wire);
+      assert.equal(message.hiddenStates.length, 5 * 8 * bytes);
+      assert.equal(message.rowScales.length, wire === "int8" ? 5 * 4 : 0);
+      assert.deepEqual(decodeDispatch(sent(message), LIMITS), payload(5, wire));
     });
   }
 
@@ -64,6 +71,14 @@ describe("a dispatch", () => {
     assert.equal(encodeDispatch(HEADER, atLimit, "f16").dtype, WireDtype.WIRE_DTYPE_F16);
   });
 
+  it("goes in f32 where a row is not exact in int8", () => {
+    const rows = payload(3, "int8");
+    rows.rows[12] = Number.POSITIVE_INFINITY;
+    const message = encodeDispatch(HEADER, rows, "int8");
+    assert.equal(message.dtype, WireDtype.WIRE_DTYPE_F32);
+    assert.deepEqual(decodeDispatch(sent(message), LIMITS), rows);
+  });
+
   it("is refused by the name of the field whose size or dtype is not the model's", () => {
     const message = encodeDispatch(HEADER, payload(4), "f32");
     const changes: [Partial<Dispatch>, RegExp][] = [
@@ -77,6 +92,8 @@ describe("a dispatch", () => {
       [{ hiddenStates: message.hiddenStates.subarray(1) }, /hidden_states 127, expected 128/],
       [{ expertIds: new Uint8Array(15) }, /expert_ids 15, expected 16/],
       [{ topkWeights: new Uint8Array(0) }, /topk_weights 0, expected 32/],
+      [{ rowScales: new Uint8Array(16) }, /row_scales 16, expected 0/],
+      [{ dtype: WireDtype.WIRE_DTYPE_INT8 }, /hidden_states 128, expected 32/],
     ];
     for (const [change, text] of changes) {
       const changed = { ...message, ...change };
@@ -95,15 +112,16 @@ describe("a dispatch", () => {
   });
 
   it("with any one bit of its payload flipped does not pass its checksum", () => {
-    const fields = ["hiddenStates", "expertIds", "topkWeights"] as const;
+    const fields = ["hiddenStates", "expertIds", "topkWeights", "rowScales"] as const;
     fc.assert(
       fc.property(
         fc.constantFrom(...fields),
         fc.nat(),
         fc.integer({ min: 1, max: 16 }),
-        fc.constantFrom("f16" as const, "f32" as const),
+        fc.constantFrom("f16" as const, "f32" as const, "int8" as const),
         (field, where, numRows, wire) => {
-          const message = sent(encodeDispatch(HEADER, payload(numRows), wire));
+          fc.pre(field !== "rowScales" || wire === "int8");
+          const message = sent(encodeDispatch(HEADER, payload(numRows, wire), wire));
           const bit = where % (message[field].length * 8);
           message[field][bit >> 3] ^= 1 << (bit & 7);
           assert.throws(() => decodeDispatch(message, LIMITS), refused(CHECKSUM, /crc32/));

@@ -54,7 +54,7 @@ test("every bad flag of up is listed", () => {
   assert.equal(bad.status, 2);
   assert.match(bad.stderr, /--shard: unknown flag, --shards exists/);
   assert.match(bad.stderr, /--shards is "many", expected an integer from 0 to 64/);
-  assert.match(bad.stderr, /--wire is "f64", expected one of f16, f32/);
+  assert.match(bad.stderr, /--wire is "f64", expected one of f16, f32, int8/);
 });
 
 const older = olderNode();

@@ -7,6 +7,7 @@ import * as cpu from "../../core/cpu/operations.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
+import { packInt8Rows } from "../../core/int8-rows.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { candidateStride, topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { attentionCases } from "./attention-kernel-cases.ts";
@@ -64,7 +65,7 @@ export function rowKernelCases(gpu: Gpu): void {
     const rounded = zeros(gpu, plain.length);
     await runKernel(
       gpu,
-      rmsNormRound({ hiddenSize, eps: 1e-6 }),
+      rmsNormRound({ hiddenSize, eps: 1e-6, wire: "f16" }),
       { tokens: 3, samples: 0, ...UNROUTED },
       [hidden, scale, out, rounded],
     );
@@ -76,6 +77,35 @@ export function rowKernelCases(gpu: Gpu): void {
       const far = i >= hiddenSize && i < 2 * hiddenSize;
       assert.equal(actual[i], far ? exact[i] : Math.f16round(exact[i]), `[${i}] of ${exact[i]}`);
     }
+  });
+
+  test("rms-norm-round rounds rows to int8 with a scale, and keeps zeros", async () => {
+    const hiddenSize = 72;
+    const hidden = randomValues(4 * hiddenSize, 22);
+    const scale = randomValues(hiddenSize, 23);
+    hidden.fill(0, hiddenSize, 2 * hiddenSize);
+    hidden[2 * hiddenSize + 5] = 1e20; // its square is infinite, so that the row becomes zeros
+    const out = zeros(gpu, hidden.length);
+    const rounded = zeros(gpu, hidden.length);
+    await runKernel(
+      gpu,
+      rmsNormRound({ hiddenSize, eps: 1e-6, wire: "int8" }),
+      { tokens: 4, samples: 0, ...UNROUTED },
+      [hidden, scale, out, rounded],
+    );
+    const exact = await readF32(gpu, out, hidden.length);
+    const actual = await readF32(gpu, rounded, hidden.length);
+    const packed = packInt8Rows(actual, hiddenSize);
+    assert.ok(packed !== undefined, "every value is a whole number of its row's steps");
+    assert.deepEqual(
+      [...packed.scales].map((step) => step > 0),
+      [true, false, false, true],
+    );
+    for (let i = 0; i < actual.length; i++) {
+      const step = packed.scales[Math.floor(i / hiddenSize)];
+      assert.ok(Math.abs(actual[i] - exact[i]) <= step * 0.5001, `[${i}] of ${exact[i]}`);
+    }
+    assert.equal(Math.max(...packed.values.subarray(0, hiddenSize).map(Math.abs)), 127);
   });
 
   attentionCases(gpu);

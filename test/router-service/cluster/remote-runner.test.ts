@@ -8,6 +8,9 @@ import { TINY_MODEL } from "../../support/cluster.ts";
 import { createdDuring } from "../../support/created-objects.ts";
 import type { RunnerFactory } from "../../support/golden-suite.ts";
 import { decodeSteps, runnerSuite } from "../../support/runner-suite.ts";
+import { readTinyGoldens } from "../../support/goldens.ts";
+import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
+import { batchOf, distance, NEVER } from "../../support/step-batch.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
 
 const gpu = await openGpu();
@@ -35,6 +38,45 @@ const withShards =
 
 await runnerSuite("a router's GPU with two shards", withShards("1"), []);
 await runnerSuite("a router's GPU with two shards and two micro-batches", withShards("2"), []);
+
+test("rows in int8 give the same with two shards as with all experts on the router", async (t) => {
+  const overInt8 = await connectTestCluster(
+    shards.map(({ address }) => address),
+    { wire: "int8" },
+  );
+  t.after(() => overInt8.close());
+  await overInt8.ready();
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const limits = {
+    maxTokens: 128,
+    maxSequences: 4,
+    maxSamples: 128,
+    maxModelLen: 256,
+    numBlocks: 32,
+  };
+  const remote = await createGpuRunner(gpu, {
+    checkpoint,
+    weights: "f32",
+    wire: "int8",
+    limits,
+    experts: { kind: "remote", runExperts: overInt8.runExperts, microBatches: "2" },
+  });
+  const local = await gpuRunnerFactory(gpu, { weights: "f32", wire: "int8" })(checkpoint, limits);
+  const exact = await gpuRunnerFactory(gpu)(checkpoint, limits);
+  const [, , , { prompt }] = await readTinyGoldens();
+  const step = batchOf([{ tokenIds: prompt, from: 0, blocks: [0, 1, 2, 3, 4] }]);
+  const runs = await Promise.all(
+    [remote, local, exact].map((runner) => runner.forward(step, NEVER)),
+  );
+  const [ofRemote, ofLocal, ofExact] = runs.map(({ samples }) =>
+    samples.flatMap(({ logits }) => [...(logits ?? [])]),
+  );
+  assert.ok(distance(ofRemote, ofLocal) < 1e-4, `${distance(ofRemote, ofLocal)}`);
+  const rounding = distance(ofLocal, ofExact);
+  assert.ok(rounding > 1e-3 && rounding < 1, `int8 moves logits by ${rounding}`);
+  await Promise.all([remote, local, exact].map((runner) => runner.close()));
+  await checkpoint.close();
+});
 
 test("100 decode steps over two shards create nothing on any device but command encoders", async () => {
   const checkpoint = await openCheckpoint(TINY_MODEL);

@@ -23,7 +23,13 @@ export const protobufPackage = "switchyard.v1";
 
 export const protobufFileName = "switchyard/v1/expert.proto";
 
-export const WireDtype = { WIRE_DTYPE_UNSPECIFIED: 0, WIRE_DTYPE_F16: 1, WIRE_DTYPE_F32: 2 } as const;
+export const WireDtype = {
+  WIRE_DTYPE_UNSPECIFIED: 0,
+  WIRE_DTYPE_F16: 1,
+  WIRE_DTYPE_F32: 2,
+  /** WIRE_DTYPE_INT8 - Values q with a scale for each row: hidden state = q · scale, |q| <= 127; the scales have 12 significant bits. */
+  WIRE_DTYPE_INT8: 3,
+} as const;
 
 export type WireDtype = typeof WireDtype[keyof typeof WireDtype];
 
@@ -31,6 +37,7 @@ export namespace WireDtype {
   export type WIRE_DTYPE_UNSPECIFIED = typeof WireDtype.WIRE_DTYPE_UNSPECIFIED;
   export type WIRE_DTYPE_F16 = typeof WireDtype.WIRE_DTYPE_F16;
   export type WIRE_DTYPE_F32 = typeof WireDtype.WIRE_DTYPE_F32;
+  export type WIRE_DTYPE_INT8 = typeof WireDtype.WIRE_DTYPE_INT8;
 }
 
 export const DispatchErrorCode = {
@@ -130,11 +137,13 @@ export interface Dispatch {
   topkWeights: Uint8Array;
   /**
    * CRC-32 (IEEE) of the header: dispatch_id and epoch as u64, then layer, timeout_ms, num_rows, hidden_size, top_k and
-   * dtype as u32, all little-endian; then of hidden_states, expert_ids and topk_weights.
+   * dtype as u32, all little-endian; then of hidden_states, expert_ids, topk_weights and row_scales.
    */
   crc32: number;
   /** W3C trace context of the span that waits for this dispatch; empty when it is not sampled. */
   traceparent: string;
+  /** Scales [num_rows] f32, little-endian, of rows in INT8; empty for the other dtypes. */
+  rowScales: Uint8Array;
 }
 
 /** The router no longer waits for this dispatch; the shard may drop it. */
@@ -627,6 +636,7 @@ function createBaseDispatch(): Dispatch {
     topkWeights: new Uint8Array(0),
     crc32: 0,
     traceparent: "",
+    rowScales: new Uint8Array(0),
   };
 }
 
@@ -670,6 +680,9 @@ export const Dispatch: MessageFns<Dispatch> = {
     }
     if (message.traceparent !== "") {
       writer.uint32(106).string(message.traceparent);
+    }
+    if (message.rowScales.length !== 0) {
+      writer.uint32(114).bytes(message.rowScales);
     }
     return writer;
   },
@@ -791,6 +804,14 @@ export const Dispatch: MessageFns<Dispatch> = {
             message.traceparent = reader.string();
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.rowScales = reader.bytes();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -821,6 +842,7 @@ export const Dispatch: MessageFns<Dispatch> = {
     message.topkWeights = object.topkWeights ?? new Uint8Array(0);
     message.crc32 = object.crc32 ?? 0;
     message.traceparent = object.traceparent ?? "";
+    message.rowScales = object.rowScales ?? new Uint8Array(0);
     return message;
   },
 };
