@@ -1,8 +1,8 @@
-/** Matrices on the device in slices of rows, each no larger than one binding takes, and uploaded in pieces. */
+/** Matrices on the device in slices of rows, each no larger than one binding takes. */
 
 import type { WeightsDtype } from "../expert-device.ts";
 import { bytesPerElement, type HostTensor } from "../tensor.ts";
-import { convertWeights, weightBytes } from "../weights.ts";
+import { weightBytes, weightsInParts } from "../weights.ts";
 import { allocate, type Gpu, STORAGE, write } from "./device.ts";
 
 /** Consecutive rows of a matrix. */
@@ -21,9 +21,6 @@ export type GpuMatrix = readonly MatrixSlice[];
 
 /** Slices begin at multiples of so many rows: a binding may begin where such a column of f32 results does. */
 const SLICE_STEP = 64;
-
-/** Values that are converted at a time, so that the host never holds a large matrix twice. */
-const VALUES_AT_ONCE = 1 << 20;
 
 /** Slices of `rows` rows of `rowBytes` bytes that bindings of `maxBytes` can take: as few and as equal as can be. */
 export function rowSlices(rows: number, rowBytes: number, maxBytes: number): RowSlice[] {
@@ -57,16 +54,39 @@ export function uploadMatrix(
   tensors: readonly HostTensor[],
   dtype: WeightsDtype,
 ): GpuMatrix {
-  const columns = tensors[0].shape[1];
-  const rows = tensors.reduce((sum, { shape }) => sum + shape[0], 0);
+  const [, columns] = tensors[0].shape;
+  const slices = matrixSlices(gpu, totalRows(tensors), columns, dtype);
+  return uploadSlices(gpu, name, tensors, dtype, slices);
+}
+
+/** Uploads matrices one below the other as one slice. Throws as `convertWeights` and `allocate`. */
+export function uploadWhole(
+  gpu: Gpu,
+  name: string,
+  tensors: readonly HostTensor[],
+  dtype: WeightsDtype,
+): GpuMatrix {
+  return uploadSlices(gpu, name, tensors, dtype, [{ firstRow: 0, rows: totalRows(tensors) }]);
+}
+
+function totalRows(tensors: readonly HostTensor[]): number {
+  return tensors.reduce((sum, { shape }) => sum + shape[0], 0);
+}
+
+function uploadSlices(
+  gpu: Gpu,
+  name: string,
+  tensors: readonly HostTensor[],
+  dtype: WeightsDtype,
+  rowsOfSlices: readonly RowSlice[],
+): GpuMatrix {
+  const [, columns] = tensors[0].shape;
   const rowBytes = columns * weightBytes(dtype);
-  const slices = matrixSlices(gpu, rows, columns, dtype).map(
-    ({ firstRow, rows: of }, i, { length }): MatrixSlice => {
-      const part = length === 1 ? "" : `, part ${i + 1} of ${length}`;
-      const buffer = allocate(gpu, `${name}${part}`, of * rowBytes, STORAGE);
-      return { firstRow, rows: of, buffer };
-    },
-  );
+  const slices = rowsOfSlices.map(({ firstRow, rows: of }, i, { length }): MatrixSlice => {
+    const part = length === 1 ? "" : `, part ${i + 1} of ${length}`;
+    const buffer = allocate(gpu, `${name}${part}`, of * rowBytes, STORAGE);
+    return { firstRow, rows: of, buffer };
+  });
   let row = 0;
   for (const tensor of tensors) {
     for (const slice of slices) {
@@ -81,28 +101,38 @@ export function uploadMatrix(
   return slices;
 }
 
-/** Converts rows of a tensor [rows, columns] and writes them at a byte offset, some at a time. Throws as `convertWeights`. */
+/** Converts rows of a tensor [rows, columns] and writes them at a byte offset. Throws as `convertWeights`. */
 export function writeRows(
   gpu: Gpu,
   name: string,
   tensor: HostTensor,
-  { firstRow, rows }: RowSlice,
+  rows: RowSlice,
   dtype: WeightsDtype,
   buffer: GPUBuffer,
   offset: number,
 ): void {
-  const columns = tensor.shape[1];
-  const tensorRowBytes = columns * bytesPerElement(tensor.dtype);
-  const rowBytes = columns * weightBytes(dtype);
-  const atOnce = Math.max(1, Math.floor(VALUES_AT_ONCE / columns));
-  for (let row = 0; row < rows; row += atOnce) {
-    const number = Math.min(atOnce, rows - row);
-    const start = (firstRow + row) * tensorRowBytes;
-    const piece: HostTensor = {
-      shape: [number, columns],
-      dtype: tensor.dtype,
-      bytes: tensor.bytes.subarray(start, start + number * tensorRowBytes),
-    };
-    write(gpu, buffer, offset + row * rowBytes, convertWeights(name, piece, dtype));
+  for (const { values, at } of weightsInParts(name, [rowsOf(tensor, rows)], dtype)) {
+    write(gpu, buffer, offset + at * weightBytes(dtype), values);
   }
+}
+
+/** Rows of a matrix; nothing is copied. */
+export function rowsOf(matrix: HostTensor, { firstRow, rows }: RowSlice): HostTensor {
+  const [, columns] = matrix.shape;
+  const rowBytes = columns * bytesPerElement(matrix.dtype);
+  const bytes = matrix.bytes.subarray(firstRow * rowBytes, (firstRow + rows) * rowBytes);
+  return { ...matrix, shape: [rows, columns], bytes };
+}
+
+/** Columns of a matrix, copied unless they are all. */
+export function columnsOf(matrix: HostTensor, firstColumn: number, columns: number): HostTensor {
+  const [rows, all] = matrix.shape;
+  if (columns === all) return matrix;
+  const size = bytesPerElement(matrix.dtype);
+  const bytes = new Uint8Array(rows * columns * size);
+  for (let row = 0; row < rows; row++) {
+    const start = (row * all + firstColumn) * size;
+    bytes.set(matrix.bytes.subarray(start, start + columns * size), row * columns * size);
+  }
+  return { ...matrix, shape: [rows, columns], bytes };
 }

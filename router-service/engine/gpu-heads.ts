@@ -6,7 +6,7 @@ import { type BoundKernel, compileKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
 import { ropeCache } from "../../core/gpu/kernels/rope-cache.ts";
-import { type GpuMatrix, uploadMatrix } from "../../core/gpu/matrix.ts";
+import { type GpuMatrix, uploadMatrix, uploadWhole } from "../../core/gpu/matrix.ts";
 import {
   bindByRows,
   type ByRows,
@@ -42,14 +42,19 @@ export function uploadHeads(
   gpu: Gpu,
   at: string,
   { q, k, v, o, qNorm, kNorm, sinks }: HeadsWeights,
+  config: ModelConfig,
   weights: WeightsDtype,
 ): GpuHeadsWeights {
+  const { attention } = config;
+  if (attention.kind !== "heads") throw new TypeError(`${at}: attention is latent`);
+  // The fused kernel takes one buffer.
+  const upload = isFused(config, attention) ? uploadWhole : uploadMatrix;
   const vectors = (name: string, ...tensors: readonly HostTensor[]) =>
     uploadVectors(gpu, `${at} ${name}`, tensors);
   const qkv = [q, k, v];
   return {
     kind: "heads",
-    qkv: uploadMatrix(
+    qkv: upload(
       gpu,
       `${at} q, k and v`,
       qkv.map(({ weight }) => weight),

@@ -8,14 +8,14 @@ import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
 import { follow } from "../../core/gpu/kernels/follow.ts";
 import { gate } from "../../core/gpu/kernels/gate.ts";
-import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { matrixSlices } from "../../core/gpu/matrix.ts";
-import { type ByRows, compileLinear, type SlicedLinear } from "../../core/gpu/sliced-linear.ts";
+import { compileLinear } from "../../core/gpu/sliced-linear.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { WireSetting } from "../../core/wire.ts";
+import { compileFfn } from "./gpu-ffn.ts";
 import { compileHeads } from "./gpu-heads.ts";
 import { compileLatent } from "./gpu-latent.ts";
 import { BLOCK_SIZE, MAX_CANDIDATES } from "./model-runner.ts";
@@ -25,12 +25,6 @@ type Step = StepSizes;
 
 /** The model's kernels. */
 export type GpuKernels = Awaited<ReturnType<typeof compileModelKernels>>;
-
-/** A gated FFN whose result is added to the hidden states, scaled per row or not. */
-export interface FfnKernels {
-  readonly gateUp: ByRows;
-  readonly down: SlicedLinear;
-}
 
 /** Compiles every kernel that the model needs. Rejects with KernelError. */
 export async function compileModelKernels(
@@ -44,23 +38,8 @@ export async function compileModelKernels(
   const { denseIntermediateSize, sharedExpert } = config;
   const compile = (kernel: Kernel<Step>) => compileKernel(gpu, kernel);
   const factor = multipliers.residual;
-  const ffn = async (width: number, epilogue: "add" | "addScaled"): Promise<FfnKernels> => {
-    const up = (rows: 1 | 4) =>
-      compile(
-        gateUp({ hiddenSize, intermediateSize: width, weights, lookup: { kind: "tokens", rows } }),
-      );
-    return {
-      gateUp: [await up(1), await up(4)],
-      down: await compileLinear(gpu, {
-        k: width,
-        n: hiddenSize,
-        weights,
-        epilogue,
-        factor,
-        rows: "tokens",
-      }),
-    };
-  };
+  const ffn = (width: number, epilogue: "add" | "addScaled") =>
+    compileFfn(gpu, { hiddenSize, width, weights, epilogue, factor });
   const embeds: CompiledKernel<Step>[] = [];
   for (const slice of matrixSlices(gpu, vocabSize, hiddenSize, weights)) {
     embeds.push(

@@ -10,7 +10,7 @@ import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { headLinear, type HeadLinearOptions } from "../../core/gpu/kernels/head-linear.ts";
 import { latentCache } from "../../core/gpu/kernels/latent-cache.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
-import { type GpuMatrix, uploadMatrix, writeRows } from "../../core/gpu/matrix.ts";
+import { type GpuMatrix, rowsOf, uploadMatrix, writeRows } from "../../core/gpu/matrix.ts";
 import {
   bindByRows,
   type ByRows,
@@ -20,7 +20,7 @@ import {
 import { uploadVectors } from "../../core/gpu/weights.ts";
 import type { LatentAttention, ModelConfig } from "../../core/model/config.ts";
 import type { LatentWeights } from "../../core/model/weights.ts";
-import { bytesOf, bytesPerElement, type HostTensor, toF32 } from "../../core/tensor.ts";
+import { bytesOf, type HostTensor, toF32 } from "../../core/tensor.ts";
 import { weightBytes } from "../../core/weights.ts";
 import { type AttentionBlocks, type AttentionCore, compileAttention } from "./gpu-attention.ts";
 import type { StepBuffers } from "./step-buffers.ts";
@@ -79,20 +79,13 @@ function uploadKeyAndValueUp(
   const name = `${at} key and value up`;
   for (let head = 0; head < numHeads; head++) {
     const row = head * (nopeDim + valueDim);
-    const key = transposed(rowsOf(kvUp, row, nopeDim));
+    const key = transposed(rowsOf(kvUp, { firstRow: row, rows: nopeDim }));
     const keyRows = { firstRow: 0, rows: kvLoraRank };
     writeRows(gpu, name, key, keyRows, weights, keyUp, head * nopeDim * bytes);
     const valueRows = { firstRow: row + nopeDim, rows: valueDim };
     writeRows(gpu, name, kvUp, valueRows, weights, valueUp, head * valueDim * bytes);
   }
   return { keyUp, valueUp };
-}
-
-function rowsOf(matrix: HostTensor, firstRow: number, rows: number): HostTensor {
-  const [, columns] = matrix.shape;
-  const rowBytes = columns * bytesPerElement(matrix.dtype);
-  const bytes = matrix.bytes.subarray(firstRow * rowBytes, (firstRow + rows) * rowBytes);
-  return { ...matrix, shape: [rows, columns], bytes };
 }
 
 function transposed(matrix: HostTensor): HostTensor {

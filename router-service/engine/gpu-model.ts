@@ -2,12 +2,12 @@
 
 import type { BoundKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
-import { bindByRows } from "../../core/gpu/sliced-linear.ts";
 import type { WireSetting } from "../../core/wire.ts";
+import { bindFfn } from "./gpu-ffn.ts";
 import { bindHeads } from "./gpu-heads.ts";
-import type { FfnKernels, GpuKernels } from "./gpu-kernels.ts";
+import type { GpuKernels } from "./gpu-kernels.ts";
 import { bindLatent } from "./gpu-latent.ts";
-import type { GpuFfnWeights, GpuLayerWeights, GpuWeights } from "./gpu-weights.ts";
+import type { GpuLayerWeights, GpuWeights } from "./gpu-weights.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 
 /** Kernels that are encoded one after the other. */
@@ -81,7 +81,8 @@ function bindLayer(
       : k.norm.bind(counts, b.hidden, of.postAttentionNorm, b.normed),
   ];
   if (of.ffn.kind === "dense") {
-    const dense = bindFfn(k.dense, b, of.ffn.dense);
+    if (k.dense === undefined) throw new TypeError(`layer ${layer}: no dense FFN was compiled`);
+    const dense = bindFfn(k.dense, of.ffn.dense, b);
     return { attention: stage(attend), ffn: stage(dense), addSums: stage([]) };
   }
   const { gate, gateTerms, shared } = of.ffn;
@@ -90,13 +91,10 @@ function bindLayer(
     k.gateLogits.bind(counts, b.normed, gate, b.gateLogits),
     k.gate.bind(counts, b.gateLogits, b.routingOf(layer), b.sharedGate, ...terms),
   ];
+  const scale = k.sharedIsGated ? b.sharedGate : undefined;
   return {
     attention: stage([...attend, ...choose]),
-    ffn: stage(
-      shared === undefined
-        ? []
-        : bindFfn(k.shared, b, shared, k.sharedIsGated ? b.sharedGate : undefined),
-    ),
+    ffn: stage(k.shared && shared ? bindFfn(k.shared, shared, b, scale) : []),
     addSums: stage([k.add.bind(counts, b.sums, b.hidden)]),
   };
 }
@@ -116,20 +114,6 @@ function bindAttention(
     return bindLatent(attention, of.attention, rope, b, cache, layer);
   }
   throw new TypeError(`layer ${layer}: kernels for attention of another kind than its weights`);
-}
-
-/** Adds an FFN of the normed hidden states to the hidden states, times `scale` f32 [numTokens] where there is one. */
-function bindFfn(
-  k: FfnKernels | undefined,
-  b: StepBuffers,
-  ffn: GpuFfnWeights,
-  scale?: GPUBuffer,
-): BoundKernel<Step>[] {
-  if (k === undefined) throw new TypeError("an FFN without kernels");
-  return [
-    bindByRows(k.gateUp, (kernel) => kernel.bind(b.counts, b.normed, ffn.gateUp, b.inner)),
-    k.down.bind(b.counts, b.inner, ffn.down, b.hidden, scale),
-  ];
 }
 
 function stage(kernels: readonly BoundKernel<Step>[]): Stage {

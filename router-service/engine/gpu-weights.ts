@@ -1,26 +1,19 @@
 /** A model's weights on the router's GPU: everything but its routed experts. */
 
 import { ropeTable } from "../../core/cpu/rope.ts";
-import type { ExpertWeights, WeightsDtype } from "../../core/expert-device.ts";
+import type { WeightsDtype } from "../../core/expert-device.ts";
 import { type Gpu, upload } from "../../core/gpu/device.ts";
 import { type GpuMatrix, uploadMatrix } from "../../core/gpu/matrix.ts";
-import { uploadVectors, uploadWeights } from "../../core/gpu/weights.ts";
+import { uploadVectors } from "../../core/gpu/weights.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import { familyOf } from "../../core/model/families.ts";
 import type { TensorSource } from "../../core/model/model-family.ts";
 import { type LayerFfn, type LayerWeights, readLayer } from "../../core/model/weights.ts";
 import { bytesOf, type HostTensor, numElements, toF32 } from "../../core/tensor.ts";
+import { type GpuFfnWeights, uploadFfn } from "./gpu-ffn.ts";
 import { type GpuHeadsWeights, uploadHeads } from "./gpu-heads.ts";
 import { type GpuLatentWeights, uploadLatent } from "./gpu-latent.ts";
-
-/** Two projections of an FFN on the GPU. */
-export interface GpuFfnWeights {
-  /** [2·intermediateSize, hiddenSize], gate above up */
-  readonly gateUp: GPUBuffer;
-  /** [hiddenSize, intermediateSize] */
-  readonly down: GpuMatrix;
-}
 
 /** One decoder layer's weights. */
 export interface GpuLayerWeights {
@@ -109,7 +102,7 @@ function uploadAttention(
   { attention }: LayerWeights,
   weights: WeightsDtype,
 ): GpuLayerWeights["attention"] {
-  if (attention.kind === "heads") return uploadHeads(gpu, at, attention, weights);
+  if (attention.kind === "heads") return uploadHeads(gpu, at, attention, config, weights);
   if (config.attention.kind === "latent") {
     return uploadLatent(gpu, at, attention, config.attention, weights);
   }
@@ -135,18 +128,6 @@ function uploadLayerFfn(
     gate: uploadMatrix(gpu, `${at} gate`, rows, "f32"),
     gateTerms: gate.bias || correction ? uploadVectors(gpu, `${at} gate terms`, terms) : undefined,
     shared: shared && uploadFfn(gpu, `${at} shared`, shared.expert, weights),
-  };
-}
-
-function uploadFfn(
-  gpu: Gpu,
-  at: string,
-  { gate, up, down }: ExpertWeights,
-  weights: WeightsDtype,
-): GpuFfnWeights {
-  return {
-    gateUp: uploadWeights(gpu, `${at} gate and up`, [gate, up], weights),
-    down: uploadMatrix(gpu, `${at} down`, [down], weights),
   };
 }
 

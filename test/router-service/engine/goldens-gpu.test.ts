@@ -16,3 +16,9 @@ after(() => gpu.close());
 for (const directory of [...FAMILY_GOLDENS, ...VARIANTS]) {
   await goldenSuite("the GPU", directory, gpuRunnerFactory(gpu));
 }
+
+// As large matrices are where bindings take little: several slices of embedding, output head, projections and FFNs.
+const small = { ...gpu, maxBindingBytes: 16384 };
+for (const name of ["deepseek_v3", "variants/qwen2_moe_mixed"]) {
+  await goldenSuite("a GPU with small bindings", `test/goldens/${name}`, gpuRunnerFactory(small));
+}
