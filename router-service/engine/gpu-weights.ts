@@ -2,7 +2,7 @@
 
 import { ropeTable } from "../../core/cpu/rope.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
-import { type Gpu, upload } from "../../core/gpu/device.ts";
+import { type Gpu, settleWrites, upload } from "../../core/gpu/device.ts";
 import { type GpuMatrix, uploadMatrix } from "../../core/gpu/matrix.ts";
 import { uploadVectors } from "../../core/gpu/weights.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
@@ -64,8 +64,11 @@ export async function loadGpuWeights(gpu: Gpu, options: GpuWeightsOptions): Prom
   const rope = upload(gpu, "rotary table", ropeTable(options.maxModelLen, config.rope));
   const sources = familyOf(config).modelSources(config);
   // One after the other: each is given up before the next is read.
-  const matrix = async (name: string, source: TensorSource) =>
-    uploadMatrix(gpu, name, [await checkpoint.read(source)], weights);
+  const matrix = async (name: string, source: TensorSource) => {
+    const uploaded = uploadMatrix(gpu, name, [await checkpoint.read(source)], weights);
+    await settleWrites(gpu);
+    return uploaded;
+  };
   const embedding = await matrix("embedding", sources.embedding);
   const tied = sources.lmHead.name === sources.embedding.name;
   const lmHead = tied ? embedding : await matrix("lm_head", sources.lmHead);
@@ -75,6 +78,7 @@ export async function loadGpuWeights(gpu: Gpu, options: GpuWeightsOptions): Prom
   for (let layer = 0; layer < config.numLayers; layer++) {
     const of = await readLayer(checkpoint, layer);
     layers.push(uploadLayer(gpu, config, `layer ${layer}`, of, weights));
+    await settleWrites(gpu);
     options.onProgress?.(layer + 1, config.numLayers);
   }
   return { rope, embedding, lmHead, finalNorm, layers };
