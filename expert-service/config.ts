@@ -16,6 +16,7 @@ export const expertConfigSchema = z.object({
   device: serviceOptions.device,
   adapter: serviceOptions.adapter,
   weights: serviceOptions.weights,
+  tune: serviceOptions.tune,
   memoryLimit: z.int().min(1).optional().meta({
     description: "Device memory that expert weights may take",
     unit: "bytes",

@@ -5,7 +5,9 @@ import type { ExpertConfig } from "./config.ts";
 import type { ExpertDevice, ExpertSizes } from "../core/expert-device.ts";
 import type { ExpertFormat } from "../core/expert-format.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
+import type { CheckedKernels } from "../core/gpu/checked-kernels.ts";
 import type { Gpu } from "../core/gpu/device.ts";
+import { cacheDirectory } from "../core/platform/config.ts";
 import type { Logger } from "../core/platform/log.ts";
 
 /** A device before it is known in which formats the cluster keeps experts. */
@@ -18,13 +20,19 @@ export interface ShardDevice {
   readonly memoryBytes: number;
   /** Settles with the reason when the device is lost; never otherwise. */
   readonly lost: Promise<string>;
-  /** An ExpertDevice with slots of these formats; the caller closes it. */
+  /** The largest error of the kernels checked so far, as core/gpu/conformance.ts counts it; 0 where none was, or on the CPU. */
+  tolerance(): number;
+  /** Checks every kernel for these formats against the plain loops. Rejects with ConformanceError, KernelError. */
+  check(formats: readonly ExpertFormat[]): Promise<void>;
+  /** An ExpertDevice with slots of these formats, checked first where they are not yet; the caller closes it. */
   create(formats: readonly ExpertFormat[]): Promise<ExpertDevice>;
   close(): void;
 }
 
 /** The settings that choose a shard's device. */
-export type ShardDeviceConfig = Pick<ExpertConfig, "device" | "adapter" | "memoryLimit">;
+export type ShardDeviceConfig = Pick<ExpertConfig, "device" | "adapter" | "memoryLimit"> & {
+  readonly tune?: ExpertConfig["tune"];
+};
 
 /**
  * Opens the device that the settings ask for; `auto` falls back to the CPU where there is no GPU, saying so.
@@ -38,19 +46,34 @@ export async function openShardDevice(
   const gpu = await openDevice(config.device, config.adapter, logger);
   return gpu === undefined
     ? cpuShardDevice(sizes, config.memoryLimit)
-    : gpuShardDevice(gpu, sizes, config.memoryLimit);
+    : gpuShardDevice(gpu, sizes, config, logger);
 }
 
 /** WebGPU does not tell an adapter's memory: without a limit of the user's, what it takes in one buffer counts. */
-function gpuShardDevice(gpu: Gpu, sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
+function gpuShardDevice(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  { memoryLimit, tune = "auto" }: ShardDeviceConfig,
+  logger: Logger,
+): ShardDevice {
+  let checked: CheckedKernels | undefined;
+  const kernelsFor = async (formats: readonly ExpertFormat[]) => {
+    const { CheckedKernels } = await import("../core/gpu/checked-kernels.ts");
+    checked ??= new CheckedKernels(gpu, sizes, { tune, directory: cacheDirectory(), logger });
+    return checked.for(formats);
+  };
   return {
     adapter: gpu.adapter,
     shaderF16: gpu.shaderF16,
     memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
     lost: gpu.lost,
+    tolerance: () => checked?.tolerance ?? 0,
+    check: async (formats) => {
+      await kernelsFor(formats);
+    },
     create: async (formats) => {
       const { createGpuExpertDevice } = await import("../core/gpu/expert-device.ts");
-      return createGpuExpertDevice(gpu, sizes, formats);
+      return createGpuExpertDevice(gpu, sizes, formats, { kernels: await kernelsFor(formats) });
     },
     close: () => gpu.close(),
   };
@@ -64,6 +87,8 @@ function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
     shaderF16: false,
     memoryBytes,
     lost: new Promise(() => {}),
+    tolerance: () => 0,
+    check: async () => {},
     create: async () => createCpuExpertDevice({ ...sizes, memoryBytes }),
     close: () => {},
   };

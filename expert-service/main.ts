@@ -24,6 +24,10 @@ lifecycle.onStop("checkpoint", () => checkpoint.close());
 
 const device = await openShardDevice(config, checkpoint.config, logger);
 lifecycle.onStop("device", () => device.close());
+// In the dtype that the cluster will most likely decide on; any other is checked before it computes.
+await device.check([
+  config.weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : config.weights,
+]);
 void device.lost.then((reason) => lifecycle.stop(`the device is lost: ${reason}`, 1));
 
 let progress: Progress | undefined;
@@ -50,6 +54,7 @@ logger.info(
     port: shard.port,
     adapter: device.adapter,
     memoryBytes: device.memoryBytes,
+    tolerance: device.tolerance(),
     modelHash: checkpoint.modelHash,
   },
   "listening",

@@ -145,6 +145,7 @@ class RouterSession {
       adapter: device.adapter,
       shaderF16: device.shaderF16,
       memoryBytes: device.memoryBytes,
+      conformanceTolerance: device.tolerance(),
     };
     try {
       checkHellos(hello, ours);

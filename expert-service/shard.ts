@@ -42,9 +42,14 @@ const STOP_GRACE_MS = 500;
 /** No router waits nearly as long for a dispatch, milliseconds. */
 const RUN_DEADLINE_MS = 60_000;
 
-/** Starts a shard without experts that listens on `address`. Rejects where the address is taken. */
+/**
+ * Starts a shard without experts that listens on `address`, once its device's kernels conform.
+ * Rejects where they do not (ConformanceError), or the address is taken.
+ */
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
   const { rank, weights, checkpoint, device, logger } = options;
+  // In the format that the cluster will most likely decide on; any other is checked before it computes.
+  await device.check([weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights]);
   const now = () => performance.now();
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,

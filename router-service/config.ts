@@ -35,6 +35,7 @@ export const routerConfigSchema = z.object({
   device: serviceOptions.device,
   adapter: serviceOptions.adapter,
   weights: serviceOptions.weights,
+  tune: serviceOptions.tune,
   wire: z.enum(["f16", "f32", "int8"]).default("f16").meta({
     description: "Dtype of the hidden states sent to shards; int8 with a scale for each row",
   }),

@@ -6,6 +6,7 @@ import { allIn } from "../core/expert-format.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { decideWeights } from "../core/handshake.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
+import { cacheDirectory } from "../core/platform/config.ts";
 import type { Logger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";
 import type { Cluster } from "./cluster/cluster.ts";
@@ -16,7 +17,7 @@ import type { RunnerLimits } from "./engine/runner-limits.ts";
 /** What the choice of a runner depends on. */
 export interface RunnerOptions {
   readonly checkpoint: Checkpoint;
-  readonly settings: Pick<RouterConfig, "weights" | "wire" | "microBatches">;
+  readonly settings: Pick<RouterConfig, "weights" | "wire" | "microBatches" | "tune">;
   readonly limits: RunnerLimits;
   /** Absent: the CPU. */
   readonly gpu: Gpu | undefined;
@@ -54,6 +55,12 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
 
   const { createGpuRunner } = await import("./engine/gpu-runner.ts");
   const { createLocalGpuExperts } = await import("./engine/local-gpu-experts.ts");
+  const { CheckedKernels } = await import("../core/gpu/checked-kernels.ts");
+  const checked = new CheckedKernels(gpu, checkpoint.config, {
+    tune: settings.tune,
+    directory: cacheDirectory(),
+    logger,
+  });
   return createGpuRunner(gpu, {
     ...common,
     experts:
@@ -67,6 +74,7 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
                 formatOf,
                 buffers,
                 progressOf("router experts", logger),
+                (formats) => checked.for(formats),
               ),
           }
         : {

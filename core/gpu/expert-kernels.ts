@@ -26,10 +26,10 @@ export interface ExpertRegime {
 }
 
 /** Limit of kernels that multiply weights and inputs as they are and add up in f32. */
-export const EXACT = 1e-5;
+export const EXACT = 2e-6;
 
 /** Limit of kernels that round inputs and weights to f16 before they multiply. */
-export const ROUNDED_TO_F16 = 2e-3;
+export const ROUNDED_TO_F16 = 5e-4;
 
 /** The ways to run experts of some sizes, and when which is good. */
 export interface ExpertKernels {

@@ -1,5 +1,8 @@
 /** Configuration of a process: flags over SWITCHYARD_* variables over defaults, from one zod schema. Alone reads and sets process.env. */
 
+import { homedir } from "node:os";
+import { join } from "node:path";
+
 import { z } from "zod";
 
 import { describeFlags, flagName, flagText, nearest, type FlagDescription } from "./flags.ts";
@@ -107,6 +110,12 @@ export function foreignEnvironment(name: string): string | undefined {
 /** Sets a variable that libraries of this process read, unless it is set to something. */
 export function defaultForeignEnvironment(name: string, value: string): void {
   if (foreignEnvironment(name) === undefined) process.env[name] = value;
+}
+
+/** Where this user's programs keep what can be made again: XDG_CACHE_HOME or ~/.cache, ours within it. */
+export function cacheDirectory(): string {
+  const base = process.env["XDG_CACHE_HOME"];
+  return join(base === undefined || base === "" ? join(homedir(), ".cache") : base, "switchyard");
 }
 
 /** Text of `--help`, from the schema. */

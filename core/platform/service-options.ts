@@ -59,6 +59,10 @@ export const serviceOptions = {
     description:
       "Dtype of weights in device memory; auto: f16 where every adapter of the cluster has it",
   }),
+  tune: z.enum(["auto", "always", "never"]).default("auto").meta({
+    description:
+      "Whether kernels are chosen by measuring them at the first start, the choice kept in ~/.cache/switchyard; auto: on a real GPU",
+  }),
   logLevel: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
     .default("info")

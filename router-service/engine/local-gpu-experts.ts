@@ -1,8 +1,9 @@
 /** The local half of `runExperts` on the engine's own GPU. */
 
-import { type FormatOf, formatsAmong } from "../../core/expert-format.ts";
+import { type ExpertFormat, type FormatOf, formatsAmong } from "../../core/expert-format.ts";
 import { type Gpu, settleWrites } from "../../core/gpu/device.ts";
 import { type ExpertBuffers, GpuExpertFfn } from "../../core/gpu/expert-ffn.ts";
+import type { ExpertKernels } from "../../core/gpu/expert-kernels.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { loadAllExperts, type OnExpert } from "./local-experts.ts";
@@ -15,10 +16,12 @@ export async function createLocalGpuExperts(
   formatOf: FormatOf,
   buffers: ExpertBuffers,
   onExpert?: OnExpert,
+  kernelsFor?: (formats: readonly ExpertFormat[]) => Promise<ExpertKernels>,
 ): Promise<RunExperts> {
   const { config } = checkpoint;
   const formats = formatsAmong(formatOf, moeLayers(config), config.numExperts);
-  const ffn = await GpuExpertFfn.create(gpu, config, formats, buffers);
+  const kernels = await kernelsFor?.(formats);
+  const ffn = await GpuExpertFfn.create(gpu, config, formats, buffers, { kernels });
   const device = {
     allocate: ffn.allocate.bind(ffn),
     loadPacked: ffn.loadPacked.bind(ffn),

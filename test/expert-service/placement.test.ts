@@ -3,6 +3,7 @@ import { after, before, describe, it } from "node:test";
 
 import { status } from "@grpc/grpc-js";
 
+import { ConformanceError } from "../../core/gpu/conformance.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import {
@@ -50,8 +51,33 @@ describe("a shard's hello", () => {
       adapter: "cpu",
       shaderF16: false,
       memoryBytes: 123_456_789,
+      conformanceTolerance: 0,
     });
     connection.close();
+  });
+
+  it("declares how far its GPU's kernels are from the plain loops", async () => {
+    const onGpu = await startTestShard({ device: "webgpu", weights: "f32" });
+    const connection = openShardConnection(onGpu.address);
+    connection.send({ $case: "hello", value: helloFor(onGpu.checkpoint) });
+    const { conformanceTolerance } = await connection.next("hello");
+    assert.ok(
+      conformanceTolerance > 0 && conformanceTolerance < 1e-5,
+      String(conformanceTolerance),
+    );
+    connection.close();
+    await onGpu.close();
+  });
+
+  it("is never said where a kernel does not conform: the shard does not start", async () => {
+    const error = new ConformanceError("expert down", "llvmpipe", 0.5, 1e-5);
+    const starting = startTestShard({
+      wrapDevice: (device) => ({ ...device, check: () => Promise.reject(error) }),
+    });
+    await assert.rejects(
+      starting,
+      /kernel expert down on llvmpipe: error 5.00e-1 .* at most 0.00001/,
+    );
   });
 
   for (const [field, change] of [

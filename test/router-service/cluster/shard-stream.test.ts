@@ -189,4 +189,5 @@ const SHARD_HELLO = {
   adapter: "cpu",
   shaderF16: false,
   memoryBytes: 1,
+  conformanceTolerance: 0,
 };

@@ -114,6 +114,11 @@ export interface ShardHello {
   shaderF16: boolean;
   /** Device memory that expert weights may take, bytes. */
   memoryBytes: number;
+  /**
+   * The largest error of the shard's kernels against plain loops on its adapter, as a share of the magnitudes added up;
+   * 0 on the CPU, whose loops are the measure.
+   */
+  conformanceTolerance: number;
 }
 
 /** Rows of hidden states of one MoE layer, for the experts that one shard holds. */
@@ -495,7 +500,16 @@ export const RouterHello: MessageFns<RouterHello> = {
 };
 
 function createBaseShardHello(): ShardHello {
-  return { protocolVersion: 0, modelHash: "", weights: "", rank: 0, adapter: "", shaderF16: false, memoryBytes: 0 };
+  return {
+    protocolVersion: 0,
+    modelHash: "",
+    weights: "",
+    rank: 0,
+    adapter: "",
+    shaderF16: false,
+    memoryBytes: 0,
+    conformanceTolerance: 0,
+  };
 }
 
 export const ShardHello: MessageFns<ShardHello> = {
@@ -520,6 +534,9 @@ export const ShardHello: MessageFns<ShardHello> = {
     }
     if (message.memoryBytes !== 0) {
       writer.uint32(56).uint64(message.memoryBytes);
+    }
+    if (message.conformanceTolerance !== 0) {
+      writer.uint32(69).float(message.conformanceTolerance);
     }
     return writer;
   },
@@ -593,6 +610,14 @@ export const ShardHello: MessageFns<ShardHello> = {
             message.memoryBytes = longToNumber(reader.uint64());
             continue;
           }
+          case 8: {
+            if (tag !== 69) {
+              break;
+            }
+
+            message.conformanceTolerance = reader.float();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -617,6 +642,7 @@ export const ShardHello: MessageFns<ShardHello> = {
     message.adapter = object.adapter ?? "";
     message.shaderF16 = object.shaderF16 ?? false;
     message.memoryBytes = object.memoryBytes ?? 0;
+    message.conformanceTolerance = object.conformanceTolerance ?? 0;
     return message;
   },
 };
