@@ -1,13 +1,13 @@
 /** One measurement of bench/load-time.ts in a process of its own: loads experts as a shard does, or only reads their bytes. */
 
 import { allIn, type ExpertFormat } from "../core/expert-format.ts";
+import { bytesByExpert } from "../core/expert-formats.ts";
 import { loadExperts } from "../core/load-experts.ts";
 import { openCheckpoint, openWeights } from "../core/model/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
 import { readExpert } from "../core/model/weights.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { openShardDevice } from "../expert-service/device.ts";
-import { bytesByExpert } from "../expert-service/shard-memory.ts";
 
 /** What the process is told, as JSON. */
 export interface LoadTimeTask {

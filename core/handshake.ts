@@ -1,6 +1,8 @@
 /** What a router and a shard must agree on before anything is dispatched; pure. */
 
 import type { WeightsDtype } from "./expert-device.ts";
+import { EXPERT_FORMATS } from "./expert-format.ts";
+import { type ExpertsSetting, isExpertsSetting } from "./expert-formats.ts";
 
 /** A router's or shard's --weights. */
 export type WeightsSetting = "auto" | WeightsDtype;
@@ -11,6 +13,8 @@ export interface HelloFields {
   readonly modelHash: string;
   /** "auto", "f16" or "f32". */
   readonly weights: string;
+  /** "auto" or the name of a format of experts. */
+  readonly experts: string;
 }
 
 /** Router and shard do not fit together. gRPC FAILED_PRECONDITION. */
@@ -29,14 +33,18 @@ export function checkHellos(router: HelloFields, shard: HelloFields): void {
   if (router.modelHash !== shard.modelHash) {
     compare("model_hash", router.modelHash, shard.modelHash);
   }
-  for (const [side, { weights }] of Object.entries({ router, shard })) {
+  for (const [side, { weights, experts }] of Object.entries({ router, shard })) {
     if (!isWeightsSetting(weights)) {
       mismatches.push(`weights: the ${side} has "${weights}", expected auto, f16 or f32`);
     }
+    if (!isExpertsSetting(experts)) {
+      const known = EXPERT_FORMATS.join(", ");
+      mismatches.push(`experts: the ${side} has "${experts}", expected auto, ${known}`);
+    }
   }
-  const fixed = [router.weights, shard.weights].filter((weights) => weights !== "auto");
-  if (fixed.length === 2 && fixed[0] !== fixed[1]) {
-    compare("weights", router.weights, shard.weights);
+  for (const field of ["weights", "experts"] as const) {
+    const fixed = [router[field], shard[field]].filter((setting) => setting !== "auto");
+    if (fixed.length === 2 && fixed[0] !== fixed[1]) compare(field, router[field], shard[field]);
   }
   if (mismatches.length > 0) throw new HandshakeError(mismatches.join("; "));
 }
@@ -62,4 +70,17 @@ export function decideWeights(members: readonly WeightsVote[]): WeightsDtype {
   if (asked.size > 1) throw new HandshakeError("weights: f16 and f32 are both asked for");
   for (const weights of asked) return weights;
   return members.every(({ shaderF16 }) => shaderF16) ? "f16" : "f32";
+}
+
+/**
+ * The one say of a cluster in the format of experts: what any member asks for, else auto.
+ * Throws HandshakeError where members ask for different ones.
+ */
+export function decideExperts(members: readonly ExpertsSetting[]): ExpertsSetting {
+  const asked = new Set(members.filter((one) => one !== "auto"));
+  if (asked.size > 1) {
+    throw new HandshakeError(`experts: ${[...asked].join(" and ")} are asked for`);
+  }
+  for (const experts of asked) return experts;
+  return "auto";
 }

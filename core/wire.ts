@@ -9,7 +9,7 @@ import { packInt8Rows, unpackInt8Rows } from "./int8-rows.ts";
 import { bytesOf, F16_MAX, f16FromBytes, f32FromBytes, u16FromBytes } from "./tensor.ts";
 
 /** Version of the wire contract; both ends of a hop must have the same. */
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 /** Expert id of a row's expert that is on another shard. */
 export const NO_EXPERT = 65535;
@@ -203,11 +203,11 @@ function partialSumCrc(message: PartialSum): number {
 export function placementCrc(placement: Placement): number {
   let crc = crcOfU64(placement.epoch, 0);
   crc = crcOfU64(placement.oldestLiveEpoch, crc);
-  crc = crcOfU32s([placement.weights, placement.layers.length], crc);
+  crc = crcOfU32s([placement.weights, placement.expertFormat, placement.layers.length], crc);
   for (const { layer, experts } of placement.layers) {
     crc = crcOfU32s([layer, experts.length], crc);
-    for (const { expertId, splitWeight } of experts) {
-      crc = crcOfU32s([expertId], crc);
+    for (const { expertId, format, splitWeight } of experts) {
+      crc = crcOfU32s([expertId, format], crc);
       crc = crc32(bytesOf(Float32Array.of(splitWeight)), crc);
     }
   }

@@ -6,10 +6,11 @@ import { basename, resolve } from "node:path";
 import { z } from "zod";
 
 import { errorMessage } from "../core/error-message.ts";
-import { allIn, type ExpertFormat } from "../core/expert-format.ts";
+import { commonFormat, expertsSetting, formatsOf } from "../core/expert-formats.ts";
 import { openWeights } from "../core/model/checkpoint.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { readModelConfig } from "../core/model/load-config.ts";
+import { readOverlay } from "../core/model/overlay.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
@@ -27,13 +28,8 @@ const schema = z.object({
     description: "Expert shards; 0: one process that holds all experts itself",
     placeholder: "N",
   }),
-  expertsBits: z.enum(["16", "8", "4"]).optional().meta({
-    description: "Bits of an expert's weights",
-    defaultText: "those of --weights",
-  }),
-  expertsGroup: z.enum(["32", "64", "128"]).default("32").meta({
-    description: "Columns that share a scale with --experts-bits 4",
-  }),
+  expertsBits: serviceOptions.expertsBits,
+  expertsGroup: serviceOptions.expertsGroup,
   memory: z.number().positive().max(1e6).optional().meta({
     description: "Memory that each process has",
     unit: "GiB",
@@ -87,10 +83,11 @@ async function inspect(settings: InspectConfig): Promise<InspectSubject> {
   const config = await readModelConfig(settings.model);
   const files = await weightFiles(settings.model);
   const limits = runnerLimits(settings, config);
-  const experts = expertFormat(settings);
   const { weights, shards } = settings;
+  const experts = commonFormat(expertsSetting(settings), weights);
+  const overlay = await readOverlay(settings.model, config);
   const { memoryBytes, memoryFrom } = await memoryOf(settings, config);
-  const formatOf = allIn(experts);
+  const formatOf = formatsOf(overlay, experts);
   return {
     name: basename(resolve(settings.model)),
     config,
@@ -102,19 +99,6 @@ async function inspect(settings: InspectConfig): Promise<InspectSubject> {
     memoryFrom,
     plan: planInspection({ config, weights, formatOf, limits, shards, memoryBytes }),
   };
-}
-
-function expertFormat({ expertsBits, expertsGroup, weights }: InspectConfig): ExpertFormat {
-  switch (expertsBits) {
-    case undefined:
-      return weights;
-    case "16":
-      return "f16";
-    case "8":
-      return "int8";
-    case "4":
-      return `int4-g${expertsGroup}`;
-  }
 }
 
 /** Bytes of the weight files by dtype, from their headers. */

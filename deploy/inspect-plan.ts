@@ -2,12 +2,9 @@
 
 import type { WeightsDtype } from "../core/expert-device.ts";
 import type { FormatOf } from "../core/expert-format.ts";
+import { bytesByExpert } from "../core/expert-formats.ts";
 import type { ModelConfig } from "../core/model/config.ts";
-import {
-  bytesByExpert,
-  expertWorkBytes,
-  shardBufferBytes,
-} from "../expert-service/shard-memory.ts";
+import { expertWorkBytes, shardBufferBytes } from "../expert-service/shard-memory.ts";
 import { expertsPerShard } from "../router-service/cluster/first-placement.ts";
 import { type RouterMemory, routerMemory } from "../router-service/engine/router-memory.ts";
 import type { RunnerLimits } from "../router-service/engine/runner-limits.ts";
@@ -90,8 +87,7 @@ function planShards(
 ): PlannedShard[] {
   const shares = expertsPerShard({
     layers: [0],
-    numExperts: config.numExperts,
-    expertBytes: 1,
+    bytesByExpert: bytesOf.map(() => 1),
     memoryBytes: Array.from({ length: shards }, () => config.numExperts),
   });
   const buffers = shardBufferBytes(config);

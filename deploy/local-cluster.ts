@@ -114,6 +114,8 @@ async function launchShard(launch: Launch, rank: number): Promise<string> {
           device: config.device,
           adapter: config.adapter,
           weights: config.weights,
+          expertsBits: config.expertsBits,
+          expertsGroup: config.expertsGroup,
           memoryLimit: config.memoryLimit,
           logLevel: config.logLevel,
         }),

@@ -5,8 +5,18 @@ import { z } from "zod";
 import { expertConfigSchema } from "../expert-service/config.ts";
 import { routerConfigSchema } from "../router-service/config.ts";
 
-const { model, httpPort, grpcPort, redisUrl, device, wire, weights, ...others } =
-  routerConfigSchema.omit({ shards: true }).shape;
+const {
+  model,
+  httpPort,
+  grpcPort,
+  redisUrl,
+  device,
+  wire,
+  weights,
+  expertsBits,
+  expertsGroup,
+  ...others
+} = routerConfigSchema.omit({ shards: true }).shape;
 
 /** Schema of `switchyard up`; what concerns a router or a shard alone is passed on to it. */
 export const upConfigSchema = z.object({
@@ -24,6 +34,8 @@ export const upConfigSchema = z.object({
   device,
   wire,
   weights,
+  expertsBits,
+  expertsGroup,
   memoryLimit: expertConfigSchema.shape.memoryLimit.meta({
     ...expertConfigSchema.shape.memoryLimit.meta(),
     description: "Device memory that the expert weights of one shard may take",

@@ -17,6 +17,8 @@ export const expertConfigSchema = z.object({
   adapter: serviceOptions.adapter,
   weights: serviceOptions.weights,
   tune: serviceOptions.tune,
+  expertsBits: serviceOptions.expertsBits,
+  expertsGroup: serviceOptions.expertsGroup,
   memoryLimit: z.int().min(1).optional().meta({
     description: "Device memory that expert weights may take",
     unit: "bytes",

@@ -2,10 +2,11 @@
 
 import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
 import type { ExpertConfig } from "./config.ts";
-import type { ExpertDevice, ExpertSizes } from "../core/expert-device.ts";
+import type { ExpertDevice } from "../core/expert-device.ts";
 import type { ExpertFormat } from "../core/expert-format.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import type { CheckedKernels } from "../core/gpu/checked-kernels.ts";
+import type { ModelConfig } from "../core/model/config.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { cacheDirectory } from "../core/platform/config.ts";
 import type { Logger } from "../core/platform/log.ts";
@@ -40,26 +41,26 @@ export type ShardDeviceConfig = Pick<ExpertConfig, "device" | "adapter" | "memor
  */
 export async function openShardDevice(
   config: ShardDeviceConfig,
-  sizes: ExpertSizes,
+  model: ModelConfig,
   logger: Logger,
 ): Promise<ShardDevice> {
   const gpu = await openDevice(config.device, config.adapter, logger);
   return gpu === undefined
-    ? cpuShardDevice(sizes, config.memoryLimit)
-    : gpuShardDevice(gpu, sizes, config, logger);
+    ? cpuShardDevice(model, config.memoryLimit)
+    : gpuShardDevice(gpu, model, config, logger);
 }
 
 /** WebGPU does not tell an adapter's memory: without a limit of the user's, what it takes in one buffer counts. */
 function gpuShardDevice(
   gpu: Gpu,
-  sizes: ExpertSizes,
+  model: ModelConfig,
   { memoryLimit, tune = "auto" }: ShardDeviceConfig,
   logger: Logger,
 ): ShardDevice {
   let checked: CheckedKernels | undefined;
   const kernelsFor = async (formats: readonly ExpertFormat[]) => {
     const { CheckedKernels } = await import("../core/gpu/checked-kernels.ts");
-    checked ??= new CheckedKernels(gpu, sizes, { tune, directory: cacheDirectory(), logger });
+    checked ??= new CheckedKernels(gpu, model, { tune, directory: cacheDirectory(), logger });
     return checked.for(formats);
   };
   return {
@@ -73,14 +74,17 @@ function gpuShardDevice(
     },
     create: async (formats) => {
       const { createGpuExpertDevice } = await import("../core/gpu/expert-device.ts");
-      return createGpuExpertDevice(gpu, sizes, formats, { kernels: await kernelsFor(formats) });
+      return createGpuExpertDevice(gpu, model, formats, {
+        kernels: await kernelsFor(formats),
+        maxSlots: model.numExperts,
+      });
     },
     close: () => gpu.close(),
   };
 }
 
 /** The CPU, with host memory as device memory; where it is asked, f32: unpacking f16 costs it time. */
-function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
+function cpuShardDevice(model: ModelConfig, memoryLimit?: number): ShardDevice {
   const memoryBytes = memoryLimit ?? Math.floor(process.availableMemory() / 2);
   return {
     adapter: "cpu",
@@ -89,7 +93,7 @@ function cpuShardDevice(sizes: ExpertSizes, memoryLimit?: number): ShardDevice {
     lost: new Promise(() => {}),
     tolerance: () => 0,
     check: async () => {},
-    create: async () => createCpuExpertDevice({ ...sizes, memoryBytes }),
+    create: async () => createCpuExpertDevice({ ...model, memoryBytes }),
     close: () => {},
   };
 }

@@ -1,5 +1,6 @@
 /** One expert shard as a process: builds and wires everything. */
 
+import { expertsSetting } from "../core/expert-formats.ts";
 import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
@@ -34,6 +35,7 @@ let progress: Progress | undefined;
 const shard = await startShard(hostPort(config.host, config.port), {
   rank: config.rank,
   weights: config.weights,
+  experts: expertsSetting(config),
   maxDispatches: config.maxDispatches,
   checkpoint,
   device,

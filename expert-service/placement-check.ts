@@ -1,11 +1,17 @@
 /** Judges a placement before anything of it is loaded; pure. */
 
 import type { WeightsDtype } from "../core/expert-device.ts";
+import { EXPERT_FORMATS, type ExpertFormat, type FormatOf } from "../core/expert-format.ts";
+import type { ExpertsSetting } from "../core/expert-formats.ts";
+import { formatFromWire } from "../core/format-message.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { placementCrc } from "../core/wire.ts";
-import type { Placement } from "../proto/gen/switchyard/v1/cluster.ts";
-import { WeightsDtype as PlacementWeights } from "../proto/gen/switchyard/v1/cluster.ts";
+import type { Placement, PhysicalExpert } from "../proto/gen/switchyard/v1/cluster.ts";
+import {
+  ExpertFormat as WireFormat,
+  WeightsDtype as PlacementWeights,
+} from "../proto/gen/switchyard/v1/cluster.ts";
 
 /** A placement that the shard does not take; what it holds stays as it is. */
 export class PlacementRefusedError extends Error {
@@ -17,6 +23,8 @@ export interface ShardAbilities {
   readonly model: ModelConfig;
   /** The shard's own --weights. */
   readonly weights: WeightsSetting;
+  /** The shard's own --experts-bits. */
+  readonly experts: ExpertsSetting;
 }
 
 /** A checked placement. */
@@ -25,6 +33,10 @@ export interface CheckedPlacement {
   readonly weights: WeightsDtype;
   /** Layer → its logical experts, ascending. */
   readonly layers: ReadonlyMap<number, readonly number[]>;
+  /** Format of each expert that it places. */
+  readonly formatOf: FormatOf;
+  /** The formats that occur; where it places none, that of experts that say nothing of their own. */
+  readonly formats: readonly ExpertFormat[];
 }
 
 /** Checks every field of a placement. Throws PlacementRefusedError naming field, value and expectation. */
@@ -39,7 +51,9 @@ export function checkPlacement(placement: Placement, shard: ShardAbilities): Che
     throw new PlacementRefusedError(`placement: epoch ${placement.epoch}, expected 1 or more`);
   }
   const weights = checkWeights(placement.weights, shard);
+  const common = checkFormat(placement, shard);
   const layers = new Map<number, readonly number[]>();
+  const formats = new Map<number, ReadonlyMap<number, ExpertFormat>>();
   for (const { layer, experts } of placement.layers) {
     if (shard.model.layers[layer] !== "moe") {
       throw new PlacementRefusedError(`placement: layer ${layer} is not an MoE layer of the model`);
@@ -57,8 +71,19 @@ export function checkPlacement(placement: Placement, shard: ShardAbilities): Che
       }
     }
     layers.set(layer, ids);
+    formats.set(layer, ownFormats(layer, experts));
   }
-  return { epoch: placement.epoch, weights, layers };
+  const formatOf: FormatOf = (layer, expert) => formats.get(layer)?.get(expert) ?? common;
+  const found = new Set(
+    [...layers].flatMap(([layer, ids]) => ids.map((id) => formatOf(layer, id))),
+  );
+  return {
+    epoch: placement.epoch,
+    weights,
+    layers,
+    formatOf,
+    formats: found.size === 0 ? [common] : EXPERT_FORMATS.filter((format) => found.has(format)),
+  };
 }
 
 /** Whether two checked placements say the same. */
@@ -67,7 +92,12 @@ export function samePlacement(a: CheckedPlacement, b: CheckedPlacement): boolean
     a.epoch === b.epoch &&
     a.weights === b.weights &&
     a.layers.size === b.layers.size &&
-    [...a.layers].every(([layer, ids]) => sameIds(ids, b.layers.get(layer)))
+    [...a.layers].every(([layer, ids]) => {
+      const others = b.layers.get(layer);
+      return (
+        sameIds(ids, others) && ids.every((id) => a.formatOf(layer, id) === b.formatOf(layer, id))
+      );
+    })
   );
 }
 
@@ -90,4 +120,37 @@ function checkWeights(weights: PlacementWeights, shard: ShardAbilities): Weights
     );
   }
   return dtype;
+}
+
+/** The format of experts that say nothing of their own. */
+function checkFormat({ expertFormat }: Placement, shard: ShardAbilities): ExpertFormat {
+  const format = formatFromWire(expertFormat);
+  if (format === undefined) {
+    throw new PlacementRefusedError(`placement: expert_format ${expertFormat} is unknown`);
+  }
+  if (shard.experts !== "auto" && shard.experts !== format) {
+    throw new PlacementRefusedError(
+      `placement: experts in ${format}, the shard's --experts-bits is ${shard.experts}`,
+    );
+  }
+  return format;
+}
+
+/** Formats of a layer's experts that have one of their own. */
+function ownFormats(
+  layer: number,
+  experts: readonly PhysicalExpert[],
+): ReadonlyMap<number, ExpertFormat> {
+  const formats = new Map<number, ExpertFormat>();
+  for (const { expertId, format: named } of experts) {
+    if (named === WireFormat.EXPERT_FORMAT_UNSPECIFIED) continue;
+    const format = formatFromWire(named);
+    if (format === undefined) {
+      throw new PlacementRefusedError(
+        `placement: layer ${layer} expert ${expertId}: format ${named} is unknown`,
+      );
+    }
+    formats.set(expertId, format);
+  }
+  return formats;
 }

@@ -2,6 +2,7 @@
 
 import type { ExpertDevice, ExpertWeights } from "../core/expert-device.ts";
 import { NO_SLOT } from "../core/expert-device.ts";
+import type { ExpertFormat } from "../core/expert-format.ts";
 import { loadExperts } from "../core/load-experts.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
 import type { Placement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
@@ -26,6 +27,8 @@ export interface ExpertSource {
 interface ResidentLayer {
   /** Logical experts, ascending; the index is the slot. */
   readonly experts: readonly number[];
+  /** By slot. */
+  readonly formats: readonly ExpertFormat[];
   /** Slot of each logical expert, NO_SLOT where it is not held [numExperts]. */
   readonly slots: Uint32Array;
 }
@@ -51,7 +54,9 @@ export interface ResidencyOptions extends ShardAbilities {
 export class Residency {
   readonly #options: ResidencyOptions;
   readonly #layers = new Map<number, ResidentLayer>();
-  #device: { readonly expertDevice: ExpertDevice; readonly weights: string } | undefined;
+  #device:
+    | { readonly expertDevice: ExpertDevice; readonly formats: readonly ExpertFormat[] }
+    | undefined;
   /** The placement that is in force or being loaded. */
   #target: { readonly placement: CheckedPlacement; readonly done: Promise<void> } | undefined;
   /** The placement of which every expert is resident. */
@@ -139,11 +144,14 @@ export class Residency {
     for (const [layer, experts] of missing) {
       device.allocate(
         layer,
-        experts.map(() => placement.weights),
+        experts.map((expertId) => placement.formatOf(layer, expertId)),
       );
     }
     const loads = missing.flatMap(([layer, experts]) =>
-      experts.map((expert, slot) => ({ layer, expert, slot, format: placement.weights })),
+      experts.map((expert, slot) => {
+        const format = placement.formatOf(layer, expert);
+        return { layer, expert, slot, format };
+      }),
     );
     let loaded = 0;
     await loadExperts(loads, {
@@ -155,24 +163,29 @@ export class Residency {
     for (const [layer, experts] of missing) {
       const slots = new Uint32Array(this.#options.model.numExperts).fill(NO_SLOT);
       for (const [slot, expert] of experts.entries()) slots[expert] = slot;
-      this.#layers.set(layer, { experts, slots });
+      const formats = experts.map((expert) => placement.formatOf(layer, expert));
+      this.#layers.set(layer, { experts, formats, slots });
     }
     if (this.#target?.placement === placement) this.#serving = placement;
   }
 
-  async #deviceFor({ weights }: CheckedPlacement): Promise<ExpertDevice> {
-    if (this.#device?.weights !== weights) {
+  /** The device, made again where it is not for the placement's formats: kernels are compiled for some only. */
+  async #deviceFor(placement: CheckedPlacement): Promise<ExpertDevice> {
+    const { formats } = placement;
+    const has = this.#device?.formats;
+    if (this.#device === undefined || !formats.every((format) => has?.includes(format))) {
       this.#device?.expertDevice.close();
       this.#device = undefined;
       this.#layers.clear();
-      this.#device = { expertDevice: await this.#options.device.create([weights]), weights };
+      this.#device = { expertDevice: await this.#options.device.create(formats), formats };
     }
     return this.#device.expertDevice;
   }
 
   #freeOthers(device: ExpertDevice, placement: CheckedPlacement): void {
-    for (const [layer, { experts }] of this.#layers) {
-      if (sameIds(experts, placement.layers.get(layer))) continue;
+    for (const [layer, { experts, formats }] of this.#layers) {
+      const same = (id: number, slot: number) => placement.formatOf(layer, id) === formats[slot];
+      if (sameIds(experts, placement.layers.get(layer)) && experts.every(same)) continue;
       device.free(layer);
       this.#layers.delete(layer);
     }

@@ -4,6 +4,7 @@ import type { handleBidiStreamingCall, Server, ServerDuplexStream } from "@grpc/
 import { status } from "@grpc/grpc-js";
 
 import { expertServiceDefinition } from "../core/expert-stream.ts";
+import type { ExpertsSetting } from "../core/expert-formats.ts";
 import { checkHellos, type WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { grpcStatusOf } from "../core/platform/grpc.ts";
@@ -38,6 +39,7 @@ export interface ExpertServiceOptions {
   readonly model: ModelConfig;
   readonly modelHash: string;
   readonly weights: WeightsSetting;
+  readonly experts: ExpertsSetting;
   readonly device: ShardDevice;
   readonly residency: Residency;
   readonly batcher: Batcher;
@@ -136,11 +138,12 @@ class RouterSession {
       return;
     }
     clearTimeout(this.#helloTimer);
-    const { rank, modelHash, weights, device, logger } = this.#options;
+    const { rank, modelHash, weights, experts, device, logger } = this.#options;
     const ours: ShardHello = {
       protocolVersion: PROTOCOL_VERSION,
       modelHash,
       weights,
+      experts,
       rank,
       adapter: device.adapter,
       shaderF16: device.shaderF16,

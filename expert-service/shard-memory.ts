@@ -2,17 +2,6 @@
 
 import { pairsAtOnce } from "../core/gpu/expert-device.ts";
 import type { ExpertSizes } from "../core/expert-device.ts";
-import type { FormatOf } from "../core/expert-format.ts";
-import { moeLayers, type ModelConfig } from "../core/model/config.ts";
-import { expertBytes } from "../core/weights.ts";
-
-/** Bytes of each expert id in all MoE layers together, [numExperts]. */
-export function bytesByExpert(config: ModelConfig, formatOf: FormatOf): number[] {
-  const layers = moeLayers(config);
-  return Array.from({ length: config.numExperts }, (_, expert) =>
-    layers.reduce((sum, layer) => sum + expertBytes(config, formatOf(layer, expert)), 0),
-  );
-}
 
 /** Bytes of the buffers that a GPU's experts work in, for `pairs` rows · topK at once. */
 export function expertWorkBytes(sizes: ExpertSizes, pairs: number): number {

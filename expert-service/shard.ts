@@ -3,6 +3,7 @@
 import { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 
+import { commonFormat, type ExpertsSetting } from "../core/expert-formats.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
 import { readExpert } from "../core/model/weights.ts";
@@ -17,6 +18,7 @@ import { addExpertService } from "./server.ts";
 export interface ShardOptions {
   readonly rank: number;
   readonly weights: WeightsSetting;
+  readonly experts: ExpertsSetting;
   readonly maxDispatches: number;
   readonly checkpoint: Checkpoint;
   readonly device: ShardDevice;
@@ -47,9 +49,10 @@ const RUN_DEADLINE_MS = 60_000;
  * Rejects where they do not (ConformanceError), or the address is taken.
  */
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
-  const { rank, weights, checkpoint, device, logger } = options;
+  const { rank, weights, experts, checkpoint, device, logger } = options;
   // In the format that the cluster will most likely decide on; any other is checked before it computes.
-  await device.check([weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights]);
+  const likely = weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights;
+  await device.check([commonFormat(experts, likely)]);
   const now = () => performance.now();
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,
@@ -62,6 +65,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
   const residency = new Residency({
     model: checkpoint.config,
     weights,
+    experts,
     device,
     source: {
       readExpert: (layer, expertId) => readExpert(checkpoint, layer, expertId),
@@ -76,6 +80,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
     model: checkpoint.config,
     modelHash: checkpoint.modelHash,
     weights,
+    experts,
     device,
     residency,
     batcher,

@@ -36,6 +36,8 @@ export const routerConfigSchema = z.object({
   adapter: serviceOptions.adapter,
   weights: serviceOptions.weights,
   tune: serviceOptions.tune,
+  expertsBits: serviceOptions.expertsBits,
+  expertsGroup: serviceOptions.expertsGroup,
   wire: z.enum(["f16", "f32", "int8"]).default("f16").meta({
     description: "Dtype of the hidden states sent to shards; int8 with a scale for each row",
   }),

@@ -2,6 +2,7 @@
 
 import { basename, resolve } from "node:path";
 
+import { expertsSetting } from "../core/expert-formats.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
@@ -85,6 +86,8 @@ const cluster =
         config,
         weights: settings.weights,
         shaderF16: gpu?.shaderF16 ?? false,
+        experts: expertsSetting(settings),
+        overlay: checkpoint.overlay,
         wire: settings.wire,
         dispatchTimeoutMs: settings.dispatchTimeout * 1000,
         logger,

@@ -2,7 +2,7 @@
 
 import { createCpuExpertDevice } from "../core/cpu/expert-device.ts";
 import type { WeightsDtype } from "../core/expert-device.ts";
-import { allIn } from "../core/expert-format.ts";
+import { commonFormat, expertsSetting, formatsOf } from "../core/expert-formats.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { decideWeights } from "../core/handshake.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
@@ -17,7 +17,10 @@ import type { RunnerLimits } from "./engine/runner-limits.ts";
 /** What the choice of a runner depends on. */
 export interface RunnerOptions {
   readonly checkpoint: Checkpoint;
-  readonly settings: Pick<RouterConfig, "weights" | "wire" | "microBatches" | "tune">;
+  readonly settings: Pick<
+    RouterConfig,
+    "weights" | "expertsBits" | "expertsGroup" | "wire" | "microBatches" | "tune"
+  >;
   readonly limits: RunnerLimits;
   /** Absent: the CPU. */
   readonly gpu: Gpu | undefined;
@@ -34,8 +37,10 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
     cluster === undefined
       ? decideWeights([{ weights: settings.weights, shaderF16 }])
       : await cluster.weights();
-  const formatOf = allIn(weights);
-  logger.info({ weights, wire: settings.wire }, "loading weights");
+  const experts =
+    cluster === undefined ? commonFormat(expertsSetting(settings), weights) : undefined;
+  const formatOf = formatsOf(checkpoint.overlay, experts ?? weights);
+  logger.info({ weights, experts, wire: settings.wire }, "loading weights");
   const onLayer = progressOf("router layers", logger);
   const common = { checkpoint, weights, wire: settings.wire, limits, onProgress: onLayer };
 

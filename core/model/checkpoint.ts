@@ -10,6 +10,7 @@ import { isJsonObject, readJsonFile, shownJson } from "./json-file.ts";
 import { parseModelConfig, readGenerationConfig, readRawConfig } from "./load-config.ts";
 import type { TensorSource } from "./model-family.ts";
 import { hashModel, type HashedTensor } from "./model-hash.ts";
+import { type ModelOverlay, readOverlay } from "./overlay.ts";
 import { SafetensorsFile } from "./safetensors.ts";
 import { findSource, type FindTensor, type ReadBytes, readStored } from "./stored-source.ts";
 
@@ -24,7 +25,9 @@ export interface Checkpoint {
   readonly dir: string;
   readonly config: ModelConfig;
   readonly generation: GenerationConfig;
-  /** Identity of the checkpoint: SHA-256, hex, of its config, its tensor table and samples of its data. */
+  /** What the directory's `switchyard.json` says; absent where there is none. */
+  readonly overlay?: ModelOverlay;
+  /** Identity of the checkpoint: SHA-256, hex, of its config and overlay, its tensor table and samples of its data. */
   readonly modelHash: string;
   /** Names of all tensors of the files, sorted. */
   readonly tensorNames: readonly string[];
@@ -52,6 +55,7 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
   const rawConfig = await readRawConfig(dir);
   const config = parseModelConfig(rawConfig, join(dir, "config.json"));
   const generation = await readGenerationConfig(dir, config);
+  const overlay = await readOverlay(dir, config);
   const { files, fileOf } = await openWeights(dir);
   const close = async () => {
     await Promise.all(files.map((file) => file.close()));
@@ -81,7 +85,8 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       dir,
       config,
       generation,
-      modelHash: await hashModel(rawConfig, hashed),
+      overlay,
+      modelHash: await hashModel(rawConfig, hashed, overlay?.raw),
       tensorNames,
       unexpectedTensors: tensorNames.filter(
         (name) => !names.has(name) && family.isExtra?.(config, name) !== true,

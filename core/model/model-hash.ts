@@ -31,17 +31,20 @@ export interface Piece {
 }
 
 /**
- * SHA-256, hex, over the config's content, the table of tensors and about a thousandth of their data, at most 64 KiB.
+ * SHA-256, hex, over the config's content, that of an overlay, the table of tensors and about a thousandth of their data, at most 64 KiB.
  * It does not depend on the order of keys or on how the tensors are spread over files.
  * @param tensors sorted by name
  */
 export async function hashModel(
   config: JsonObject,
   tensors: readonly HashedTensor[],
+  overlay?: JsonObject,
 ): Promise<string> {
   const hash = createHash("sha256");
   const table = tensors.map(({ name, dtype, shape }) => [name, dtype, shape]);
-  hash.update(JSON.stringify([canonical(config), table]));
+  const described = [canonical(config), table];
+  if (overlay !== undefined) described.push(canonical(overlay));
+  hash.update(JSON.stringify(described));
   for (const { tensor, offset, length } of samplePieces(tensors.map((entry) => entry.numBytes))) {
     hash.update(await tensors[tensor].read(offset, length));
   }

@@ -4,6 +4,8 @@ import { join, relative } from "node:path";
 
 import { z } from "zod";
 
+import { EXPERT_BITS, EXPERT_GROUPS } from "../expert-formats.ts";
+
 const DEMO_MODEL = join(import.meta.dirname, "../../models/demo-moe");
 
 /** A TCP port; 0 lets the system choose a free one. */
@@ -62,6 +64,13 @@ export const serviceOptions = {
   tune: z.enum(["auto", "always", "never"]).default("auto").meta({
     description:
       "Whether kernels are chosen by measuring them at the first start, the choice kept in ~/.cache/switchyard; auto: on a real GPU",
+  }),
+  expertsBits: z.enum(EXPERT_BITS).default("auto").meta({
+    description:
+      "Bits of the weights of routed experts, where switchyard.json says nothing of them; auto: as --weights",
+  }),
+  expertsGroup: z.enum(EXPERT_GROUPS).default("32").meta({
+    description: "Columns that share a scale with --experts-bits 4",
   }),
   logLevel: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])

@@ -3,6 +3,8 @@
 import { checkHellos, HandshakeError } from "../../core/handshake.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
+import type { ExpertsSetting } from "../../core/expert-formats.ts";
+import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { PROTOCOL_VERSION, type WireSetting } from "../../core/wire.ts";
@@ -26,6 +28,9 @@ export interface ClusterOptions {
   readonly weights: WeightsSetting;
   /** The router's own adapter offers shader-f16. */
   readonly shaderF16: boolean;
+  /** The router's --experts-bits. */
+  readonly experts: ExpertsSetting;
+  readonly overlay?: ModelOverlay;
   readonly wire: WireSetting;
   readonly dispatchTimeoutMs: number;
   readonly logger: Logger;
@@ -66,8 +71,8 @@ class ShardCluster implements Cluster {
 
   constructor(options: ClusterOptions) {
     this.#options = options;
-    const { modelHash, weights, routerId, shards, logger } = options;
-    this.#hello = { protocolVersion: PROTOCOL_VERSION, modelHash, weights, routerId };
+    const { modelHash, weights, experts, routerId, shards, logger } = options;
+    this.#hello = { protocolVersion: PROTOCOL_VERSION, modelHash, weights, experts, routerId };
     this.#hellos = shards.map(() => undefined);
     this.#decided.promise.catch((error) => this.#settleReady(error));
     this.#clients = shards.map(
@@ -93,7 +98,7 @@ class ShardCluster implements Cluster {
   }
 
   async weights(): Promise<WeightsDtype> {
-    return (await this.#decided.promise).weights;
+    return (await this.#decided.promise).formats.weights;
   }
 
   async ready(): Promise<void> {
@@ -161,9 +166,13 @@ class ShardCluster implements Cluster {
     const hellos = this.#hellos.filter((hello) => hello !== undefined);
     if (this.#plan !== undefined || hellos.length < this.#hellos.length) return;
     try {
-      this.#plan = planCluster(this.#options, this.#options.config, hellos);
-      const { epoch, weights, shards } = this.#plan;
-      this.#options.logger.info({ epoch, weights, shards: shards.length }, "placement decided");
+      this.#plan = planCluster(this.#options, hellos);
+      const { epoch, shards } = this.#plan;
+      const { weights, experts } = this.#plan.formats;
+      this.#options.logger.info(
+        { epoch, weights, experts, shards: shards.length },
+        "placement decided",
+      );
       this.#decided.resolve(this.#plan);
     } catch (error) {
       this.#decided.reject(error);

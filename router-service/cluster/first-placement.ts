@@ -1,8 +1,11 @@
 /** The placement of epoch 1, before any statistics: every layer's experts in contiguous runs over the shards; pure. */
 
 import type { WeightsDtype } from "../../core/expert-device.ts";
+import type { ExpertFormat, FormatOf } from "../../core/expert-format.ts";
+import { formatToWire } from "../../core/format-message.ts";
 import { placementCrc } from "../../core/wire.ts";
 import {
+  ExpertFormat as WireFormat,
   WeightsDtype as PlacementWeights,
   type Placement,
 } from "../../proto/gen/switchyard/v1/cluster.ts";
@@ -12,10 +15,8 @@ import { PlacementError } from "./errors.ts";
 export interface FirstPlacementInput {
   /** Indices of the MoE layers. */
   readonly layers: readonly number[];
-  /** Logical experts of a layer. */
-  readonly numExperts: number;
-  /** Device memory that one expert takes, bytes. */
-  readonly expertBytes: number;
+  /** Device memory that each logical expert takes in all layers together, bytes [numExperts]. */
+  readonly bytesByExpert: readonly number[];
   /** Memory that each shard offers, bytes, in rank order. */
   readonly memoryBytes: readonly number[];
 }
@@ -25,28 +26,43 @@ export interface FirstPlacementInput {
  * given to those that have room. Throws PlacementError with the numbers where all together have too little memory.
  */
 export function expertsPerShard(input: FirstPlacementInput): number[] {
-  const { layers, numExperts, expertBytes, memoryBytes } = input;
-  const room = memoryBytes.map((bytes) =>
-    Math.min(numExperts, Math.floor(bytes / (expertBytes * Math.max(1, layers.length)))),
-  );
-  const shares = room.map(() => 0);
-  let left = numExperts;
-  while (left > 0) {
-    const open = room.flatMap((limit, shard) => (shares[shard] < limit ? [shard] : []));
-    if (open.length === 0) {
-      throw new PlacementError(
-        `${layers.length} layers of ${numExperts} experts take ${layers.length * numExperts * expertBytes} bytes; ` +
-          `the shards offer ${memoryBytes.join(" + ")} bytes, room for ${numExperts - left} experts of every layer`,
-      );
-    }
-    const even = Math.ceil(left / open.length);
-    for (const shard of open) {
-      const taken = Math.min(even, room[shard] - shares[shard], left);
-      shares[shard] += taken;
-      left -= taken;
-    }
+  const { layers, bytesByExpert, memoryBytes } = input;
+  const numExperts = bytesByExpert.length;
+  // The fewest experts that every shard may be asked for so that all experts have a place.
+  let few = Math.floor(numExperts / Math.max(1, memoryBytes.length));
+  let many = numExperts;
+  while (few < many) {
+    const middle = Math.floor((few + many) / 2);
+    if (sumOf(sharesOf(input, middle)) === numExperts) many = middle;
+    else few = middle + 1;
+  }
+  const shares = sharesOf(input, few);
+  const placed = sumOf(shares);
+  if (placed < numExperts) {
+    throw new PlacementError(
+      `${layers.length} layers of ${numExperts} experts take ${sumOf(bytesByExpert)} bytes; ` +
+        `the shards offer ${memoryBytes.join(" + ")} bytes, room for ${placed} experts of every layer`,
+    );
   }
   return shares;
+}
+
+/** What each shard takes of the experts that those before it left, at most `limit` and what fits its memory. */
+function sharesOf({ bytesByExpert, memoryBytes }: FirstPlacementInput, limit: number): number[] {
+  let next = 0;
+  return memoryBytes.map((bytes) => {
+    let share = 0;
+    let left = bytes;
+    while (share < limit && next < bytesByExpert.length && bytesByExpert[next] <= left) {
+      left -= bytesByExpert[next++];
+      share++;
+    }
+    return share;
+  });
+}
+
+function sumOf(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0);
 }
 
 /** The logical experts [from, to) of every layer that each shard holds, in rank order. Throws PlacementError. */
@@ -61,23 +77,40 @@ export function planFirstPlacement(
   });
 }
 
+/** The dtype of a cluster's weights, and the formats of its experts. */
+export interface ClusterFormats {
+  readonly weights: WeightsDtype;
+  /** The format of experts that have none of their own. */
+  readonly experts: ExpertFormat;
+  readonly formatOf: FormatOf;
+}
+
 /** The message that tells a shard to hold experts [from, to) of every layer from epoch 1 on. */
 export function firstPlacementMessage(
   layers: readonly number[],
-  experts: { readonly from: number; readonly to: number },
-  weights: WeightsDtype,
+  range: { readonly from: number; readonly to: number },
+  { weights, experts, formatOf }: ClusterFormats,
 ): Placement {
-  const ids = Array.from({ length: experts.to - experts.from }, (_, index) => experts.from + index);
+  const ids = Array.from({ length: range.to - range.from }, (_, index) => range.from + index);
   const placement: Placement = {
     epoch: FIRST_EPOCH,
     weights:
       weights === "f16" ? PlacementWeights.WEIGHTS_DTYPE_F16 : PlacementWeights.WEIGHTS_DTYPE_F32,
+    expertFormat: formatToWire(experts),
     layers:
       ids.length === 0
         ? []
         : layers.map((layer) => ({
             layer,
-            experts: ids.map((expertId) => ({ expertId, splitWeight: 1 })),
+            experts: ids.map((expertId) => {
+              const format = formatOf(layer, expertId);
+              return {
+                expertId,
+                splitWeight: 1,
+                format:
+                  format === experts ? WireFormat.EXPERT_FORMAT_UNSPECIFIED : formatToWire(format),
+              };
+            }),
           })),
     oldestLiveEpoch: FIRST_EPOCH,
     crc32: 0,

@@ -1,18 +1,33 @@
 /** Who holds what, from what every shard said of itself; pure. */
 
-import type { WeightsDtype } from "../../core/expert-device.ts";
-import { decideWeights, type WeightsSetting, type WeightsVote } from "../../core/handshake.ts";
+import {
+  bytesByExpert,
+  commonFormat,
+  type ExpertsSetting,
+  formatsOf,
+} from "../../core/expert-formats.ts";
+import {
+  decideExperts,
+  decideWeights,
+  type WeightsSetting,
+  type WeightsVote,
+} from "../../core/handshake.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
-import { expertBytes } from "../../core/weights.ts";
+import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { ExpertLocations } from "./dispatch.ts";
-import { FIRST_EPOCH, firstPlacementMessage, planFirstPlacement } from "./first-placement.ts";
+import {
+  type ClusterFormats,
+  FIRST_EPOCH,
+  firstPlacementMessage,
+  planFirstPlacement,
+} from "./first-placement.ts";
 
 /** Who holds what, decided once when every shard has said hello. */
 export interface ClusterPlan {
   readonly epoch: number;
-  readonly weights: WeightsDtype;
+  readonly formats: ClusterFormats;
   /** In rank order, as ExpertLocations count them. */
   readonly shards: readonly PlannedShard[];
   /** By MoE layer. */
@@ -27,12 +42,17 @@ export interface PlannedShard {
   readonly placement: Placement;
 }
 
+/** The router's say in the plan, and the model's. */
+export interface PlanInput extends WeightsVote {
+  /** The router's --experts-bits. */
+  readonly experts: ExpertsSetting;
+  readonly config: ModelConfig;
+  readonly overlay?: ModelOverlay;
+}
+
 /** The plan of epoch 1 from every shard's hello, in the order of the addresses. Throws HandshakeError or PlacementError. */
-export function planCluster(
-  router: WeightsVote,
-  config: ModelConfig,
-  hellos: readonly ShardHello[],
-): ClusterPlan {
+export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): ClusterPlan {
+  const { config, overlay } = router;
   const weights = decideWeights([
     router,
     ...hellos.map((hello) => ({
@@ -40,23 +60,28 @@ export function planCluster(
       shaderF16: hello.shaderF16,
     })),
   ]);
+  const setting = decideExperts([
+    router.experts,
+    ...hellos.map((hello) => hello.experts as ExpertsSetting),
+  ]);
+  const experts = commonFormat(setting, weights);
+  const formats = { weights, experts, formatOf: formatsOf(overlay, experts) };
   const layers = moeLayers(config);
   const byRank = [...hellos.entries()].sort(([, a], [, b]) => a.rank - b.rank);
   const ranges = planFirstPlacement({
     layers,
-    numExperts: config.numExperts,
-    expertBytes: expertBytes(config, weights),
+    bytesByExpert: bytesByExpert(config, formats.formatOf),
     memoryBytes: byRank.map(([, hello]) => hello.memoryBytes),
   });
   const locations = new Uint16Array(config.numExperts);
   for (const [shard, { from, to }] of ranges.entries()) locations.fill(shard, from, to);
   return {
     epoch: FIRST_EPOCH,
-    weights,
+    formats,
     shards: byRank.map(([index, { rank }], shard) => ({
       rank,
       index,
-      placement: firstPlacementMessage(layers, ranges[shard], weights),
+      placement: firstPlacementMessage(layers, ranges[shard], formats),
     })),
     locations: new Map(layers.map((layer) => [layer, locations])),
   };

@@ -21,7 +21,10 @@ export async function createLocalGpuExperts(
   const { config } = checkpoint;
   const formats = formatsAmong(formatOf, moeLayers(config), config.numExperts);
   const kernels = await kernelsFor?.(formats);
-  const ffn = await GpuExpertFfn.create(gpu, config, formats, buffers, { kernels });
+  const ffn = await GpuExpertFfn.create(gpu, config, formats, buffers, {
+    kernels,
+    maxSlots: config.numExperts,
+  });
   const device = {
     allocate: ffn.allocate.bind(ffn),
     loadPacked: ffn.loadPacked.bind(ffn),

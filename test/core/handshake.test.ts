@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
-import { describe, it } from "node:test";
+import { describe, it, test } from "node:test";
 
-import { checkHellos, decideWeights, HandshakeError } from "../../core/handshake.ts";
+import { checkHellos, decideExperts, decideWeights, HandshakeError } from "../../core/handshake.ts";
 
 describe("a handshake", () => {
-  const hello = { protocolVersion: 1, modelHash: "aa", weights: "auto" };
+  const hello = { protocolVersion: 1, modelHash: "aa", weights: "auto", experts: "auto" };
 
   it("passes where everything agrees, auto with any dtype", () => {
     for (const weights of ["auto", "f16", "f32"]) {
@@ -21,6 +21,8 @@ describe("a handshake", () => {
       [{ weights: "f16" }, { weights: "f32" }, /weights.* f16,.* f32/],
       [{ weights: "int4" }, { weights: "f32" }, /weights.* router .*"int4"/],
       [{}, { weights: "" }, /weights.* shard .*""/],
+      [{ experts: "int8" }, { experts: "f16" }, /experts: the router has int8, the shard has f16/],
+      [{}, { experts: "q4" }, /experts: the shard has "q4", expected auto, f32, f16, int8/],
       [{}, { modelHash: "bb", protocolVersion: 3 }, /protocol_version.*; model_hash/],
     ];
     for (const [router, shard, text] of cases) {
@@ -49,4 +51,13 @@ describe("the cluster's dtype of weights", () => {
     const f16 = { weights: "f16" as const, shaderF16: true };
     assert.throws(() => decideWeights([f16, { ...f16, weights: "f32" }]), /f16 and f32/);
   });
+});
+
+test("experts come in what any member asks for, and different asks are refused", () => {
+  assert.equal(decideExperts(["auto", "auto"]), "auto");
+  assert.equal(decideExperts(["auto", "int4-g64", "int4-g64"]), "int4-g64");
+  assert.throws(
+    () => decideExperts(["int8", "auto", "mxfp4"]),
+    new HandshakeError("experts: int8 and mxfp4 are asked for"),
+  );
 });

@@ -156,11 +156,12 @@ describe("a placement's checksum", () => {
     const placement: Placement = {
       epoch: 1,
       weights: 2,
+      expertFormat: 1,
       oldestLiveEpoch: 1,
       crc32: 0,
       layers: [
-        { layer: 0, experts: [{ expertId: 0, splitWeight: 1 }] },
-        { layer: 1, experts: [{ expertId: 1, splitWeight: 0.5 }] },
+        { layer: 0, experts: [{ expertId: 0, splitWeight: 1, format: 0 }] },
+        { layer: 1, experts: [{ expertId: 1, splitWeight: 0.5, format: 0 }] },
       ],
     };
     const [first, second] = placement.layers;
@@ -168,12 +169,20 @@ describe("a placement's checksum", () => {
       placement,
       { ...placement, epoch: 2 },
       { ...placement, weights: 1 },
+      { ...placement, expertFormat: 2 },
+      {
+        ...placement,
+        layers: [first, { layer: 1, experts: [{ expertId: 1, splitWeight: 0.5, format: 3 }] }],
+      },
       { ...placement, oldestLiveEpoch: 0 },
       { ...placement, layers: [first] },
       { ...placement, layers: [second, first] },
       { ...placement, layers: [first, { ...second, layer: 2 }] },
       { ...placement, layers: [first, { ...second, experts: [] }] },
-      { ...placement, layers: [first, { layer: 1, experts: [{ expertId: 1, splitWeight: 1 }] }] },
+      {
+        ...placement,
+        layers: [first, { layer: 1, experts: [{ expertId: 1, splitWeight: 1, format: 0 }] }],
+      },
     ];
     assert.equal(new Set(variants.map(placementCrc)).size, variants.length);
   });

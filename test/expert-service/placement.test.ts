@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
-import { after, before, describe, it } from "node:test";
+import { describe, it } from "node:test";
 
 import { status } from "@grpc/grpc-js";
 
-import { ConformanceError } from "../../core/gpu/conformance.ts";
-import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import { expertBytes } from "../../core/weights.ts";
+import type { ExpertFormat, Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import {
   dispatchOf,
@@ -32,83 +32,6 @@ async function withShard(
     await shard.close();
   }
 }
-
-describe("a shard's hello", () => {
-  let shard: TestShard;
-  before(async () => {
-    shard = await startTestShard({ rank: 3, weights: "f32", memoryLimit: 123_456_789 });
-  });
-  after(() => shard.close());
-
-  it("says who it is", async () => {
-    const connection = openShardConnection(shard.address);
-    connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
-    assert.deepEqual(await connection.next("hello"), {
-      protocolVersion: 1,
-      modelHash: shard.checkpoint.modelHash,
-      weights: "f32",
-      rank: 3,
-      adapter: "cpu",
-      shaderF16: false,
-      memoryBytes: 123_456_789,
-      conformanceTolerance: 0,
-    });
-    connection.close();
-  });
-
-  it("declares how far its GPU's kernels are from the plain loops", async () => {
-    const onGpu = await startTestShard({ device: "webgpu", weights: "f32" });
-    const connection = openShardConnection(onGpu.address);
-    connection.send({ $case: "hello", value: helloFor(onGpu.checkpoint) });
-    const { conformanceTolerance } = await connection.next("hello");
-    assert.ok(
-      conformanceTolerance > 0 && conformanceTolerance < 1e-5,
-      String(conformanceTolerance),
-    );
-    connection.close();
-    await onGpu.close();
-  });
-
-  it("is never said where a kernel does not conform: the shard does not start", async () => {
-    const error = new ConformanceError("expert down", "llvmpipe", 0.5, 1e-5);
-    const starting = startTestShard({
-      wrapDevice: (device) => ({ ...device, check: () => Promise.reject(error) }),
-    });
-    await assert.rejects(
-      starting,
-      /kernel expert down on llvmpipe: error 5.00e-1 .* at most 0.00001/,
-    );
-  });
-
-  for (const [field, change] of [
-    ["protocol_version", { protocolVersion: 2 }],
-    ["model_hash", { modelHash: "00ff" }],
-    ["weights", { weights: "f16" }],
-    ["weights", { weights: "q4" }],
-  ] as const) {
-    const [value] = Object.values(change);
-    it(`refuses a router whose ${field} is ${value}, by name and both values`, async () => {
-      const connection = openShardConnection(shard.address);
-      connection.send({ $case: "hello", value: helloFor(shard.checkpoint, change) });
-      const { code, details } = await connection.ended;
-      assert.equal(code, status.FAILED_PRECONDITION);
-      assert.match(details, new RegExp(`${field}: the router has "?${value}`));
-    });
-  }
-
-  it("comes first: a placement or dispatch before it, or a second one, ends the stream", async () => {
-    const early = openShardConnection(shard.address);
-    early.send({ $case: "dispatch", value: dispatchOf([0, 1, 2, 3]) });
-    const { code, details } = await early.ended;
-    assert.equal(code, status.FAILED_PRECONDITION);
-    assert.match(details, /first message is dispatch, expected hello/);
-    const twice = openShardConnection(shard.address);
-    twice.send({ $case: "hello", value: helloFor(shard.checkpoint) });
-    await twice.next("hello");
-    twice.send({ $case: "hello", value: helloFor(shard.checkpoint) });
-    assert.match((await twice.ended).details, /second hello/);
-  });
-});
 
 describe("a placement", () => {
   it("is all that the shard holds and reads", async () => {
@@ -181,7 +104,7 @@ describe("a placement", () => {
       const { layers } = placementOf(shard.checkpoint, [0, 1]);
       const next = placementOf(shard.checkpoint, [], {
         epoch: 2,
-        layers: [layers[0], { layer: 2, experts: [{ expertId: 7, splitWeight: 1 }] }],
+        layers: [layers[0], { layer: 2, experts: [{ expertId: 7, splitWeight: 1, format: 0 }] }],
       });
       connection.send({ $case: "placement", value: next });
       const ack = await connection.next("placementAck");
@@ -206,6 +129,30 @@ describe("a placement", () => {
     });
   });
 
+  it("with another format of an expert loads its layer anew", async () => {
+    await withShard(async (shard) => {
+      const connection = await placedConnection(shard.address, shard.checkpoint, [0, 1]);
+      const { layers } = placementOf(shard.checkpoint, [0, 1]);
+      const [expert, other] = layers[1].experts;
+      const changed = {
+        layer: layers[1].layer,
+        experts: [{ ...expert, format: 3 as const }, other],
+      };
+      const next = placementOf(shard.checkpoint, [], {
+        epoch: 2,
+        layers: [layers[0], changed, layers[2]],
+      });
+      connection.send({ $case: "placement", value: next });
+      const ack = await connection.next("placementAck");
+      const int8Bytes = expertBytes(shard.checkpoint.config, "int8");
+      assert.equal(ack.residentBytes, 5 * EXPERT_BYTES + int8Bytes);
+      const dispatch = dispatchOf([0, 1, 1, 0], { epoch: 2, layer: layers[1].layer });
+      connection.send({ $case: "dispatch", value: dispatch });
+      await connection.next("partialSum");
+      connection.close();
+    });
+  });
+
   const refusals: [string, Partial<Placement>, RegExp][] = [
     ["of epoch 0", { epoch: 0 }, /epoch 0, expected 1 or more/],
     ["without a dtype", { weights: 0 }, /weights 0, expected F16 or F32/],
@@ -213,6 +160,21 @@ describe("a placement", () => {
       "in another dtype than --weights",
       { weights: 1 },
       /weights f16, the shard's --weights is f32/,
+    ],
+    ["without a format of experts", { expertFormat: 0 }, /expert_format 0 is unknown/],
+    [
+      "in another format than --experts-bits",
+      { expertFormat: 4 },
+      /experts in int4-g32, the shard's --experts-bits is f32/,
+    ],
+    [
+      "with an expert in a format that nobody knows",
+      {
+        layers: [
+          { layer: 1, experts: [{ expertId: 3, splitWeight: 1, format: 99 as ExpertFormat }] },
+        ],
+      },
+      /layer 1 expert 3: format 99 is unknown/,
     ],
     ["of a layer that is not there", { layers: [{ layer: 3, experts: [] }] }, /layer 3 is not/],
     [
@@ -227,7 +189,7 @@ describe("a placement", () => {
     ],
     [
       "of an expert that is not there",
-      { layers: [{ layer: 1, experts: [{ expertId: 12, splitWeight: 1 }] }] },
+      { layers: [{ layer: 1, experts: [{ expertId: 12, splitWeight: 1, format: 0 }] }] },
       /layer 1 expert 12, the model has 12/,
     ],
     [
@@ -237,8 +199,8 @@ describe("a placement", () => {
           {
             layer: 1,
             experts: [
-              { expertId: 3, splitWeight: 1 },
-              { expertId: 3, splitWeight: 1 },
+              { expertId: 3, splitWeight: 1, format: 0 },
+              { expertId: 3, splitWeight: 1, format: 0 },
             ],
           },
         ],
@@ -268,7 +230,7 @@ describe("a placement", () => {
         good.close();
         assert.deepEqual(shard.failures, []);
       },
-      { weights: "f32" },
+      { weights: "f32", experts: "f32" },
     );
   });
 

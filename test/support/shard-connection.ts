@@ -102,6 +102,7 @@ export function helloFor(checkpoint: Checkpoint, change: Partial<RouterHello> = 
     protocolVersion: PROTOCOL_VERSION,
     modelHash: checkpoint.modelHash,
     weights: "f32",
+    experts: "auto",
     routerId: "test",
     ...change,
   };
@@ -116,9 +117,10 @@ export function placementOf(
   const placement: Placement = {
     epoch: 1,
     weights: 2,
+    expertFormat: 1,
     layers: moeLayers(checkpoint.config).map((layer) => ({
       layer,
-      experts: expertIds.map((expertId) => ({ expertId, splitWeight: 1 })),
+      experts: expertIds.map((expertId) => ({ expertId, splitWeight: 1, format: 0 })),
     })),
     oldestLiveEpoch: 1,
     crc32: 0,

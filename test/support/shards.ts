@@ -2,6 +2,7 @@
 
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
 import { createLogger } from "../../core/platform/log.ts";
+import type { ExpertsSetting } from "../../core/expert-formats.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
 import { openShardDevice, type ShardDevice } from "../../expert-service/device.ts";
 import { startShard, type Shard } from "../../expert-service/shard.ts";
@@ -23,6 +24,7 @@ export interface TestShardOptions {
   /** Default: a free one. */
   readonly port?: number;
   readonly weights?: WeightsSetting;
+  readonly experts?: ExpertsSetting;
   readonly maxDispatches?: number;
   readonly memoryLimit?: number;
   /** Default: cpu. */
@@ -54,6 +56,7 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
   const shard = await startShard(`127.0.0.1:${options.port ?? 0}`, {
     rank: options.rank ?? 0,
     weights: options.weights ?? "auto",
+    experts: options.experts ?? "auto",
     maxDispatches: options.maxDispatches ?? 256,
     checkpoint,
     device: options.wrapDevice?.(device) ?? device,
@@ -80,7 +83,7 @@ export async function connectTestCluster(
   { model = TINY_MODEL, ...options }: Partial<ClusterOptions> & { readonly model?: string } = {},
 ): Promise<Cluster> {
   const checkpoint = await openCheckpoint(model);
-  const { config, modelHash } = checkpoint;
+  const { config, modelHash, overlay } = checkpoint;
   await checkpoint.close();
   return createCluster({
     shards,
@@ -88,6 +91,8 @@ export async function connectTestCluster(
     modelHash,
     config,
     weights: "f32",
+    experts: "auto",
+    overlay,
     shaderF16: false,
     wire: "f32",
     dispatchTimeoutMs: 2000,

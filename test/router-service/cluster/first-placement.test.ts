@@ -6,6 +6,7 @@ import fc from "fast-check";
 import { placementCrc } from "../../../core/wire.ts";
 import { PlacementError } from "../../../router-service/cluster/errors.ts";
 import {
+  type ClusterFormats,
   expertsPerShard,
   firstPlacementMessage,
   planFirstPlacement,
@@ -13,8 +14,7 @@ import {
 
 const input = (numExperts: number, memoryBytes: readonly number[], numLayers = 2) => ({
   layers: Array.from({ length: numLayers }, (_, index) => index),
-  numExperts,
-  expertBytes: 100,
+  bytesByExpert: Array.from({ length: numExperts }, () => 100 * numLayers),
   memoryBytes,
 });
 
@@ -27,6 +27,15 @@ describe("the first placement", () => {
 
   it("gives a small shard what it can hold and the rest to the others", () => {
     assert.deepEqual(expertsPerShard(input(12, [399, 1e6, 1e6])), [1, 6, 5]);
+  });
+
+  it("counts experts that take more than others by their own bytes", () => {
+    const bytesByExpert = [800, 100, 100, 100, 100, 400];
+    const of = (memoryBytes: readonly number[]) => ({ layers: [0], bytesByExpert, memoryBytes });
+    assert.deepEqual(expertsPerShard(of([1e6, 1e6])), [3, 3]);
+    assert.deepEqual(expertsPerShard(of([900, 1000])), [2, 4]);
+    assert.deepEqual(expertsPerShard(of([1200, 400])), [5, 1]);
+    assert.throws(() => expertsPerShard(of([1199, 400])), /1600 bytes.*1199 \+ 400 bytes/);
   });
 
   it("fails with the numbers where memory does not suffice", () => {
@@ -65,18 +74,32 @@ describe("the first placement", () => {
   });
 
   it("becomes a message with every layer, whole experts and its checksum", () => {
-    const placement = firstPlacementMessage([1, 3], { from: 2, to: 4 }, "f16");
+    const formats: ClusterFormats = {
+      weights: "f16",
+      experts: "int4-g32",
+      formatOf: (layer, expert) => (layer === 3 && expert === 2 ? "int8" : "int4-g32"),
+    };
+    const placement = firstPlacementMessage([1, 3], { from: 2, to: 4 }, formats);
     assert.equal(placement.epoch, 1);
     assert.equal(placement.weights, 1);
-    const experts = [
-      { expertId: 2, splitWeight: 1 },
-      { expertId: 3, splitWeight: 1 },
-    ];
+    assert.equal(placement.expertFormat, 4);
     assert.deepEqual(placement.layers, [
-      { layer: 1, experts },
-      { layer: 3, experts },
+      {
+        layer: 1,
+        experts: [
+          { expertId: 2, splitWeight: 1, format: 0 },
+          { expertId: 3, splitWeight: 1, format: 0 },
+        ],
+      },
+      {
+        layer: 3,
+        experts: [
+          { expertId: 2, splitWeight: 1, format: 3 },
+          { expertId: 3, splitWeight: 1, format: 0 },
+        ],
+      },
     ]);
     assert.equal(placement.crc32, placementCrc(placement));
-    assert.deepEqual(firstPlacementMessage([1, 3], { from: 4, to: 4 }, "f32").layers, []);
+    assert.deepEqual(firstPlacementMessage([1, 3], { from: 4, to: 4 }, formats).layers, []);
   });
 });

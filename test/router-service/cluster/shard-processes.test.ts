@@ -3,12 +3,14 @@ import { after, before, describe, it } from "node:test";
 
 import { Client, credentials } from "@grpc/grpc-js";
 
+import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import { DispatchTimeoutError, ShardLostError } from "../../../router-service/cluster/errors.ts";
 import { DEMO_MODEL, TINY_MODEL } from "../../support/cluster.ts";
 import { testValues } from "../../support/expert-reference.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
 import { startService, type Exit, type ServiceProcess } from "../../support/service-process.ts";
+import { helloFor, openShardConnection, placementOf } from "../../support/shard-connection.ts";
 import { connectTestCluster } from "../../support/shards.ts";
 import { waitFor } from "../../support/wait-for.ts";
 
@@ -113,12 +115,17 @@ describe("a shard process that can not serve", () => {
   });
 
   it("ends with a non-zero code and numbers where its memory does not hold the placement", async (t) => {
-    // Room enough in f16 as the router counts; but the CPU keeps f16 values in four bytes.
     const shard = await startShard(0, 0, ["--memory-limit=600000"]);
-    const cluster = await connectTestCluster([addressOf(shard)], { weights: "f16" });
-    t.after(() => cluster.close());
     let exit: Exit | undefined;
     void shard.exited.then((how) => (exit = how));
+    // A router would count and not place them.
+    const checkpoint = await openCheckpoint(TINY_MODEL);
+    t.after(() => checkpoint.close());
+    const connection = openShardConnection(addressOf(shard));
+    connection.send({ $case: "hello", value: helloFor(checkpoint) });
+    await connection.next("hello");
+    const all = Array.from({ length: checkpoint.config.numExperts }, (_, id) => id);
+    connection.send({ $case: "placement", value: placementOf(checkpoint, all) });
     assert.deepEqual(await waitFor("the exit", () => exit), { code: 1, signal: null });
     assert.match(shard.output(), /layer 1 with 12 experts needs 368640 bytes of device memory/);
   });

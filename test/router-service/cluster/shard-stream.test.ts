@@ -4,6 +4,7 @@ import { after, before, describe, it } from "node:test";
 import { Server, type ServerDuplexStream } from "@grpc/grpc-js";
 import fc from "fast-check";
 
+import { allIn } from "../../../core/expert-format.ts";
 import { bindServer, serverOptions, stopServer } from "../../../core/platform/grpc.ts";
 import { encodePartialSum } from "../../../core/wire.ts";
 import {
@@ -27,7 +28,13 @@ type Kind = NonNullable<RouterMessage["kind"]>;
 /** What a shard gone wrong does with each message. */
 type Script = (kind: Kind, call: ServerDuplexStream<RouterMessage, ShardMessage>) => void;
 
-const HELLO = { protocolVersion: 1, modelHash: "aa", weights: "f32", routerId: "test" };
+const HELLO = {
+  protocolVersion: 1,
+  modelHash: "aa",
+  weights: "f32",
+  experts: "auto",
+  routerId: "test",
+};
 const HEADER = { epoch: 1, layer: 2, timeoutMs: 1000, hiddenSize: 8, topK: 1, traceparent: "" };
 const ROWS = {
   rows: testValues(16, 1),
@@ -157,7 +164,15 @@ describe("a stream to a shard", () => {
     script = () => {};
     const mute = new ShardStream(address, "shard 1");
     await assert.rejects(mute.hello(HELLO, 50), /shard 1 is lost: no hello within 50 ms/);
-    const placement = firstPlacementMessage([0], { from: 0, to: 1 }, "f32");
+    const placement = firstPlacementMessage(
+      [0],
+      { from: 0, to: 1 },
+      {
+        weights: "f32",
+        experts: "f32",
+        formatOf: allIn("f32"),
+      },
+    );
     const lazy = new ShardStream(address, "shard 1");
     await assert.rejects(lazy.place(placement, 50), /placement 1 is not acknowledged within 50 ms/);
     const ack = { numExperts: 1, residentBytes: 1, checkpointBytesRead: 1 };
@@ -185,6 +200,7 @@ const SHARD_HELLO = {
   protocolVersion: 1,
   modelHash: "aa",
   weights: "f32",
+  experts: "auto",
   rank: 1,
   adapter: "cpu",
   shaderF16: false,

@@ -22,21 +22,49 @@ export namespace WeightsDtype {
   export type WEIGHTS_DTYPE_F32 = typeof WeightsDtype.WEIGHTS_DTYPE_F32;
 }
 
+/** How the weights of an expert are kept: values, or integers with scales (core/expert-format.ts). */
+export const ExpertFormat = {
+  EXPERT_FORMAT_UNSPECIFIED: 0,
+  EXPERT_FORMAT_F32: 1,
+  EXPERT_FORMAT_F16: 2,
+  EXPERT_FORMAT_INT8: 3,
+  EXPERT_FORMAT_INT4_G32: 4,
+  EXPERT_FORMAT_INT4_G64: 5,
+  EXPERT_FORMAT_INT4_G128: 6,
+  EXPERT_FORMAT_MXFP4: 7,
+} as const;
+
+export type ExpertFormat = typeof ExpertFormat[keyof typeof ExpertFormat];
+
+export namespace ExpertFormat {
+  export type EXPERT_FORMAT_UNSPECIFIED = typeof ExpertFormat.EXPERT_FORMAT_UNSPECIFIED;
+  export type EXPERT_FORMAT_F32 = typeof ExpertFormat.EXPERT_FORMAT_F32;
+  export type EXPERT_FORMAT_F16 = typeof ExpertFormat.EXPERT_FORMAT_F16;
+  export type EXPERT_FORMAT_INT8 = typeof ExpertFormat.EXPERT_FORMAT_INT8;
+  export type EXPERT_FORMAT_INT4_G32 = typeof ExpertFormat.EXPERT_FORMAT_INT4_G32;
+  export type EXPERT_FORMAT_INT4_G64 = typeof ExpertFormat.EXPERT_FORMAT_INT4_G64;
+  export type EXPERT_FORMAT_INT4_G128 = typeof ExpertFormat.EXPERT_FORMAT_INT4_G128;
+  export type EXPERT_FORMAT_MXFP4 = typeof ExpertFormat.EXPERT_FORMAT_MXFP4;
+}
+
 /** What one shard holds from this epoch on. A shard holds only what its placement says. */
 export interface Placement {
   /** Version of the placement; only grows. A dispatch names the epoch that it was planned for. */
   epoch: number;
-  /** The dtype in which the shard keeps expert weights. */
+  /** The dtype of the cluster's weights. */
   weights: WeightsDtype;
   /** One entry per MoE layer of which the shard holds experts. */
   layers: LayerPlacement[];
   /** Epochs below this one are no longer dispatched to: their experts may be freed. */
   oldestLiveEpoch: number;
   /**
-   * CRC-32 (IEEE) of epoch and oldest_live_epoch as u64, weights and the number of layers as u32; then for each layer its
-   * index and number of experts as u32, and for each expert its id as u32 and split_weight as f32; all little-endian.
+   * CRC-32 (IEEE) of epoch and oldest_live_epoch as u64, weights, expert_format and the number of layers as u32; then for
+   * each layer its index and number of experts as u32, and for each expert its id and format as u32 and split_weight as
+   * f32; all little-endian.
    */
   crc32: number;
+  /** The format of experts that say nothing of their own. */
+  expertFormat: ExpertFormat;
 }
 
 /** The experts of one layer that a shard holds. */
@@ -51,6 +79,8 @@ export interface PhysicalExpert {
   expertId: number;
   /** Share of the expert's tokens that this copy takes, 0 to 1; all copies of an expert sum to 1. */
   splitWeight: number;
+  /** Unspecified: the placement's expert_format. */
+  format: ExpertFormat;
 }
 
 /** The shard's answer to a placement, once every expert of it is resident. */
@@ -65,7 +95,7 @@ export interface PlacementAck {
 }
 
 function createBasePlacement(): Placement {
-  return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0 };
+  return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0, expertFormat: 0 };
 }
 
 export const Placement: MessageFns<Placement> = {
@@ -84,6 +114,9 @@ export const Placement: MessageFns<Placement> = {
     }
     if (message.crc32 !== 0) {
       writer.uint32(45).fixed32(message.crc32);
+    }
+    if (message.expertFormat !== 0) {
+      writer.uint32(48).int32(message.expertFormat);
     }
     return writer;
   },
@@ -141,6 +174,14 @@ export const Placement: MessageFns<Placement> = {
             message.crc32 = reader.fixed32();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.expertFormat = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -163,6 +204,7 @@ export const Placement: MessageFns<Placement> = {
     message.layers = object.layers?.map((e) => LayerPlacement.fromPartial(e)) || [];
     message.oldestLiveEpoch = object.oldestLiveEpoch ?? 0;
     message.crc32 = object.crc32 ?? 0;
+    message.expertFormat = object.expertFormat ?? 0;
     return message;
   },
 };
@@ -235,7 +277,7 @@ export const LayerPlacement: MessageFns<LayerPlacement> = {
 };
 
 function createBasePhysicalExpert(): PhysicalExpert {
-  return { expertId: 0, splitWeight: 0 };
+  return { expertId: 0, splitWeight: 0, format: 0 };
 }
 
 export const PhysicalExpert: MessageFns<PhysicalExpert> = {
@@ -245,6 +287,9 @@ export const PhysicalExpert: MessageFns<PhysicalExpert> = {
     }
     if (message.splitWeight !== 0) {
       writer.uint32(21).float(message.splitWeight);
+    }
+    if (message.format !== 0) {
+      writer.uint32(24).int32(message.format);
     }
     return writer;
   },
@@ -278,6 +323,14 @@ export const PhysicalExpert: MessageFns<PhysicalExpert> = {
             message.splitWeight = reader.float();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.format = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -297,6 +350,7 @@ export const PhysicalExpert: MessageFns<PhysicalExpert> = {
     const message = createBasePhysicalExpert();
     message.expertId = object.expertId ?? 0;
     message.splitWeight = object.splitWeight ?? 0;
+    message.format = object.format ?? 0;
     return message;
   },
 };

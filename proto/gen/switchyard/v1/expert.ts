@@ -99,6 +99,8 @@ export interface RouterHello {
   weights: string;
   /** Name of the router in logs and traces. */
   routerId: string;
+  /** The router's --experts-bits: "auto", or the name of a format in core/expert-format.ts. */
+  experts: string;
 }
 
 /** First message of a shard, in answer to a router's hello. */
@@ -119,6 +121,8 @@ export interface ShardHello {
    * 0 on the CPU, whose loops are the measure.
    */
   conformanceTolerance: number;
+  /** The shard's --experts-bits: "auto", or the name of a format in core/expert-format.ts. */
+  experts: string;
 }
 
 /** Rows of hidden states of one MoE layer, for the experts that one shard holds. */
@@ -409,7 +413,7 @@ export const ShardMessage: MessageFns<ShardMessage> = {
 };
 
 function createBaseRouterHello(): RouterHello {
-  return { protocolVersion: 0, modelHash: "", weights: "", routerId: "" };
+  return { protocolVersion: 0, modelHash: "", weights: "", routerId: "", experts: "" };
 }
 
 export const RouterHello: MessageFns<RouterHello> = {
@@ -425,6 +429,9 @@ export const RouterHello: MessageFns<RouterHello> = {
     }
     if (message.routerId !== "") {
       writer.uint32(34).string(message.routerId);
+    }
+    if (message.experts !== "") {
+      writer.uint32(42).string(message.experts);
     }
     return writer;
   },
@@ -474,6 +481,14 @@ export const RouterHello: MessageFns<RouterHello> = {
             message.routerId = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.experts = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -495,6 +510,7 @@ export const RouterHello: MessageFns<RouterHello> = {
     message.modelHash = object.modelHash ?? "";
     message.weights = object.weights ?? "";
     message.routerId = object.routerId ?? "";
+    message.experts = object.experts ?? "";
     return message;
   },
 };
@@ -509,6 +525,7 @@ function createBaseShardHello(): ShardHello {
     shaderF16: false,
     memoryBytes: 0,
     conformanceTolerance: 0,
+    experts: "",
   };
 }
 
@@ -537,6 +554,9 @@ export const ShardHello: MessageFns<ShardHello> = {
     }
     if (message.conformanceTolerance !== 0) {
       writer.uint32(69).float(message.conformanceTolerance);
+    }
+    if (message.experts !== "") {
+      writer.uint32(74).string(message.experts);
     }
     return writer;
   },
@@ -618,6 +638,14 @@ export const ShardHello: MessageFns<ShardHello> = {
             message.conformanceTolerance = reader.float();
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.experts = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -643,6 +671,7 @@ export const ShardHello: MessageFns<ShardHello> = {
     message.shaderF16 = object.shaderF16 ?? false;
     message.memoryBytes = object.memoryBytes ?? 0;
     message.conformanceTolerance = object.conformanceTolerance ?? 0;
+    message.experts = object.experts ?? "";
     return message;
   },
 };
