@@ -99,12 +99,17 @@ async function productRate(gpu: Gpu, timer: KernelTimer, seconds: number) {
   return best;
 }
 
-/** Both rates of a device, and the label of the kernel that reached the second. */
+/** Both rates of a device, and what reached the second. */
+export interface MeasuredRates extends DeviceRates {
+  readonly product: string;
+}
+
+/** Measures both rates by our own kernels. */
 export async function measureRates(
   gpu: Gpu,
   timer: KernelTimer,
   seconds: number,
-): Promise<DeviceRates & { readonly product: string }> {
+): Promise<MeasuredRates> {
   const bytesPerSecond = await copyRate(gpu, timer, seconds);
   const { rate, label } = await productRate(gpu, timer, seconds);
   return { bytesPerSecond, operationsPerSecond: rate, product: label };

@@ -22,8 +22,9 @@ import {
 } from "./expert-candidates.ts";
 import { EXACT, type ExpertKernels, ROUNDED_TO_F16 } from "./expert-kernels.ts";
 import { openTimer } from "./kernel-timing.ts";
+import { KernelError } from "./kernel.ts";
 import type { StepSizes } from "./kernels/counts.ts";
-import { compileHalves, SyntheticExperts } from "./synthetic-experts.ts";
+import { compileHalves, type MeasuredKernels, SyntheticExperts } from "./synthetic-experts.ts";
 import { readPoints, type TunedPoint, writePoints } from "./tuning-file.ts";
 
 /** Pairs per slot at which candidates are measured. */
@@ -75,7 +76,23 @@ export interface TuningBounds {
   readonly now: () => number;
 }
 
-/** Measures the candidates at every density. Rejects with KernelError, OutOfDeviceMemoryError. */
+/** A candidate's kernels; undefined where the driver refuses them: there are others, the plain ones at the least. */
+async function compileCandidate(
+  gpu: Gpu,
+  candidate: Candidate,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+): Promise<MeasuredKernels | undefined> {
+  try {
+    const kernels = candidateKernels(candidate, sizes, format);
+    return await compileHalves(gpu, candidateGroup(candidate), kernels);
+  } catch (error) {
+    if (error instanceof KernelError) return undefined;
+    throw error;
+  }
+}
+
+/** Measures the candidates at every density. Rejects with OutOfDeviceMemoryError. */
 export async function measureCandidates(
   gpu: Gpu,
   sizes: ExpertSizes,
@@ -103,8 +120,8 @@ export async function measureCandidates(
         });
         for (const candidate of candidates) {
           if (best !== undefined && now() >= endsAt) break;
-          const kernels = candidateKernels(candidate, sizes, format);
-          const compiled = await compileHalves(gpu, candidateGroup(candidate), kernels);
+          const compiled = await compileCandidate(gpu, candidate, sizes, format);
+          if (compiled === undefined) continue;
           const { group, gateUp, down } = await experts.bind(compiled);
           const run = (pass: GPUComputePassEncoder) => {
             for (const encode of [...group, ...gateUp, ...down]) encode(pass);

@@ -4,10 +4,19 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
+import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { candidatesFor } from "../../../core/gpu/expert-candidates.ts";
-import { densityOf, nearestPoint, tuneExperts } from "../../../core/gpu/expert-tuning.ts";
+import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
+import {
+  densityOf,
+  nearestPoint,
+  tunedKernels,
+  tuneExperts,
+} from "../../../core/gpu/expert-tuning.ts";
 import type { TunedPoint } from "../../../core/gpu/tuning-file.ts";
+import { assertClose } from "../../support/gpu-fixture.ts";
+import { testExpert, testRun } from "../../support/expert-reference.ts";
 
 const gpu = await openGpu();
 const directory = await mkdtemp(join(tmpdir(), "switchyard-tuning-"));
@@ -56,6 +65,46 @@ test("an adapter without subgroups, f16 and tensor cores has candidates for few 
   }
   const many = new Set(candidatesFor(64, limits).map(({ kind }) => kind));
   assert.deepEqual(many, new Set(["gemm", "plain"]));
+});
+
+test("a device with tuned kernels gives the sums of the plain loops in both regimes", async () => {
+  const points: TunedPoint[] = [
+    {
+      pairsPerSlot: 1,
+      candidate: {
+        kind: "matvec",
+        rows: 1,
+        shape: { threads: 64, columns: 2, reduce: "workgroup" },
+      },
+      seconds: 1,
+    },
+    {
+      pairsPerSlot: 16,
+      candidate: { kind: "gemm", shape: { threads: [8, 8], block: [2, 2], tile: "f32" } },
+      seconds: 1,
+    },
+  ];
+  const formats = ["f16", "f16", "f16"] as const;
+  const kernels = tunedKernels(SIZES, points);
+  const tuned = await createGpuExpertDevice(gpu, SIZES, ["f16"], { kernels });
+  const oracle = createCpuExpertDevice(SIZES);
+  for (const device of [tuned, oracle]) {
+    device.allocate(0, formats);
+    for (const slot of formats.keys()) device.load(0, slot, testExpert(SIZES, slot));
+  }
+  for (const [numRows, regime] of [
+    [1, 0],
+    [40, 1],
+  ] as const) {
+    const topK = 2;
+    const step = { tokens: numRows, samples: 0, topK, numSlots: formats.length };
+    assert.equal(kernels.choose(step), regime);
+    const { rows, slots, weights } = testRun(SIZES.hiddenSize, numRows, topK, formats.length);
+    const actual = await tuned.run(0, rows, slots, weights);
+    assertClose(actual, await oracle.run(0, rows, slots, weights), 1e-5);
+  }
+  tuned.close();
+  oracle.close();
 });
 
 test("kernels are measured once per adapter and widths; a spoiled file is measured anew", async () => {
