@@ -5,8 +5,8 @@ import { crc32 } from "node:zlib";
 import type { Placement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type { Dispatch, PartialSum } from "../proto/gen/switchyard/v1/expert.ts";
 import { DispatchErrorCode, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
-import { packInt8Rows, unpackInt8Rows } from "./int8-rows.ts";
-import { bytesOf, F16_MAX, f16FromBytes, f32FromBytes, u16FromBytes } from "./tensor.ts";
+import { bytesOf, f32FromBytes, u16FromBytes } from "./tensor.ts";
+import { bytesPerRow, isRowDtype, unpackRows, type WireRows } from "./wire-rows.ts";
 
 /** Version of the wire contract; both ends of a hop must have the same. */
 export const PROTOCOL_VERSION = 2;
@@ -16,9 +16,6 @@ export const NO_EXPERT = 65535;
 
 /** Rows of one dispatch at most; far more than a step has. */
 export const MAX_DISPATCH_ROWS = 65536;
-
-/** --wire: the dtype of the rows that experts get, on shards or on the router itself. */
-export type WireSetting = "f16" | "f32" | "int8";
 
 /** A dispatch that a shard does not answer, or an answer that a router does not take; never a wrong result. */
 export class DispatchRefusedError extends Error {
@@ -40,6 +37,9 @@ export interface DispatchRows {
   readonly topkWeights: Float32Array;
 }
 
+/** The same with its rows packed for the wire. */
+export type PackedDispatch = Omit<DispatchRows, "rows"> & { readonly rows: WireRows };
+
 /** What a dispatch says beside its rows. */
 export interface DispatchHeader {
   readonly dispatchId: number;
@@ -51,23 +51,15 @@ export interface DispatchHeader {
   readonly traceparent: string;
 }
 
-/**
- * Packs rows into a message. It is f32 whatever `wire` says where f16 does not hold a value, as it is beyond ±65504, or
- * where rows are not exact in int8.
- */
-export function encodeDispatch(
-  header: DispatchHeader,
-  payload: DispatchRows,
-  wire: WireSetting,
-): Dispatch {
+/** Makes the message of a dispatch. */
+export function encodeDispatch(header: DispatchHeader, payload: PackedDispatch): Dispatch {
   const { rows } = payload;
-  const { dtype, hiddenStates, rowScales } = packRows(rows, header.hiddenSize, wire);
   const message: Dispatch = {
     ...header,
-    numRows: rows.length / header.hiddenSize,
-    dtype,
-    hiddenStates,
-    rowScales,
+    numRows: rows.numRows,
+    dtype: rows.dtype,
+    hiddenStates: rows.bytes,
+    rowScales: bytesOf(rows.scales),
     expertIds: bytesOf(payload.expertIds),
     topkWeights: bytesOf(payload.topkWeights),
     crc32: 0,
@@ -75,34 +67,6 @@ export function encodeDispatch(
   message.crc32 = dispatchCrc(message);
   return message;
 }
-
-function packRows(
-  rows: Float32Array,
-  hiddenSize: number,
-  wire: WireSetting,
-): Pick<Dispatch, "dtype" | "hiddenStates" | "rowScales"> {
-  const int8 = wire === "int8" ? packInt8Rows(rows, hiddenSize) : undefined;
-  if (int8 !== undefined) {
-    return {
-      dtype: WireDtype.WIRE_DTYPE_INT8,
-      hiddenStates: bytesOf(int8.values),
-      rowScales: bytesOf(int8.scales),
-    };
-  }
-  const half = wire === "f16" && fitsF16(rows);
-  return {
-    dtype: half ? WireDtype.WIRE_DTYPE_F16 : WireDtype.WIRE_DTYPE_F32,
-    hiddenStates: bytesOf(half ? new Float16Array(rows) : rows),
-    rowScales: new Uint8Array(0),
-  };
-}
-
-/** Bytes of a value of each dtype. */
-const VALUE_BYTES = {
-  [WireDtype.WIRE_DTYPE_F16]: 2,
-  [WireDtype.WIRE_DTYPE_F32]: 4,
-  [WireDtype.WIRE_DTYPE_INT8]: 1,
-} as const;
 
 /** Widths that a dispatch must have, and how many rows it may have. */
 export interface DispatchLimits {
@@ -121,34 +85,21 @@ export function decodeDispatch(message: Dispatch, limits: DispatchLimits): Dispa
   if (numRows < 1 || numRows > limits.maxRows) {
     throw invalid(`num_rows ${numRows}, expected 1 to ${limits.maxRows}`);
   }
-  if (!(dtype in VALUE_BYTES)) throw invalid(`dtype ${dtype}, expected F16, F32 or INT8`);
-  const known = dtype as keyof typeof VALUE_BYTES;
-  const rowBytes = hiddenSize * VALUE_BYTES[known];
+  if (!isRowDtype(dtype)) throw invalid(`dtype ${dtype}, expected F16, F32 or INT8`);
   const scaleBytes = dtype === WireDtype.WIRE_DTYPE_INT8 ? 4 * numRows : 0;
-  expectValue("bytes of hidden_states", message.hiddenStates.length, numRows * rowBytes);
+  const rowsBytes = numRows * bytesPerRow(dtype, hiddenSize);
+  expectValue("bytes of hidden_states", message.hiddenStates.length, rowsBytes);
   expectValue("bytes of row_scales", message.rowScales.length, scaleBytes);
   expectValue("bytes of expert_ids", message.expertIds.length, numRows * topK * 2);
   expectValue("bytes of topk_weights", message.topkWeights.length, numRows * topK * 4);
   return {
-    rows: unpackRows(message, known),
+    rows: unpackRows(
+      { dtype, bytes: message.hiddenStates, scales: f32FromBytes(message.rowScales), numRows },
+      hiddenSize,
+    ),
     expertIds: u16FromBytes(message.expertIds),
     topkWeights: f32FromBytes(message.topkWeights),
   };
-}
-
-function unpackRows(message: Dispatch, dtype: keyof typeof VALUE_BYTES): Float32Array {
-  const { hiddenStates, hiddenSize, rowScales } = message;
-  switch (dtype) {
-    case WireDtype.WIRE_DTYPE_F16:
-      return new Float32Array(f16FromBytes(hiddenStates));
-    case WireDtype.WIRE_DTYPE_F32:
-      return f32FromBytes(hiddenStates);
-    case WireDtype.WIRE_DTYPE_INT8: {
-      const { buffer, byteOffset, byteLength } = hiddenStates;
-      const values = new Int8Array(buffer, byteOffset, byteLength);
-      return unpackInt8Rows({ values, scales: f32FromBytes(rowScales) }, hiddenSize);
-    }
-  }
 }
 
 /** How long a shard took over a dispatch, microseconds. */
@@ -220,11 +171,6 @@ function crcOfU64(value: number, crc: number): number {
 
 function crcOfU32s(values: readonly number[], crc: number): number {
   return crc32(bytesOf(Uint32Array.from(values)), crc);
-}
-
-function fitsF16(rows: Float32Array): boolean {
-  for (const value of rows) if (value > F16_MAX || value < -F16_MAX) return false;
-  return true;
 }
 
 function expectValue(what: string, value: number, expected: number): void {

@@ -1,7 +1,7 @@
 /** The engine's operations in plain loops over f32 arrays: the oracle of the kernels, and what `--device cpu` runs. */
 
 import { roundRowsInt8 } from "../int8-rows.ts";
-import type { WireSetting } from "../wire.ts";
+import type { WireSetting } from "../wire-rows.ts";
 import { F16_MAX } from "../tensor.ts";
 
 /** weights[ids[t], :] · factor for each token: [numTokens, hiddenSize]. */

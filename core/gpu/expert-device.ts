@@ -159,8 +159,11 @@ class GpuExpertDevice implements ExpertDevice {
     if (topK > maxPairs) {
       throw new RangeError(`layer ${layer}: ${topK} experts per row, at most ${maxPairs}`);
     }
-    const sums = new Float32Array(rows.length);
     const rowsAtOnce = Math.floor(maxPairs / topK);
+    if (rows.length <= rowsAtOnce * hiddenSize) {
+      return this.#runPart(layer, topK, rows, slots, weights);
+    }
+    const sums = new Float32Array(rows.length);
     for (let from = 0; from * hiddenSize < rows.length; from += rowsAtOnce) {
       const to = from + rowsAtOnce;
       const part = await this.#runPart(

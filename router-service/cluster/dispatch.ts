@@ -1,10 +1,11 @@
 /** From a layer's routing to one message per shard, and from partial sums back to one sum per token; pure. */
 
-import { NO_EXPERT, type DispatchRows } from "../../core/wire.ts";
+import { takeRows, type WireRows } from "../../core/wire-rows.ts";
+import { NO_EXPERT, type PackedDispatch } from "../../core/wire.ts";
 import type { Routing } from "../engine/run-experts.ts";
 
 /** The rows of a batch that one shard computes. */
-export interface ShardRows extends DispatchRows {
+export interface ShardRows extends PackedDispatch {
   /** Index of the shard, in rank order. */
   readonly shard: number;
   /** Tokens of the batch that the rows are [numRows], ascending. */
@@ -16,8 +17,7 @@ export type ExpertLocations = Uint16Array;
 
 /** Splits a batch: each shard gets the rows that have an expert there, shards without one get nothing. */
 export function splitByShard(
-  rows: Float32Array,
-  hiddenSize: number,
+  rows: WireRows,
   routing: Routing,
   locations: ExpertLocations,
   numShards: number,
@@ -51,7 +51,7 @@ export function splitByShard(
       {
         shard,
         tokens: Uint32Array.from(tokens),
-        rows: tokens.length === numTokens ? rows : gatherRows(rows, hiddenSize, tokens),
+        rows: takeRows(rows, tokens),
         expertIds,
         topkWeights,
       },
@@ -65,8 +65,12 @@ export function combine(
   hiddenSize: number,
   parts: readonly { readonly tokens: Uint32Array; readonly sums: Float32Array }[],
 ): Float32Array {
-  const total = new Float32Array(numTokens * hiddenSize);
-  for (const { tokens, sums } of parts) {
+  const [first, ...others] = parts;
+  const whole = first?.tokens.length === numTokens;
+  // A shard that has all rows is where the adding begins.
+  if (whole && others.length === 0) return first.sums;
+  const total = whole ? first.sums.slice() : new Float32Array(numTokens * hiddenSize);
+  for (const { tokens, sums } of whole ? others : parts) {
     for (let row = 0; row < tokens.length; row++) {
       const to = tokens[row] * hiddenSize;
       const from = row * hiddenSize;
@@ -74,16 +78,4 @@ export function combine(
     }
   }
   return total;
-}
-
-function gatherRows(
-  rows: Float32Array,
-  hiddenSize: number,
-  tokens: readonly number[],
-): Float32Array {
-  const gathered = new Float32Array(tokens.length * hiddenSize);
-  for (const [row, token] of tokens.entries()) {
-    gathered.set(rows.subarray(token * hiddenSize, (token + 1) * hiddenSize), row * hiddenSize);
-  }
-  return gathered;
 }

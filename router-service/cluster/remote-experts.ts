@@ -1,7 +1,7 @@
 /** The remote half of `runExperts`: rows out to the shards that hold their experts, partial sums back. */
 
 import { errorMessage } from "../../core/error-message.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import { packRows, type WireSetting } from "../../core/wire-rows.ts";
 import type { RunExperts, StepRouting } from "../engine/run-experts.ts";
 import { combine, splitByShard, type ShardRows } from "./dispatch.ts";
 import { DispatchFailedError, DispatchTimeoutError, ShardLostError } from "./errors.ts";
@@ -56,7 +56,8 @@ export function createRemoteExperts(options: RemoteExpertsOptions): RunExperts {
     if (plan === undefined) throw options.unavailable();
     if (locations === undefined) throw new RangeError(`layer ${layer} is not an MoE layer`);
     const { hiddenSize } = options;
-    const parts = splitByShard(rows, hiddenSize, chosen, locations, plan.shards.length);
+    const packed = packRows(rows, hiddenSize, options.wire);
+    const parts = splitByShard(packed, chosen, locations, plan.shards.length);
     const sent = send(options, plan, layer, routing, parts);
     const cancelAll = (reason: unknown) => {
       for (const { handle } of sent) handle.cancel(reason);
@@ -110,7 +111,7 @@ function send(
       traceparent: span?.traceparent ?? "",
     };
     const startedAt = performance.now();
-    const handle = streams[index].dispatch(header, part, options.wire);
+    const handle = streams[index].dispatch(header, part);
     const answer = observe(handle, span, (outcome, bytesIn) =>
       options.onDispatch?.({
         rank,

@@ -5,7 +5,7 @@ import { credentials, makeGenericClientConstructor } from "@grpc/grpc-js";
 
 import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { channelOptions } from "../../core/platform/grpc.ts";
-import type { DispatchHeader, DispatchRows, ShardTimes, WireSetting } from "../../core/wire.ts";
+import type { DispatchHeader, PackedDispatch, ShardTimes } from "../../core/wire.ts";
 import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../core/wire.ts";
 import type { Placement, PlacementAck } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type {
@@ -105,11 +105,7 @@ export class ShardStream {
   }
 
   /** Sends rows; the shard has `timeoutMs` to answer. */
-  dispatch(
-    header: Omit<DispatchHeader, "dispatchId">,
-    payload: DispatchRows,
-    wire: WireSetting,
-  ): DispatchHandle {
+  dispatch(header: Omit<DispatchHeader, "dispatchId">, payload: PackedDispatch): DispatchHandle {
     const dispatchId = this.#nextDispatchId++;
     const { promise, resolve, reject } = Promise.withResolvers<DispatchAnswer>();
     const lost = this.#lostReason();
@@ -118,7 +114,7 @@ export class ShardStream {
       return { answer: promise, bytesOut: 0, cancel: () => {} };
     }
     const full = { ...header, dispatchId };
-    const message = encodeDispatch(full, payload, wire);
+    const message = encodeDispatch(full, payload);
     const timer = setTimeout(() => this.#timeOut(dispatchId), header.timeoutMs);
     const sentAt = performance.now();
     const { numRows } = message;

@@ -12,7 +12,7 @@ import { ropeTable } from "../../core/cpu/rope.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { readLayer, readModelWeights } from "../../core/model/weights.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import { type CpuAttention, type CpuAttentionContext, loadAttention } from "./cpu-attention.ts";
 import { type CpuLayerFfn, loadLayerFfn } from "./cpu-ffn.ts";
 import { cpuLoader } from "./cpu-weights.ts";

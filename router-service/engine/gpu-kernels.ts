@@ -14,7 +14,7 @@ import { topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { matrixSlices } from "../../core/gpu/matrix.ts";
 import { compileLinear } from "../../core/gpu/sliced-linear.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import { compileFfn } from "./gpu-ffn.ts";
 import { compileHeads } from "./gpu-heads.ts";
 import { compileLatent } from "./gpu-latent.ts";

@@ -3,7 +3,7 @@
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { type ModelConfig, moeLayers } from "../../core/model/config.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import { bindModel, type GpuModel, type ModelParts } from "./gpu-model.ts";
 import { GpuStep } from "./gpu-step.ts";
 import type { StepBatch, StepContext, StepResult } from "./model-runner.ts";

@@ -2,7 +2,7 @@
 
 import type { BoundKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import { bindFfn } from "./gpu-ffn.ts";
 import { bindHeads } from "./gpu-heads.ts";
 import type { GpuKernels } from "./gpu-kernels.ts";

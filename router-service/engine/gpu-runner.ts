@@ -5,7 +5,7 @@ import type { ExpertBuffers } from "../../core/gpu/expert-ffn.ts";
 import { GROUPED_FROM } from "../../core/gpu/expert-kernels.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import { compileModelKernels } from "./gpu-kernels.ts";
 import { GpuLane } from "./gpu-lane.ts";
 import { loadGpuWeights } from "./gpu-weights.ts";

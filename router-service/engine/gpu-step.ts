@@ -3,7 +3,7 @@
 import { mapForReading } from "../../core/gpu/polling.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import type { StepContext } from "./model-runner.ts";
 import type { ExpertSums, HiddenStates, Routing, StepRouting } from "./run-experts.ts";
 import type { StepBuffers } from "./step-buffers.ts";

@@ -3,17 +3,19 @@ import { describe, it } from "node:test";
 
 import fc from "fast-check";
 
+import { packRows, type WireSetting } from "../../core/wire-rows.ts";
 import { roundRows } from "../../core/cpu/operations.ts";
 import {
   decodeDispatch,
   decodePartialSum,
+  type DispatchHeader,
+  type DispatchRows,
   dispatchCrc,
   DispatchRefusedError,
   encodeDispatch,
   encodePartialSum,
   NO_EXPERT,
   placementCrc,
-  type WireSetting,
 } from "../../core/wire.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { Dispatch, DispatchErrorCode, WireDtype } from "../../proto/gen/switchyard/v1/expert.ts";
@@ -36,6 +38,11 @@ const payload = (numRows: number, wire: WireSetting = "f16") => ({
   topkWeights: testValues(numRows * 2, 2),
 });
 
+/** The message of rows that are packed for it. */
+function encode(header: DispatchHeader, of: DispatchRows, wire: WireSetting): Dispatch {
+  return encodeDispatch(header, { ...of, rows: packRows(of.rows, header.hiddenSize, wire) });
+}
+
 /** The message as the other end has it: its bytes are views at any offset. */
 const sent = (message: Dispatch) => Dispatch.decode(Dispatch.encode(message).finish());
 
@@ -51,7 +58,7 @@ describe("a dispatch", () => {
     ["int8", 1],
   ] as const) {
     it(`brings rows, ids and weights over the wire in ${wire}`, () => {
-      const message = encodeDispatch(HEADER, payload(5, wire), wire);
+      const message = encode(HEADER, payload(5, wire), wire);
       assert.equal(message.hiddenStates.length, 5 * 8 * bytes);
       assert.equal(message.rowScales.length, wire === "int8" ? 5 * 4 : 0);
       assert.deepEqual(decodeDispatch(sent(message), LIMITS), payload(5, wire));
@@ -62,25 +69,25 @@ describe("a dispatch", () => {
     for (const beyond of [65504.01, -65505, Number.POSITIVE_INFINITY]) {
       const rows = payload(3);
       rows.rows[12] = beyond;
-      const message = encodeDispatch(HEADER, rows, "f16");
+      const message = encode(HEADER, rows, "f16");
       assert.equal(message.dtype, WireDtype.WIRE_DTYPE_F32);
       assert.deepEqual(decodeDispatch(sent(message), LIMITS), rows);
     }
     const atLimit = payload(3);
     atLimit.rows[12] = -65504;
-    assert.equal(encodeDispatch(HEADER, atLimit, "f16").dtype, WireDtype.WIRE_DTYPE_F16);
+    assert.equal(encode(HEADER, atLimit, "f16").dtype, WireDtype.WIRE_DTYPE_F16);
   });
 
   it("goes in f32 where a row is not exact in int8", () => {
     const rows = payload(3, "int8");
     rows.rows[12] = Number.POSITIVE_INFINITY;
-    const message = encodeDispatch(HEADER, rows, "int8");
+    const message = encode(HEADER, rows, "int8");
     assert.equal(message.dtype, WireDtype.WIRE_DTYPE_F32);
     assert.deepEqual(decodeDispatch(sent(message), LIMITS), rows);
   });
 
   it("is refused by the name of the field whose size or dtype is not the model's", () => {
-    const message = encodeDispatch(HEADER, payload(4), "f32");
+    const message = encode(HEADER, payload(4), "f32");
     const changes: [Partial<Dispatch>, RegExp][] = [
       [{ hiddenSize: 16 }, /hidden_size 16, expected 8/],
       [{ topK: 4 }, /top_k 4, expected 2/],
@@ -103,7 +110,7 @@ describe("a dispatch", () => {
   });
 
   it("with any one field changed does not pass its checksum", () => {
-    const message = encodeDispatch(HEADER, payload(4), "f16");
+    const message = encode(HEADER, payload(4), "f16");
     const fields = ["dispatchId", "epoch", "layer", "timeoutMs", "numRows", "hiddenSize"] as const;
     for (const field of [...fields, "topK", "crc32"] as const) {
       const changed = { ...message, [field]: message[field] ^ 1 };
@@ -121,7 +128,7 @@ describe("a dispatch", () => {
         fc.constantFrom("f16" as const, "f32" as const, "int8" as const),
         (field, where, numRows, wire) => {
           fc.pre(field !== "rowScales" || wire === "int8");
-          const message = sent(encodeDispatch(HEADER, payload(numRows, wire), wire));
+          const message = sent(encode(HEADER, payload(numRows, wire), wire));
           const bit = where % (message[field].length * 8);
           message[field][bit >> 3] ^= 1 << (bit & 7);
           assert.throws(() => decodeDispatch(message, LIMITS), refused(CHECKSUM, /crc32/));

@@ -4,7 +4,7 @@ import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
 import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
-import type { WireSetting } from "../../core/wire.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
 import type { RunnerFactory } from "./golden-suite.ts";
 
 /** Runners on an open device with local experts; f32 unless told otherwise. */

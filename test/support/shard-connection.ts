@@ -15,6 +15,7 @@ import {
   type RouterHello,
   type ShardMessage,
 } from "../../proto/gen/switchyard/v1/expert.ts";
+import { packRows } from "../../core/wire-rows.ts";
 import { testValues } from "./expert-reference.ts";
 
 type Kind = NonNullable<ShardMessage["kind"]>;
@@ -153,11 +154,10 @@ export function dispatchOf(
       ...change,
     },
     {
-      rows: testValues(numRows * 64, 5),
+      rows: packRows(testValues(numRows * 64, 5), 64, "f32"),
       expertIds: Uint16Array.from(expertIds),
       topkWeights: testValues(numRows * 4, 6).map(Math.abs),
     },
-    "f32",
   );
 }
 

@@ -3,6 +3,7 @@ import { describe, it } from "node:test";
 
 import fc from "fast-check";
 
+import { packRows, unpackRows } from "../../../core/wire-rows.ts";
 import { NO_EXPERT } from "../../../core/wire.ts";
 import { combine, splitByShard } from "../../../router-service/cluster/dispatch.ts";
 
@@ -12,31 +13,31 @@ describe("splitting a batch by shard", () => {
     weights: Float32Array.of(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
     topK: 2,
   };
-  const rows = Float32Array.of(1, 2, 3, 4, 5, 6);
+  const rows = packRows(Float32Array.of(1, 2, 3, 4, 5, 6), 2, "f16");
   const locations = Uint16Array.of(0, 0, 0, 1, 1, 1);
 
   it("sends each shard only the rows that have an expert there", () => {
-    const [first, second, ...others] = splitByShard(rows, 2, routing, locations, 3);
+    const [first, second, ...others] = splitByShard(rows, routing, locations, 3);
     assert.deepEqual(others, []);
     assert.equal(first.shard, 0);
     assert.deepEqual([...first.tokens], [0, 1]);
-    assert.deepEqual([...first.rows], [1, 2, 3, 4]);
+    assert.deepEqual([...unpackRows(first.rows, 2)], [1, 2, 3, 4]);
     assert.deepEqual([...first.expertIds], [0, NO_EXPERT, 1, 2]);
     assert.deepEqual(first.topkWeights, Float32Array.of(0.1, 0, 0.3, 0.4));
     assert.equal(second.shard, 1);
     assert.deepEqual([...second.tokens], [0, 2]);
-    assert.deepEqual([...second.rows], [1, 2, 5, 6]);
+    assert.deepEqual([...unpackRows(second.rows, 2)], [1, 2, 5, 6]);
     assert.deepEqual([...second.expertIds], [NO_EXPERT, 5, 4, 3]);
   });
 
   it("does not copy rows for a shard that gets them all", () => {
-    const everywhere = splitByShard(rows, 2, routing, new Uint16Array(6), 1);
+    const everywhere = splitByShard(rows, routing, new Uint16Array(6), 1);
     assert.equal(everywhere[0].rows, rows);
   });
 
   it("refuses an expert that the layer does not have", () => {
     const wrong = { ...routing, ids: Uint32Array.of(0, 5, 1, 2, 4, 6) };
-    assert.throws(() => splitByShard(rows, 2, wrong, locations, 3), /expert 6.* 6/);
+    assert.throws(() => splitByShard(rows, wrong, locations, 3), /expert 6.* 6/);
   });
 
   it("loses and doubles no expert of any row, for any routing and placement", () => {
@@ -46,24 +47,26 @@ describe("splitting a batch by shard", () => {
         fc.integer({ min: 1, max: 4 }),
         fc.array(fc.integer({ min: 0, max: 3 }), { minLength: 4, maxLength: 16 }),
         fc.infiniteStream(fc.nat()),
-        (numTokens, topK, places, random) => {
+        fc.constantFrom("f16" as const, "f32" as const, "int8" as const),
+        (numTokens, topK, places, random, wire) => {
           const ids = Uint32Array.from(
             { length: numTokens * topK },
             () => random.next().value % places.length,
           );
           const weights = Float32Array.from(ids, (_, i) => i + 1);
           const hidden = Float32Array.from({ length: numTokens }, (_, i) => i);
+
           const parts = splitByShard(
-            hidden,
-            1,
+            packRows(hidden, 1, wire),
             { ids, weights, topK },
             Uint16Array.from(places),
             4,
           );
           const seen = new Map<number, number>();
           for (const part of parts) {
+            const values = unpackRows(part.rows, 1);
             for (const [row, token] of part.tokens.entries()) {
-              assert.equal(part.rows[row], token);
+              assert.equal(values[row], token);
               for (let k = 0; k < topK; k++) {
                 const id = part.expertIds[row * topK + k];
                 if (id === NO_EXPERT) continue;

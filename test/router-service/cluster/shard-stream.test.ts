@@ -21,6 +21,7 @@ import {
   ShardLostError,
 } from "../../../router-service/cluster/errors.ts";
 import { ShardStream } from "../../../router-service/cluster/shard-stream.ts";
+import { packRows } from "../../../core/wire-rows.ts";
 import { testValues } from "../../support/expert-reference.ts";
 
 type Kind = NonNullable<RouterMessage["kind"]>;
@@ -37,7 +38,7 @@ const HELLO = {
 };
 const HEADER = { epoch: 1, layer: 2, timeoutMs: 1000, hiddenSize: 8, topK: 1, traceparent: "" };
 const ROWS = {
-  rows: testValues(16, 1),
+  rows: packRows(testValues(16, 1), 8, "f32"),
   expertIds: Uint16Array.of(0, 1),
   topkWeights: Float32Array.of(1, 1),
 };
@@ -74,7 +75,7 @@ describe("a stream to a shard", () => {
 
   it("brings the answer with its times and bytes", async () => {
     const stream = withAnswer((id) => partialSum(id));
-    const handle = stream.dispatch(HEADER, ROWS, "f32");
+    const handle = stream.dispatch(HEADER, ROWS);
     assert.equal(handle.bytesOut, 64 + 4 + 8);
     assert.deepEqual(await handle.answer, { sums: SUMS, bytesIn: 64, times: TIMES });
     stream.end("done");
@@ -98,14 +99,14 @@ describe("a stream to a shard", () => {
           return { ...value, sums };
         };
         await assert.rejects(
-          stream.dispatch(HEADER, ROWS, "f32").answer,
+          stream.dispatch(HEADER, ROWS).answer,
           (error) =>
             error instanceof DispatchFailedError &&
             error.code === DispatchErrorCode.DISPATCH_ERROR_CODE_CHECKSUM &&
             /shard 1 .*layer 2.*crc32/.test(error.message),
         );
         damage = (value) => value;
-        assert.deepEqual((await stream.dispatch(HEADER, ROWS, "f32").answer).sums, SUMS);
+        assert.deepEqual((await stream.dispatch(HEADER, ROWS).answer).sums, SUMS);
       }),
     );
     stream.end("done");
@@ -114,13 +115,11 @@ describe("a stream to a shard", () => {
   it("never takes the answer of another dispatch", async () => {
     // The right rows and checksum, but of the dispatch before.
     const stream = withAnswer((id) => partialSum(id - 1));
-    const [first, second] = [0, 1].map(() =>
-      stream.dispatch({ ...HEADER, timeoutMs: 200 }, ROWS, "f32"),
-    );
+    const [first, second] = [0, 1].map(() => stream.dispatch({ ...HEADER, timeoutMs: 200 }, ROWS));
     assert.deepEqual((await first.answer).sums, SUMS);
     await assert.rejects(second.answer, DispatchTimeoutError);
     const forged = withAnswer((id) => partialSum(id + 1, { dispatchId: id }));
-    await assert.rejects(forged.dispatch(HEADER, ROWS, "f32").answer, /crc32/);
+    await assert.rejects(forged.dispatch(HEADER, ROWS).answer, /crc32/);
     for (const one of [stream, forged]) one.end("done");
   });
 
@@ -129,17 +128,17 @@ describe("a stream to a shard", () => {
     script = (kind, call) => kind.$case === "dispatch" && call.write(hello);
     const speaking = new ShardStream(address, "shard 1");
     const short = { ...HEADER, timeoutMs: 100 };
-    await assert.rejects(speaking.dispatch(short, ROWS, "f32").answer, /layer 2 within 100 ms/);
+    await assert.rejects(speaking.dispatch(short, ROWS).answer, /layer 2 within 100 ms/);
     script = (kind, call) =>
       kind.$case === "dispatch" && call.write({ kind: partialSum(kind.value.dispatchId) });
-    assert.deepEqual((await speaking.dispatch(short, ROWS, "f32").answer).sums, SUMS);
+    assert.deepEqual((await speaking.dispatch(short, ROWS).answer).sums, SUMS);
     speaking.end("done");
 
     script = () => {};
     const silent = new ShardStream(address, "shard 1");
-    await assert.rejects(silent.dispatch(short, ROWS, "f32").answer, DispatchTimeoutError);
+    await assert.rejects(silent.dispatch(short, ROWS).answer, DispatchTimeoutError);
     assert.equal(await silent.ended, "no message for 100 ms");
-    await assert.rejects(silent.dispatch(short, ROWS, "f32").answer, ShardLostError);
+    await assert.rejects(silent.dispatch(short, ROWS).answer, ShardLostError);
   });
 
   it("tells the shard of a cancelled dispatch, and ignores its late answer", async () => {
@@ -150,13 +149,13 @@ describe("a stream to a shard", () => {
       resolve(kind.value.dispatchId);
     };
     const stream = new ShardStream(address, "shard 1");
-    const handle = stream.dispatch(HEADER, ROWS, "f32");
+    const handle = stream.dispatch(HEADER, ROWS);
     handle.cancel(new Error("not wanted"));
     await assert.rejects(handle.answer, /not wanted/);
     assert.equal(await cancelled, 1);
     script = (kind, call) =>
       kind.$case === "dispatch" && call.write({ kind: partialSum(kind.value.dispatchId) });
-    assert.deepEqual((await stream.dispatch(HEADER, ROWS, "f32").answer).sums, SUMS);
+    assert.deepEqual((await stream.dispatch(HEADER, ROWS).answer).sums, SUMS);
     stream.end("done");
   });
 
@@ -186,7 +185,7 @@ describe("a stream to a shard", () => {
     script = (kind, call) =>
       kind.$case === "cancel" && call.emit("error", { code: 9, details: "model_hash: no" });
     const stream = new ShardStream(address, "shard 1");
-    const pending = [1, 2, 3].map(() => stream.dispatch(HEADER, ROWS, "f32"));
+    const pending = [1, 2, 3].map(() => stream.dispatch(HEADER, ROWS));
     const lost = pending
       .slice(1)
       .map(({ answer }) => assert.rejects(answer, /shard 1 is lost: model_hash: no/));
