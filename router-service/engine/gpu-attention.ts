@@ -3,6 +3,7 @@
 import type { Gpu } from "../../core/gpu/device.ts";
 import { type BoundKernel, compileKernel, type CompiledKernel } from "../../core/gpu/kernel.ts";
 import { attention, type AttentionOptions } from "../../core/gpu/kernels/attention.ts";
+import { attentionSplits, fitsSplits } from "../../core/gpu/kernels/attention-splits.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 
@@ -25,11 +26,16 @@ export async function compileAttention(
   options: Omit<AttentionOptions, "window" | "tokens" | "lanes">,
 ): Promise<AttentionCore> {
   type Kernels = readonly [CompiledKernel<StepSizes>, CompiledKernel<StepSizes>];
-  const lanes = gpu.offers.maxSubgroupSize >= WIDE_SUBGROUP ? 128 : 32;
+  const software = gpu.offers.maxSubgroupSize < WIDE_SUBGROUP;
   const kernels = new Map<number | undefined, Kernels>();
   for (const window of new Set(windows)) {
-    const compile = (tokens: AttentionOptions["tokens"]) =>
-      compileKernel(gpu, attention({ ...options, window, tokens, lanes }));
+    const compile = (tokens: AttentionOptions["tokens"]) => {
+      const all = { ...options, window, tokens, lanes: software ? 32 : 128 } as const;
+      return compileKernel(
+        gpu,
+        software && fitsSplits(all) ? attentionSplits(all) : attention(all),
+      );
+    };
     kernels.set(window, [await compile("one"), await compile("several")]);
   }
   return {

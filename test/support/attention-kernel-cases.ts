@@ -6,6 +6,7 @@ import { test } from "node:test";
 import * as cpu from "../../core/cpu/attention.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { attention, type AttentionOptions } from "../../core/gpu/kernels/attention.ts";
+import { attentionSplits, fitsSplits } from "../../core/gpu/kernels/attention-splits.ts";
 import { assertClose, randomValues, readF32, runKernel, zeros } from "./gpu-fixture.ts";
 
 const BLOCKS_PER_SEQUENCE = 12;
@@ -89,7 +90,7 @@ export function attentionCases(gpu: Gpu): void {
   }
 }
 
-/** Runs both kernels: one token per workgroup, and several. */
+/** Runs all kernels: one token per workgroup, several, and without rounds where heads are narrow. */
 async function runAttention(
   gpu: Gpu,
   options: Omit<AttentionOptions, "scale" | "blockSize" | "blocksPerSequence" | "tokens">,
@@ -101,14 +102,15 @@ async function runAttention(
   const tables = new Uint32Array(TABLES.length * BLOCKS_PER_SEQUENCE);
   TABLES.forEach((table, i) => tables.set(table, i * BLOCKS_PER_SEQUENCE));
   const results: Float32Array[] = [];
-  for (const tokens of ["one", "several"] as const) {
-    const kernel = attention({
-      ...options,
-      scale: 0.3,
-      blockSize: 16,
-      blocksPerSequence: BLOCKS_PER_SEQUENCE,
-      tokens,
-    });
+  const all = { ...options, scale: 0.3, blockSize: 16, blocksPerSequence: BLOCKS_PER_SEQUENCE };
+  const kernels = [
+    attention({ ...all, tokens: "one" }),
+    attention({ ...all, tokens: "several" }),
+    ...(options.lanes === 32 && fitsSplits(options)
+      ? [attentionSplits({ ...all, tokens: "one" })]
+      : []),
+  ];
+  for (const kernel of kernels) {
     const out = zeros(gpu, TOKENS.length * numHeads * valueDim);
     await runKernel(gpu, kernel, { tokens: TOKENS.length, samples: 0, topK: 1, numSlots: 1 }, [
       query,

@@ -29,7 +29,8 @@ export interface AttentionOptions {
   readonly lanes: 32 | 128;
 }
 
-const SINKS = {
+/** How rows begin with a sink and without. */
+export const SINKS = {
   none: { binding: "", top: "LOWEST", sum: "0.0" },
   some: {
     binding: "@group(0) @binding(7) var<storage, read> sinks: array<f32>; // [numHeads]",
