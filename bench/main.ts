@@ -12,6 +12,7 @@ import type { LoadSummary } from "./load/statistics.ts";
 import { runLoadTimeCommand } from "./load-time.ts";
 import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
 import { runOverlapCommand } from "./overlap.ts";
+import { runPeersCommand } from "./peers/command.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
 import { runBenchCommand } from "./serve.ts";
 import { runSyntheticCommand } from "./synthetic/command.ts";
@@ -35,7 +36,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, load-time, perplexity --url URL; synthetic --config NAME --out DIR writes a model; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, perplexity --url URL; synthetic --config NAME --out DIR writes a model; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -100,6 +101,9 @@ switch (program) {
     break;
   case "perplexity":
     process.exitCode = await runPerplexityCommand(rest);
+    break;
+  case "peers":
+    process.exitCode = await runPeersCommand(rest);
     break;
   case "synthetic":
     process.exitCode = await runSyntheticCommand(rest);
