@@ -53,15 +53,20 @@ function limitOf(candidate: Candidate): number {
   return rounds ? ROUNDED_TO_F16 : EXACT;
 }
 
-/** The kernels of measured choices. */
+/** The kernels of measured choices; a candidate that is the choice at several densities is one regime. */
 export function tunedKernels(sizes: ExpertSizes, points: readonly TunedPoint[]): ExpertKernels {
+  const names = [...new Set(points.map(({ candidate }) => JSON.stringify(candidate)))];
+  const regimeOf = points.map(({ candidate }) => names.indexOf(JSON.stringify(candidate)));
   return {
-    regimes: points.map(({ candidate }) => ({
-      group: candidateGroup(candidate),
-      bank: (format) => candidateKernels(candidate, sizes, format),
-      limit: limitOf(candidate),
-    })),
-    choose: (step) => nearestPoint(points, densityOf(step)),
+    regimes: names.map((_, regime) => {
+      const { candidate } = points[regimeOf.indexOf(regime)];
+      return {
+        group: candidateGroup(candidate),
+        bank: (format) => candidateKernels(candidate, sizes, format),
+        limit: limitOf(candidate),
+      };
+    }),
+    choose: (step) => regimeOf[nearestPoint(points, densityOf(step))],
   };
 }
 

@@ -47,6 +47,20 @@ test("a step takes the choice measured at the density nearest to its own", () =>
   assert.equal(densityOf({ ...step, tokens: 512 }), 48);
 });
 
+test("a candidate that is the choice at several densities is compiled once", () => {
+  const other: TunedPoint = { ...point(16), candidate: { kind: "plain", rows: 4 } };
+  const { regimes, choose } = tunedKernels(SIZES, [point(1), point(4), other, point(64)]);
+  assert.deepEqual(
+    regimes.map(({ group }) => group),
+    [undefined, 4],
+  );
+  const step = (tokens: number) => ({ tokens, samples: 0, topK: 2, numSlots: 2 });
+  assert.deepEqual(
+    [1, 4, 16, 64].map((tokens) => choose(step(tokens))),
+    [0, 0, 1, 0],
+  );
+});
+
 test("an adapter without subgroups, f16 and tensor cores has candidates for few and for many rows", () => {
   const offers = {
     shaderF16: false,
