@@ -4,7 +4,7 @@ import { after, before, describe, test } from "node:test";
 import { complete, continueGreedily, greedyBody, metric } from "../support/api.ts";
 import { startCluster, type Cluster } from "../support/cluster.ts";
 import { assertGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
-import { readTinyGoldens } from "../support/goldens.ts";
+import { readGoldens, readTinyGoldens } from "../support/goldens.ts";
 import { waitFor } from "../support/wait-for.ts";
 
 const goldens = await readTinyGoldens();
@@ -35,6 +35,25 @@ for (const shards of [0, 1, 2, 3])
 
     test("continues the goldens greedily, id by id", async () => {
       for (const golden of goldens) await assertGreedy(cluster.url, golden);
+    });
+  });
+
+// The other families run over two shards in one process: test/router-service/cluster/goldens-two-gpu-shards.test.ts.
+for (const family of ["deepseek_v3", "gpt_oss"])
+  describe(`a router with 2 shards of ${family}`, () => {
+    const model = `test/goldens/${family}`;
+    let cluster: Cluster;
+    before(async () => {
+      cluster = await startCluster({ shards: 2, model });
+    });
+    after(() => cluster?.close());
+
+    test("gives the goldens' log-probabilities at every position, and continues them greedily", async () => {
+      for (const [i, golden] of (await readGoldens(model)).entries()) {
+        const error = await logprobError(cluster.url, golden);
+        assert.ok(error <= LOGPROB_TOLERANCE, `prompt ${i}: off by ${error}`);
+        await assertGreedy(cluster.url, golden);
+      }
     });
   });
 
