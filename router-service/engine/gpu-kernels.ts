@@ -4,6 +4,7 @@ import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { compileKernel, type CompiledKernel, type Kernel } from "../../core/gpu/kernel.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
+import { addNorm } from "../../core/gpu/kernels/add-norm.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
 import { follow } from "../../core/gpu/kernels/follow.ts";
@@ -69,7 +70,9 @@ export async function compileModelKernels(
       sharedExpert &&
       (await ffn(sharedExpert.intermediateSize, sharedExpert.gated ? "addScaled" : "add")),
     sharedIsGated: sharedExpert?.gated ?? false,
+    /** The routed experts' sums: at the end of the model, and before another layer. */
     add: await compile(add(hiddenSize, factor)),
+    addNorm: await compile(addNorm({ hiddenSize, eps, factor })),
     finalNorm: await compile(rmsNorm({ hiddenSize, eps, rows: "samples" })),
     lmHead: await compileLinear(gpu, {
       k: hiddenSize,

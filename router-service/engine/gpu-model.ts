@@ -15,11 +15,11 @@ export type Stage = (pass: GPUComputePassEncoder, sizes: StepSizes) => void;
 
 /** A decoder layer in stages. */
 export interface GpuLayer {
-  /** Norm, attention and residual; then, in an MoE layer, the norm before the experts and the gate. */
+  /** Norm, unless `addSums` of the layer before has done it, attention and residual; then, in an MoE layer, the norm before the experts and the gate. */
   readonly attention: Stage;
   /** Dense FFN, or the shared expert: added to the hidden states. */
   readonly ffn: Stage;
-  /** Adds the routed experts' sums to the hidden states. */
+  /** Adds the routed experts' sums to the hidden states, and norms these for the next layer. */
   readonly addSums: Stage;
 }
 
@@ -73,8 +73,10 @@ function bindLayer(
 ): GpuLayer {
   const { counts } = b;
   const cache = caches[layer];
+  const before = weights.layers.at(layer - 1);
+  const isNormed = layer > 0 && before?.ffn.kind === "moe";
   const attend = [
-    k.norm.bind(counts, b.hidden, of.inputNorm, b.normed),
+    ...(isNormed ? [] : [k.norm.bind(counts, b.hidden, of.inputNorm, b.normed)]),
     ...bindAttention(k, of, weights.rope, b, cache, layer),
     wire !== "f32" && of.ffn.kind === "moe"
       ? k.normRound.bind(counts, b.hidden, of.postAttentionNorm, b.normed, b.rounded)
@@ -91,11 +93,16 @@ function bindLayer(
     k.gateLogits.bind(counts, b.normed, gate, b.gateLogits),
     k.gate.bind(counts, b.gateLogits, b.routingOf(layer), b.sharedGate, ...terms),
   ];
+  const next = weights.layers.at(layer + 1);
   const scale = k.sharedIsGated ? b.sharedGate : undefined;
   return {
     attention: stage([...attend, ...choose]),
     ffn: stage(k.shared && shared ? bindFfn(k.shared, shared, b, scale) : []),
-    addSums: stage([k.add.bind(counts, b.sums, b.hidden)]),
+    addSums: stage([
+      next === undefined
+        ? k.add.bind(counts, b.sums, b.hidden)
+        : k.addNorm.bind(counts, b.sums, b.hidden, next.inputNorm, b.normed),
+    ]),
   };
 }
 

@@ -6,6 +6,7 @@ import { test } from "node:test";
 import * as cpu from "../../core/cpu/operations.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { add } from "../../core/gpu/kernels/add.ts";
+import { addNorm } from "../../core/gpu/kernels/add-norm.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { packInt8Rows } from "../../core/int8-rows.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
@@ -124,6 +125,24 @@ export function rowKernelCases(gpu: Gpu): void {
       await readF32(gpu, result, hidden.length),
       hidden.map((v, i) => Math.fround(v + sums[i])),
     );
+  });
+
+  test("add-norm adds and norms", async () => {
+    const [hiddenSize, factor] = [264, 0.25];
+    const sums = randomValues(3 * hiddenSize, 52);
+    const hidden = randomValues(3 * hiddenSize, 53);
+    const scale = randomValues(hiddenSize, 54);
+    const out = zeros(gpu, hidden.length);
+    const [, result] = await runKernel(
+      gpu,
+      addNorm({ hiddenSize, eps: 1e-6, factor }),
+      { tokens: 3, samples: 0, ...UNROUTED },
+      [sums, hidden, scale, out],
+    );
+    const added = hidden.map((v, i) => Math.fround(v + factor * sums[i]));
+    assert.deepEqual(await readF32(gpu, result, added.length), added);
+    const normed = cpu.rmsNorm(added, scale, 1e-6);
+    assertClose(await readF32(gpu, out, normed.length), normed, 1e-5);
   });
 
   test("top-candidates gives the largest logits in order, ties by lower id, log-sum-exp and a wanted logit", async () => {
