@@ -9,8 +9,9 @@
  * a pause. What that costs and saves is in bench/RESULTS.md.
  */
 
-/** Waits that are expected to be shorter than this, or of which nothing is known, are asked for without a pause for as long, milliseconds. */
+/** How long is asked without a pause where nothing is known of a wait, and at most in one that is expected to be short, milliseconds. */
 const EAGER_MS = 0.2;
+const EAGER_AT_MOST_MS = 0.4;
 
 /** Sleep before each question after that, milliseconds: less than a timer can do, and short enough for other work to wait. */
 const NAP_MS = 0.05;
@@ -18,8 +19,14 @@ const NAP_MS = 0.05;
 /** Longest sleep of the thread before the first question, milliseconds: sockets wait for as long. */
 const LONGEST_NAP_MS = 0.5;
 
-/** Part of the expected time after which questions begin, and how late a timer may be, milliseconds. */
+/**
+ * Questions begin after this part of the expected time, less what a sleep is late by, milliseconds: else each wait would
+ * be found a little longer than the last, for no other reason than that.
+ */
 const EXPECTED_PART = 0.85;
+const SLEEP_LATE_MS = 0.15;
+
+/** How late a timer may be, milliseconds. */
 const TIMER_LATE_MS = 1.2;
 
 /** Waits of a kind that the next one is expected by. */
@@ -116,8 +123,8 @@ export async function mapForReading(buffer: GPUBuffer, bytes: number, rows = 1):
   const last = lastOf(buffer, rows);
   const expectedMs = last.length < REMEMBERED ? 0 : Math.min(...last);
   const wait: Wait = {
-    from: startedAt + expectedMs * EXPECTED_PART,
-    eagerUntil: expectedMs > EAGER_MS ? 0 : startedAt + EAGER_MS,
+    from: startedAt + expectedMs * EXPECTED_PART - SLEEP_LATE_MS,
+    eagerUntil: expectedMs > EAGER_AT_MOST_MS ? 0 : startedAt + Math.max(EAGER_MS, expectedMs),
   };
   waits.add(wait);
   // What was held for an earlier wait may be too late for this one.

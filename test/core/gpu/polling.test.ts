@@ -88,6 +88,14 @@ test("a wait like the last ones begins to ask shortly before its end; one of ano
   assert.ok(Math.min(...short) < first.ms / 4, `${short.join(", ")} ms after ${first.ms} ms`);
 });
 
+test("short waits do not grow by being expected", async (t) => {
+  const device = await slowDevice(t);
+  const times: number[] = [];
+  for (let i = 0; i < 120; i++) times.push((await device.run(1000, 1)).ms);
+  const [first, last] = [times.slice(0, 40), times.slice(-40)].map((some) => Math.min(...some));
+  assert.ok(last < 2 * first + 0.1, `${first} ms at first, ${last} ms in the end`);
+});
+
 test("long waits for two devices at once both end", async (t) => {
   const devices = [await slowDevice(t), await slowDevice(t)];
   for (let i = 0; i < 7; i++) {
