@@ -192,7 +192,8 @@ async function comparePart(
     `\nMedians of ${rounds} rounds in turns (lowest–highest); ratios are ${OURS} over the peer, medians of each round's.\n`,
   );
   console.log(`${ratesTable(result.rates)}\n`);
-  console.log(`${aimsTable(result.rates, aimsOf(part, sizes, isSoftware))}\n`);
+  const aims = aimsOf(part, sizes, isSoftware);
+  if (aims.length > 0) console.log(`${aimsTable(result.rates, aims)}\n`);
   return result.outcomes;
 }
 
