@@ -4,7 +4,7 @@
 const BLOCK = 32;
 
 /** Values of the codes 0 … 7; 8 … 15 are their negatives. */
-const MAGNITUDES = [0, 0.5, 1, 1.5, 2, 3, 4, 6];
+const MAGNITUDES = Float64Array.of(0, 0.5, 1, 1.5, 2, 3, 4, 6);
 
 /** Value of each code. */
 export const E2M1 = Float32Array.from({ length: 16 }, (_, code) =>
@@ -21,22 +21,34 @@ function nearest(magnitude: number): number {
   return magnitude > 5 ? 7 : 6;
 }
 
-/** Squared error of a block under a scale. */
-function blockError(values: Float32Array, begin: number, end: number, inverse: number): number {
+/** Codes of a block under two scales. */
+const lowCodes = new Uint8Array(BLOCK);
+const highCodes = new Uint8Array(BLOCK);
+
+/** Codes of a block without signs; gives their squared error in units of the values. */
+function encodeBlock(
+  values: Float32Array,
+  begin: number,
+  length: number,
+  inverse: number,
+  codes: Uint8Array,
+): number {
   let sum = 0;
-  for (let i = begin; i < end; i++) {
-    const magnitude = Math.abs(values[i]) * inverse;
-    const difference = magnitude - MAGNITUDES[nearest(magnitude)];
+  for (let i = 0; i < length; i++) {
+    const magnitude = Math.abs(values[begin + i]) * inverse;
+    const code = nearest(magnitude);
+    codes[i] = code;
+    const difference = magnitude - MAGNITUDES[code];
     sum += difference * difference;
   }
-  // In units of the values.
   return sum / (inverse * inverse);
 }
 
 /**
  * Rounds `columns` values to e2m1. A block's scale brings its largest value to [4, 8), as the specification says, or to
  * [2, 4) where that has the smaller squared error (6 is the largest code). Values that are MXFP4 already keep their bits.
- * @param bits the same values' bits; @param at counts u32, `scaleAt` bytes
+ * @param bits the same values' bits
+ * @param at counts u32, `scaleAt` bytes
  */
 export function packMxfp4Row(
   values: Float32Array,
@@ -50,30 +62,30 @@ export function packMxfp4Row(
 ): void {
   for (let start = 0; start < columns; start += BLOCK) {
     const begin = from + start;
-    const end = from + Math.min(start + BLOCK, columns);
+    const length = Math.min(BLOCK, columns - start);
     let largest = 0;
-    for (let i = begin; i < end; i++) {
+    for (let i = begin; i < begin + length; i++) {
       // Without their sign, bits of floats are in the order of their magnitudes.
       const magnitude = bits[i] & 0x7fffffff;
       if (magnitude > largest) largest = magnitude;
     }
-    // The exponent of the largest value, less the 2 of e2m1's largest.
+    // The exponent of the largest value, less the 2 of e2m1's largest. Scales whose bits f32 has no normal value for are left out.
     const low = Math.min(254, Math.max(1, (largest >>> 23) - 2));
-    const high = Math.min(254, low + 1);
+    const lowError = encodeBlock(values, begin, length, 2 ** (127 - low), lowCodes);
     let scale = low;
-    if (
-      blockError(values, begin, end, 2 ** (127 - high)) <
-      blockError(values, begin, end, 2 ** (127 - low))
-    ) {
-      scale = high;
+    let codes = lowCodes;
+    if (lowError > 0 && low < 254) {
+      const error = encodeBlock(values, begin, length, 2 ** (126 - low), highCodes);
+      if (error < lowError) {
+        scale = low + 1;
+        codes = highCodes;
+      }
     }
     scales[scaleAt++] = scale;
-    const inverse = 2 ** (127 - scale);
-    for (let i = begin; i < end; i += 8) {
+    for (let i = 0; i < length; i += 8) {
       let word = 0;
       for (let j = 0; j < 8; j++) {
-        const code = nearest(Math.abs(values[i + j]) * inverse) | ((bits[i + j] >>> 31) << 3);
-        word |= code << (4 * j);
+        word |= (codes[i + j] | ((bits[begin + i + j] >>> 31) << 3)) << (4 * j);
       }
       out[at++] = word;
     }
