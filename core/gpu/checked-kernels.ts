@@ -6,6 +6,7 @@ import type { Logger } from "../platform/log.ts";
 import { checkConformance } from "./conformance.ts";
 import type { Gpu } from "./device.ts";
 import { type ExpertKernels, plainExpertKernels } from "./expert-kernels.ts";
+import { inputLoads } from "./kernels/shared-input.ts";
 import { tuneExperts } from "./expert-tuning.ts";
 
 /** Whether kernels are chosen by measuring; auto: unless the adapter is a program on the CPU. */
@@ -63,7 +64,7 @@ export class CheckedKernels {
   async #choose(format: ExpertFormat): Promise<ExpertKernels> {
     const { tune, directory, logger } = this.#options;
     if (tune === "never" || (tune === "auto" && this.#gpu.offers.software)) {
-      return plainExpertKernels(this.#sizes);
+      return plainExpertKernels(this.#sizes, inputLoads(this.#gpu.offers));
     }
     const bounds = { seconds: TUNING_SECONDS, now: () => performance.now() };
     const startedAt = performance.now();

@@ -20,6 +20,7 @@ import {
 import { type Binding, type BoundKernel, compileKernel, type CompiledKernel } from "./kernel.ts";
 import { combine } from "./kernels/combine.ts";
 import type { StepSizes } from "./kernels/counts.ts";
+import { inputLoads } from "./kernels/shared-input.ts";
 import { MAX_SLOTS } from "./kernels/group-by-slot.ts";
 
 /** Buffers that the experts read and write; their owner makes them. */
@@ -254,7 +255,10 @@ async function compile(
   gpu: Gpu,
   sizes: ExpertSizes,
   formats: readonly ExpertFormat[],
-  { kernels = plainExpertKernels(sizes), maxSlots = MAX_SLOTS }: ExpertFfnOptions,
+  {
+    kernels = plainExpertKernels(sizes, inputLoads(gpu.offers)),
+    maxSlots = MAX_SLOTS,
+  }: ExpertFfnOptions,
 ): Promise<Compiled> {
   const regimes: CompiledRegime[] = [];
   for (const { group, bank } of kernels.regimes) {

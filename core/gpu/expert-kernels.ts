@@ -7,6 +7,7 @@ import type { StepSizes } from "./kernels/counts.ts";
 import { expertDown } from "./kernels/expert-down.ts";
 import { expertGateUp } from "./kernels/expert-gate-up.ts";
 import type { ExpertLookup } from "./kernels/expert-bindings.ts";
+import type { InputLoads } from "./kernels/shared-input.ts";
 import { groupBySlot } from "./kernels/group-by-slot.ts";
 import { type GroupRows, groupStride, maxGroupedTiles } from "./kernels/tile.ts";
 
@@ -42,12 +43,12 @@ export interface ExpertKernels {
 export const GROUPED_FROM = 4;
 
 /** Kernels of few, fat invocations, which need nothing of an adapter: one pair at a time, or four of a slot together. */
-export function plainExpertKernels(sizes: ExpertSizes): ExpertKernels {
+export function plainExpertKernels(sizes: ExpertSizes, loads: InputLoads = "own"): ExpertKernels {
   const bank =
     (lookup: ExpertLookup) =>
     (format: ExpertFormat): BankKernels => ({
-      gateUp: expertGateUp(sizes, format, lookup),
-      down: expertDown(sizes, format, lookup),
+      gateUp: expertGateUp(sizes, format, lookup, loads),
+      down: expertDown(sizes, format, lookup, loads),
     });
   return {
     regimes: [

@@ -4,6 +4,7 @@ import type { Kernel } from "../kernel.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
 import { expertBindings, type ExpertLookup } from "./expert-bindings.ts";
 import { packedProduct } from "./packed-product.ts";
+import { type InputLoads, sharedInput } from "./shared-input.ts";
 import { numTiles } from "./tile.ts";
 
 const WORKGROUP = 32;
@@ -20,42 +21,45 @@ export function expertDown(
   sizes: ExpertSizes,
   format: ExpertFormat,
   lookup: ExpertLookup,
+  loads: InputLoads = "own",
 ): Kernel<StepSizes> {
   const { hiddenSize, expertIntermediateSize: width, expertBias } = sizes;
-  const product = packedProduct(format, width);
+  const input = sharedInput(loads);
+  const product = packedProduct(format, width, input);
   return {
-    label: `expert down ${width}→${hiddenSize} ${format} ${lookup.kind}×${lookup.rows}`,
+    label: `expert down ${width}→${hiddenSize} ${format} ${lookup.kind}×${lookup.rows} ${loads}`,
     grid: (step) => [ceilDiv(hiddenSize / 4, WORKGROUP), numTiles(lookup, step), 1],
-    wgsl: /* wgsl */ `
+    wgsl: /* wgsl */ `${input.enable}
 ${COUNTS}
 const H = ${hiddenSize}u;
 const ROWS = ${lookup.rows}u;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<${input.element}>;
 @group(0) @binding(2) var<storage, read> weights: array<${product.element}>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 ${expertBindings(lookup)}
 ${product.functions}
 
 @compute @workgroup_size(${WORKGROUP})
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) group: vec3<u32>) {
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) group: vec3<u32>${input.parameters}) {
   let col = id.x * 4u;
   let tile = group.y;
   let place = tile_place(tile);
-  if (col >= H || place == NONE) { return; }
-  let w_row0 = place * H + col;
+  if (place == NONE) { return; }
+  // Beyond the last columns some of them again, for what is shared in loading.
+  let w_row0 = place * H + min(col, H - 4u);
   let w_row1 = w_row0 + 1u;
   let w_row2 = w_row0 + 2u;
   let w_row3 = w_row0 + 3u;
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    row[r] = select(pair, 0u, pair == NONE) * ${width / 4}u;
+    row[r] = ${input.rowStart("select(pair, 0u, pair == NONE)", width)};
   }
   ${product.fourColumns}
   ${expertBias ? "let bias = vec4<f32>(biases[w_row0], biases[w_row1], biases[w_row2], biases[w_row3]);" : ""}
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    if (pair == NONE) { continue; }
+    if (pair == NONE || col >= H) { continue; }
     out[(pair * H + col) / 4u] = acc[r]${expertBias ? " + bias" : ""};
   }
 }`,

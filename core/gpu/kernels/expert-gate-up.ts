@@ -5,6 +5,7 @@ import { activationWgsl } from "./activation.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
 import { expertBindings, type ExpertLookup } from "./expert-bindings.ts";
 import { packedProduct } from "./packed-product.ts";
+import { type InputLoads, sharedInput } from "./shared-input.ts";
 import { numTiles } from "./tile.ts";
 
 const WORKGROUP = 32;
@@ -22,17 +23,19 @@ export function expertGateUp(
   sizes: ExpertSizes,
   format: ExpertFormat,
   lookup: ExpertLookup,
+  loads: InputLoads = "own",
 ): Kernel<StepSizes> {
   const { hiddenSize, expertIntermediateSize: width, activation, expertBias } = sizes;
-  const product = packedProduct(format, hiddenSize);
+  const input = sharedInput(loads);
+  const product = packedProduct(format, hiddenSize, input);
   return {
-    label: `expert gate-up ${hiddenSize}→${width} ${format} ${lookup.kind}×${lookup.rows}`,
+    label: `expert gate-up ${hiddenSize}→${width} ${format} ${lookup.kind}×${lookup.rows} ${loads}`,
     grid: (step) => [ceilDiv(width / 2, WORKGROUP), numTiles(lookup, step), 1],
-    wgsl: /* wgsl */ `
+    wgsl: /* wgsl */ `${input.enable}
 ${COUNTS}
 const I = ${width}u;
 const ROWS = ${lookup.rows}u;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<${input.element}>;
 @group(0) @binding(2) var<storage, read> weights: array<${product.element}>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec2<f32>>;
 ${expertBindings(lookup)}
@@ -40,26 +43,26 @@ ${product.functions}
 ${activationWgsl(activation, "vec2<f32>")}
 
 @compute @workgroup_size(${WORKGROUP})
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) group: vec3<u32>) {
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) group: vec3<u32>${input.parameters}) {
   let col = id.x * 2u;
   let tile = group.y;
   let place = tile_place(tile);
-  if (col >= I || place == NONE) { return; }
-  // Two columns of gate, then the same two of up.
-  let w_row0 = place * 2u * I + col;
+  if (place == NONE) { return; }
+  // Two columns of gate, then the same two of up; beyond the last ones some of them again, for what is shared in loading.
+  let w_row0 = place * 2u * I + min(col, I - 2u);
   let w_row1 = w_row0 + 1u;
   let w_row2 = w_row0 + I;
   let w_row3 = w_row2 + 1u;
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    row[r] = row_of(select(pair, 0u, pair == NONE)) * ${hiddenSize / 4}u;
+    row[r] = ${input.rowStart("row_of(select(pair, 0u, pair == NONE))", hiddenSize)};
   }
   ${product.fourColumns}
   ${expertBias ? "let bias = vec4<f32>(biases[w_row0], biases[w_row1], biases[w_row2], biases[w_row3]);" : ""}
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    if (pair == NONE) { continue; }
+    if (pair == NONE || col >= I) { continue; }
     let both = acc[r]${expertBias ? " + bias" : ""};
     out[(pair * I + col) / 2u] = activate(both.xy, both.zw);
   }

@@ -1,5 +1,6 @@
 /** Products with rows of packed weights in registers alone: what few, fat invocations compute. */
 
+import type { SharedInput } from "./shared-input.ts";
 import { type ExpertFormat, formatLayout, rowScaleWords } from "../../expert-format.ts";
 
 /** How a kernel multiplies by a matrix of some format with rows of K columns. */
@@ -10,7 +11,7 @@ export interface PackedProduct {
   readonly functions: string;
   /**
    * WGSL that multiplies the rows of a tile by four rows of weights: `acc[r]` from `row[r]`, where row r of the input
-   * begins (in vec4), and `w_row0` … `w_row3`, the rows of weights.
+   * begins (SharedInput.rowStart), and `w_row0` … `w_row3`, the rows of weights.
    */
   readonly fourColumns: string;
 }
@@ -65,7 +66,7 @@ fn weights8(i: u32) -> Eight {
 const ELEMENTS = { 8: "vec4<f32>", 4: "vec4<u32>", 2: "vec2<u32>", 1: "u32" } as const;
 
 /** Products with matrices of a format with `k` columns, a multiple of 8. */
-export function packedProduct(format: ExpertFormat, k: number): PackedProduct {
+export function packedProduct(format: ExpertFormat, k: number, input: SharedInput): PackedProduct {
   const { bits, scaleBits, group } = formatLayout(format);
   const kind =
     format === "f32" || format === "f16" || format === "int8" || format === "mxfp4"
@@ -78,13 +79,7 @@ export function packedProduct(format: ExpertFormat, k: number): PackedProduct {
       let w1 = weights8(at1 + i);
       let w2 = weights8(at2 + i);
       let w3 = weights8(at3 + i);
-      for (var r = 0u; r < ROWS; r++) {
-        let a = x[row[r] + i * 2u];
-        let b = x[row[r] + i * 2u + 1u];
-        ${sum}[r] += vec4<f32>(
-          dot(w0.a, a) + dot(w0.b, b), dot(w1.a, a) + dot(w1.b, b),
-          dot(w2.a, a) + dot(w2.b, b), dot(w3.a, a) + dot(w3.b, b));
-      }`;
+      ${input.addEight(sum)}`;
   const scales = (g: string) =>
     `vec4<f32>(scale_of(w_row0, ${g}), scale_of(w_row1, ${g}), scale_of(w_row2, ${g}), scale_of(w_row3, ${g}))`;
   const whole = /* wgsl */ `

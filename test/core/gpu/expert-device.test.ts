@@ -3,15 +3,18 @@ import { after, test } from "node:test";
 
 import { SILU } from "../../../core/cpu/activation.ts";
 import { OutOfDeviceMemoryError } from "../../../core/expert-device.ts";
+import type { ExpertFormat } from "../../../core/expert-format.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { planBanks } from "../../../core/gpu/expert-banks.ts";
+import { plainExpertKernels } from "../../../core/gpu/expert-kernels.ts";
+import { inputLoads } from "../../../core/gpu/kernels/shared-input.ts";
 import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
 import {
   expertDeviceContract,
   type ExpertDeviceFactory,
 } from "../../support/expert-device-contract.ts";
 import { expertFormatContract } from "../../support/expert-format-contract.ts";
-import { testExpert, testRun } from "../../support/expert-reference.ts";
+import { assertClose, testExpert, testRun } from "../../support/expert-reference.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
@@ -54,6 +57,27 @@ test("experts in several banks give the sums, bit by bit, that they give in one"
   }
   banks.close();
   oneBank.close();
+});
+
+test("kernels that load the input for themselves give the sums that those of this adapter give", async () => {
+  assert.notEqual(inputLoads(gpu.offers), "own", "llvmpipe's kernels share loads in subgroups");
+  const own = await createGpuExpertDevice(gpu, SIZES, ["f32", "int8"], {
+    kernels: plainExpertKernels(SIZES),
+  });
+  const shared = await createGpuExpertDevice(gpu, SIZES, ["f32", "int8"]);
+  const slots: ExpertFormat[] = ["f32", "int8", "f32", "int8"];
+  for (const device of [own, shared]) {
+    device.allocate(0, slots);
+    for (const slot of slots.keys()) device.load(0, slot, testExpert(SIZES, slot));
+  }
+  for (const numRows of [1, 30]) {
+    const run = testRun(64, numRows, 2, slots.length);
+    const expected = await own.run(0, run.rows, run.slots, run.weights);
+    const actual = await shared.run(0, run.rows, run.slots, run.weights);
+    assertClose(actual, Float64Array.from(expected), 1e-6);
+  }
+  own.close();
+  shared.close();
 });
 
 test("slots come into as few banks of each format as a buffer's limit allows, evenly", () => {
