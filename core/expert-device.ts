@@ -2,7 +2,7 @@
 
 import type { ExpertFormat } from "./expert-format.ts";
 import type { Activation } from "./model/config.ts";
-import type { HostTensor } from "./tensor.ts";
+import type { HostTensor, StoredMatrix } from "./tensor.ts";
 import type { PackedExpert } from "./weights.ts";
 
 /** How a cluster keeps the weights of attention, gates, dense FFNs and shared experts in device memory. */
@@ -26,13 +26,13 @@ export interface ExpertSizes {
 }
 
 /** Weights of one expert FFN as the checkpoint has them. */
-export interface ExpertWeights {
+export interface ExpertWeights<Matrix extends StoredMatrix = HostTensor> {
   /** [intermediateSize, hiddenSize] */
-  readonly gate: HostTensor;
+  readonly gate: Matrix;
   /** [intermediateSize, hiddenSize] */
-  readonly up: HostTensor;
+  readonly up: Matrix;
   /** [hiddenSize, intermediateSize] */
-  readonly down: HostTensor;
+  readonly down: Matrix;
   /** [intermediateSize]; there where ExpertSizes.expertBias says so, as upBias and downBias. */
   readonly gateBias?: HostTensor;
   /** [intermediateSize] */
@@ -40,6 +40,9 @@ export interface ExpertWeights {
   /** [hiddenSize] */
   readonly downBias?: HostTensor;
 }
+
+/** Weights of one routed expert; those that a checkpoint has in MXFP4 are still in it. */
+export type StoredExpert = ExpertWeights<StoredMatrix>;
 
 /** Slot id of a row's expert that is not on this device; it adds nothing to the row's sum. */
 export const NO_SLOT = 0xffffffff;
@@ -62,7 +65,7 @@ export interface ExpertDevice {
    * Puts an expert into a slot, converted to the slot's format.
    * Throws RangeError where slot or shape does not fit, WeightOverflowError where a value does not.
    */
-  load(layer: number, slot: number, weights: ExpertWeights): void;
+  load(layer: number, slot: number, weights: StoredExpert): void;
   /** Puts an expert that `packExpert` has converted into a slot. Throws RangeError where slot or format does not fit. */
   loadPacked(layer: number, slot: number, expert: PackedExpert): void;
   /** Settles when what was loaded is in device memory, and the host does not hold it any more. */

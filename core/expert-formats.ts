@@ -6,7 +6,7 @@ import { moeLayers, type ModelConfig } from "./model/config.ts";
 import type { ModelOverlay } from "./model/overlay.ts";
 import { expertBytes } from "./weights.ts";
 
-/** A router's or shard's say in the format of experts; auto: that of the other weights. */
+/** A router's or shard's say in the format of experts; auto: that of the checkpoint, or of the other weights. */
 export type ExpertsSetting = "auto" | ExpertFormat;
 
 /** Values of --experts-bits. */
@@ -47,9 +47,16 @@ export function formatsOf(overlay: ModelOverlay | undefined, common: ExpertForma
   return (layer, expert) => overlay?.formatOf(layer, expert) ?? common;
 }
 
-/** The format of experts that the overlay says nothing of. */
-export function commonFormat(setting: ExpertsSetting, weights: WeightsDtype): ExpertFormat {
-  return setting === "auto" ? weights : setting;
+/**
+ * The format of experts that the overlay says nothing of.
+ * @param stored the format that the checkpoint has them in; undefined: floats
+ */
+export function commonFormat(
+  setting: ExpertsSetting,
+  weights: WeightsDtype,
+  stored: ExpertFormat | undefined,
+): ExpertFormat {
+  return setting === "auto" ? (stored ?? weights) : setting;
 }
 
 /** Bytes of each expert id in all MoE layers together, [numExperts]. */

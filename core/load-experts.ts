@@ -1,6 +1,6 @@
 /** Experts from a checkpoint onto a device, streaming: while one is packed the next ones are read. */
 
-import type { ExpertDevice, ExpertSizes, ExpertWeights } from "./expert-device.ts";
+import type { ExpertDevice, ExpertSizes, StoredExpert } from "./expert-device.ts";
 import type { ExpertFormat } from "./expert-format.ts";
 import { PackPool } from "./pack-pool.ts";
 import { packExpert, type PackedExpert } from "./weights.ts";
@@ -17,7 +17,7 @@ export interface ExpertLoad {
 /** What loading needs. */
 export interface LoadExpertsOptions {
   readonly sizes: ExpertSizes;
-  readonly read: (layer: number, expert: number) => Promise<ExpertWeights>;
+  readonly read: (layer: number, expert: number) => Promise<StoredExpert>;
   readonly device: Pick<ExpertDevice, "loadPacked" | "settled">;
   /** Called after each expert that was loaded; they come in any order. */
   readonly onExpert?: (load: ExpertLoad) => void;

@@ -3,14 +3,15 @@
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 
-import type { ExpertSizes, ExpertWeights } from "./expert-device.ts";
+import type { ExpertSizes, StoredExpert } from "./expert-device.ts";
 import type { ExpertFormat } from "./expert-format.ts";
+import type { StoredMatrix } from "./tensor.ts";
 import { type PackedExpert, WeightOverflowError } from "./weights.ts";
 
 /** What a worker is asked. */
 export interface PackRequest {
   readonly name: string;
-  readonly weights: ExpertWeights;
+  readonly weights: StoredExpert;
   readonly sizes: ExpertSizes;
   readonly format: ExpertFormat;
 }
@@ -109,22 +110,28 @@ export class PackPool {
 }
 
 /** The weights with bytes that can go to a thread whole, and their buffers. */
-function movable(weights: ExpertWeights): {
-  readonly weights: ExpertWeights;
+function movable(weights: StoredExpert): {
+  readonly weights: StoredExpert;
   readonly buffers: ArrayBuffer[];
 } {
   const buffers = new Set<ArrayBuffer>();
-  const moved = Object.entries(weights).flatMap(([part, tensor]) => {
-    if (tensor === undefined) return [];
-    const { bytes } = tensor as ExpertWeights["gate"];
+  const own = (bytes: Uint8Array): Uint8Array => {
     // A part of a larger buffer, or a buffer that goes already, is copied.
     const whole =
       bytes.byteLength === bytes.buffer.byteLength && !buffers.has(bytes.buffer as ArrayBuffer);
-    const own = whole ? bytes : bytes.slice();
-    buffers.add(own.buffer as ArrayBuffer);
-    return [[part, { ...tensor, bytes: own }] as const];
-  });
-  return { weights: Object.fromEntries(moved) as unknown as ExpertWeights, buffers: [...buffers] };
+    const owned = whole ? bytes : bytes.slice();
+    buffers.add(owned.buffer as ArrayBuffer);
+    return owned;
+  };
+  const ownTensor = (tensor: StoredMatrix): StoredMatrix =>
+    tensor.dtype === "MXFP4"
+      ? { ...tensor, bytes: own(tensor.bytes), scales: own(tensor.scales) }
+      : { ...tensor, bytes: own(tensor.bytes) };
+  const parts = Object.entries<StoredMatrix | undefined>({ ...weights });
+  const moved = parts.flatMap(([part, tensor]) =>
+    tensor === undefined ? [] : [[part, ownTensor(tensor)] as const],
+  );
+  return { weights: Object.fromEntries(moved) as unknown as StoredExpert, buffers: [...buffers] };
 }
 
 function errorOf({ kind, message }: Extract<PackAnswer, { kind: string }>): Error {

@@ -11,6 +11,19 @@ export interface HostTensor {
   readonly bytes: Uint8Array;
 }
 
+/** A matrix [rows, columns] in MXFP4 (OCP Microscaling Formats 1.0), as checkpoints have it; columns a multiple of 32. */
+export interface Mxfp4Matrix {
+  readonly shape: readonly number[];
+  readonly dtype: "MXFP4";
+  /** [rows, columns / 2] two e2m1 codes each, that of the even column in the low half */
+  readonly bytes: Uint8Array;
+  /** [rows, columns / 32] s of the groups' scales 2^(s − 127); 255 is NaN */
+  readonly scales: Uint8Array;
+}
+
+/** A matrix as a checkpoint has it. */
+export type StoredMatrix = HostTensor | Mxfp4Matrix;
+
 /** Largest finite f16 value. */
 export const F16_MAX = 65504;
 

@@ -2,8 +2,9 @@
 
 import { isDeepStrictEqual } from "node:util";
 
-import type { ExpertSizes, ExpertWeights, WeightsDtype } from "./expert-device.ts";
+import type { ExpertSizes, StoredExpert, WeightsDtype } from "./expert-device.ts";
 import { emptyMatrix, type ExpertFormat, matrixBytes, type PackedMatrix } from "./expert-format.ts";
+import { decodeRows, mayOverflow, packMxfp4, plainFloats } from "./mxfp4-matrix.ts";
 import { packStagedInt4, stageRows } from "./packing.ts";
 import { packRows } from "./quantize.ts";
 import {
@@ -13,6 +14,7 @@ import {
   type HostTensor,
   maxMagnitude,
   numElements,
+  type StoredMatrix,
   toF32,
 } from "./tensor.ts";
 
@@ -147,25 +149,39 @@ const LARGEST: Readonly<Record<ExpertFormat, number>> = {
 };
 
 /**
- * A matrix [rows, columns] in a format of experts; `name` is the matrix's.
+ * A matrix [rows, columns] in a format of experts; `name` is the matrix's. What is MXFP4 already keeps its bits in mxfp4.
  * Throws WeightOverflowError where a value is not finite or too large, RangeError where columns are no multiple of 8.
  */
-export function packMatrix(name: string, tensor: HostTensor, format: ExpertFormat): PackedMatrix {
+export function packMatrix(name: string, tensor: StoredMatrix, format: ExpertFormat): PackedMatrix {
   const [rows, columns] = tensor.shape;
   if (columns % 8 !== 0)
     throw new RangeError(`${name}: ${columns} columns, expected a multiple of 8`);
+  if (tensor.dtype === "MXFP4" && format === "mxfp4") {
+    if (mayOverflow(tensor)) {
+      const largest = maxMagnitude(toF32(plainFloats(tensor)));
+      checkMagnitude(name, largest, LARGEST[format], format);
+    }
+    return packMxfp4(tensor);
+  }
   const packed = emptyMatrix(format, rows, columns);
   const rowsAtOnce = Math.max(1, Math.floor(PACKED_AT_ONCE / columns));
-  const rowBytes = columns * bytesPerElement(tensor.dtype);
   for (let row = 0; row < rows; row += rowsAtOnce) {
     const end = Math.min(rows, row + rowsAtOnce);
-    const bytes = tensor.bytes.subarray(row * rowBytes, end * rowBytes);
-    const staged = stageRows({ shape: [end - row, columns], dtype: tensor.dtype, bytes });
+    const staged = stageRows(rowsOf(tensor, row, end));
     checkMagnitude(name, staged.largest, LARGEST[format], format);
     if (format.startsWith("int4")) packStagedInt4(format, staged, columns, packed, row);
     else packRows(format, staged.values, columns, packed, row);
   }
   return packed;
+}
+
+/** Rows [from, to) of a matrix in plain floats; copies only what has to be decoded. */
+function rowsOf(tensor: StoredMatrix, from: number, to: number): HostTensor {
+  if (tensor.dtype === "MXFP4") return decodeRows(tensor, from, to);
+  const { shape, dtype } = tensor;
+  const rowBytes = shape[1] * bytesPerElement(dtype);
+  const bytes = tensor.bytes.subarray(from * rowBytes, to * rowBytes);
+  return { shape: [to - from, shape[1]], dtype, bytes };
 }
 
 /**
@@ -174,12 +190,15 @@ export function packMatrix(name: string, tensor: HostTensor, format: ExpertForma
  */
 export function packExpert(
   name: string,
-  weights: ExpertWeights,
+  weights: StoredExpert,
   sizes: ExpertSizes,
   format: ExpertFormat,
 ): PackedExpert {
   const { hiddenSize, expertIntermediateSize } = sizes;
-  const tensor = (part: keyof ExpertWeights, ...shape: readonly number[]): HostTensor => {
+  const tensor = <Part extends keyof StoredExpert>(
+    part: Part,
+    ...shape: readonly number[]
+  ): NonNullable<StoredExpert[Part]> => {
     const has = weights[part];
     if (has === undefined || !isDeepStrictEqual(has.shape, shape)) {
       const got = has === undefined ? "missing" : `shape [${has.shape.join(", ")}]`;

@@ -11,6 +11,7 @@ import { openWeights } from "../core/model/checkpoint.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { readModelConfig } from "../core/model/load-config.ts";
 import { readOverlay } from "../core/model/overlay.ts";
+import { storedExperts } from "../core/model/stored-experts.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
@@ -79,12 +80,18 @@ export async function runInspectCommand(argv: readonly string[]): Promise<number
   }
 }
 
+interface WeightFiles extends NonNullable<InspectSubject["files"]> {
+  readonly names: ReadonlySet<string>;
+}
+
 async function inspect(settings: InspectConfig): Promise<InspectSubject> {
   const config = await readModelConfig(settings.model);
   const files = await weightFiles(settings.model);
   const limits = runnerLimits(settings, config);
   const { weights, shards } = settings;
-  const experts = commonFormat(expertsSetting(settings), weights);
+  // Without weight files the config's word is taken.
+  const stored = storedExperts(config, (name) => files === undefined || files.names.has(name));
+  const experts = commonFormat(expertsSetting(settings), weights, stored);
   const overlay = await readOverlay(settings.model, config);
   const { memoryBytes, memoryFrom } = await memoryOf(settings, config);
   const formatOf = formatsOf(overlay, experts);
@@ -101,10 +108,10 @@ async function inspect(settings: InspectConfig): Promise<InspectSubject> {
   };
 }
 
-/** Bytes of the weight files by dtype, from their headers. */
-async function weightFiles(dir: string): Promise<InspectSubject["files"]> {
+/** Bytes of the weight files by dtype, and the tensors' names, from their headers. */
+async function weightFiles(dir: string): Promise<WeightFiles | undefined> {
   if (!(await hasWeights(dir))) return undefined;
-  const { files } = await openWeights(dir);
+  const { files, fileOf } = await openWeights(dir);
   const bytes = new Map<string, number>();
   for (const file of files) {
     for (const { dtype, begin, end } of file.tensors.values()) {
@@ -112,7 +119,7 @@ async function weightFiles(dir: string): Promise<InspectSubject["files"]> {
     }
     await file.close();
   }
-  return { count: files.length, bytes };
+  return { count: files.length, bytes, names: new Set(fileOf.keys()) };
 }
 
 async function hasWeights(dir: string): Promise<boolean> {

@@ -1,6 +1,6 @@
 /** Which experts are in the shard's device memory: exactly those of its placement. */
 
-import type { ExpertDevice, ExpertWeights } from "../core/expert-device.ts";
+import type { ExpertDevice, StoredExpert } from "../core/expert-device.ts";
 import { NO_SLOT } from "../core/expert-device.ts";
 import type { ExpertFormat } from "../core/expert-format.ts";
 import { loadExperts } from "../core/load-experts.ts";
@@ -18,7 +18,7 @@ import {
 
 /** The shard's own copy of the checkpoint. */
 export interface ExpertSource {
-  readExpert(layer: number, expertId: number): Promise<ExpertWeights>;
+  readExpert(layer: number, expertId: number): Promise<StoredExpert>;
   /** Bytes read since the checkpoint was opened. */
   bytesRead(): number;
 }

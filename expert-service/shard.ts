@@ -52,7 +52,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
   const { rank, weights, experts, checkpoint, device, logger } = options;
   // In the format that the cluster will most likely decide on; any other is checked before it computes.
   const likely = weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights;
-  await device.check([commonFormat(experts, likely)]);
+  await device.check([commonFormat(experts, likely, checkpoint.storedExperts)]);
   const now = () => performance.now();
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,

@@ -87,6 +87,7 @@ const cluster =
         weights: settings.weights,
         shaderF16: gpu?.shaderF16 ?? false,
         experts: expertsSetting(settings),
+        storedExperts: checkpoint.storedExperts,
         overlay: checkpoint.overlay,
         wire: settings.wire,
         dispatchTimeoutMs: settings.dispatchTimeout * 1000,

@@ -38,7 +38,9 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
       ? decideWeights([{ weights: settings.weights, shaderF16 }])
       : await cluster.weights();
   const experts =
-    cluster === undefined ? commonFormat(expertsSetting(settings), weights) : undefined;
+    cluster === undefined
+      ? commonFormat(expertsSetting(settings), weights, checkpoint.storedExperts)
+      : undefined;
   const formatOf = formatsOf(checkpoint.overlay, experts ?? weights);
   logger.info({ weights, experts, wire: settings.wire }, "loading weights");
   const onLayer = progressOf("router layers", logger);

@@ -6,6 +6,7 @@ import { runInParts } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
+import { plainFloats } from "../../core/mxfp4-matrix.ts";
 import { unpackMatrix } from "../../core/quantize.ts";
 import { toF32 } from "../../core/tensor.ts";
 import { packExpert } from "../../core/weights.ts";
@@ -55,7 +56,7 @@ export async function weightErrors(
         const packed = packExpert(`layer ${layer} expert ${id}`, expert, config, format);
         for (const part of ["gate", "up", "down"] as const) {
           const kept = unpackMatrix(format, packed[part], expert[part].shape[1]);
-          table.of(layer, format).add(toF32(expert[part]), kept);
+          table.of(layer, format).add(toF32(plainFloats(expert[part])), kept);
         }
       }
     }

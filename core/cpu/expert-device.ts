@@ -1,6 +1,6 @@
 /** Expert FFNs on the CPU in plain loops: the oracle of the GPU's, and what `--device cpu` computes with. */
 
-import type { ExpertDevice, ExpertSizes, ExpertWeights } from "../expert-device.ts";
+import type { ExpertDevice, ExpertSizes, StoredExpert } from "../expert-device.ts";
 import {
   checkPacked,
   checkRun,
@@ -74,7 +74,7 @@ class CpuExpertDevice implements ExpertDevice {
     });
   }
 
-  load(layer: number, slot: number, weights: ExpertWeights): void {
+  load(layer: number, slot: number, weights: StoredExpert): void {
     const format = slotFormat(layer, slot, this.#layer(layer).formats);
     const name = `layer ${layer} slot ${slot}`;
     this.loadPacked(layer, slot, packExpert(name, weights, this.#config, format));

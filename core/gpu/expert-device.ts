@@ -5,7 +5,7 @@ import {
   checkRun,
   type ExpertDevice,
   type ExpertSizes,
-  type ExpertWeights,
+  type StoredExpert,
 } from "../expert-device.ts";
 import type { ExpertFormat } from "../expert-format.ts";
 import type { PackedExpert } from "../weights.ts";
@@ -105,7 +105,7 @@ class GpuExpertDevice implements ExpertDevice {
     this.#ffn.allocate(layer, formats);
   }
 
-  load(layer: number, slot: number, weights: ExpertWeights): void {
+  load(layer: number, slot: number, weights: StoredExpert): void {
     this.#ffn.load(layer, slot, weights);
   }
 

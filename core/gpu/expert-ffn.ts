@@ -3,7 +3,7 @@
 import {
   checkPacked,
   type ExpertSizes,
-  type ExpertWeights,
+  type StoredExpert,
   NO_SLOT,
   slotFormat,
 } from "../expert-device.ts";
@@ -128,7 +128,7 @@ export class GpuExpertFfn {
   }
 
   /** Puts an expert into a slot. Throws RangeError where slot or shape does not fit, WeightOverflowError. */
-  load(layer: number, slot: number, weights: ExpertWeights): void {
+  load(layer: number, slot: number, weights: StoredExpert): void {
     const format = slotFormat(layer, slot, this.#layer(layer).banks.formats);
     const name = `layer ${layer} slot ${slot}`;
     this.loadPacked(layer, slot, packExpert(name, weights, this.#sizes, format));

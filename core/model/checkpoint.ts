@@ -2,7 +2,9 @@
 
 import { basename, isAbsolute, join, relative, resolve } from "node:path";
 
-import type { HostTensor } from "../tensor.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import { plainFloats } from "../mxfp4-matrix.ts";
+import type { HostTensor, StoredMatrix } from "../tensor.ts";
 import { CheckpointError } from "./checkpoint-error.ts";
 import type { GenerationConfig, ModelConfig } from "./config.ts";
 import { expectedSources, familyOf } from "./families.ts";
@@ -12,6 +14,7 @@ import type { TensorSource } from "./model-family.ts";
 import { hashModel, type HashedTensor } from "./model-hash.ts";
 import { type ModelOverlay, readOverlay } from "./overlay.ts";
 import { SafetensorsFile } from "./safetensors.ts";
+import { storedExperts } from "./stored-experts.ts";
 import { findSource, type FindTensor, type ReadBytes, readStored } from "./stored-source.ts";
 
 const SINGLE_FILE = "model.safetensors";
@@ -27,6 +30,8 @@ export interface Checkpoint {
   readonly generation: GenerationConfig;
   /** What the directory's `switchyard.json` says; absent where there is none. */
   readonly overlay?: ModelOverlay;
+  /** The format of experts that all routed experts have in the files already; undefined where they are floats. */
+  readonly storedExperts: ExpertFormat | undefined;
   /** Identity of the checkpoint: SHA-256, hex, of its config and overlay, its tensor table and samples of its data. */
   readonly modelHash: string;
   /** Names of all tensors of the files, sorted. */
@@ -40,6 +45,8 @@ export interface Checkpoint {
   read(source: TensorSource): Promise<HostTensor>;
   /** As `read`, of several sources; those within the same bytes read them once. */
   readTogether(sources: readonly TensorSource[]): Promise<HostTensor[]>;
+  /** As `readTogether`, but MXFP4 stays as it is. */
+  readMatrices(sources: readonly TensorSource[]): Promise<StoredMatrix[]>;
   /** Bytes read from the weight files so far, headers and the hash's samples included. */
   bytesRead(): number;
   /** Closes the files; reads fail from then on. */
@@ -68,12 +75,14 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
     };
     const names = usedTensors(config, find, dir);
     const family = familyOf(config);
-    const readTogether = (sources: readonly TensorSource[]) => {
+    const readMatrices = (sources: readonly TensorSource[]) => {
       const bytesRead: ReadBytes = new Map();
       return Promise.all(
         sources.map(async (source) => readStored(findSource(source, find, dir), bytesRead)),
       );
     };
+    const readTogether = async (sources: readonly TensorSource[]) =>
+      (await readMatrices(sources)).map(plainFloats);
     const tensorNames = [...fileOf.keys()].sort();
     const hashed = tensorNames.map((name): HashedTensor => {
       const file = fileOf.get(name)!;
@@ -86,6 +95,7 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       config,
       generation,
       overlay,
+      storedExperts: storedExperts(config, (name) => fileOf.has(name)),
       modelHash: await hashModel(rawConfig, hashed, overlay?.raw),
       tensorNames,
       unexpectedTensors: tensorNames.filter(
@@ -93,6 +103,7 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       ),
       read: async (source) => (await readTogether([source]))[0],
       readTogether,
+      readMatrices,
       bytesRead: () => files.reduce((sum, file) => sum + file.bytesRead(), 0),
       close,
     };

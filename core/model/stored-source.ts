@@ -4,17 +4,11 @@ import {
   bytesOf,
   bytesPerElement,
   type DType,
-  type HostTensor,
   numElements,
+  type StoredMatrix,
   toF32,
 } from "../tensor.ts";
-import {
-  decodeFp8,
-  decodeMxfp4,
-  FP8_BLOCK,
-  MXFP4_GROUP,
-  MXFP4_GROUP_BYTES,
-} from "./block-scales.ts";
+import { decodeFp8, FP8_BLOCK, MXFP4_GROUP, MXFP4_GROUP_BYTES } from "./block-scales.ts";
 import { CheckpointError } from "./checkpoint-error.ts";
 import type { TensorSource } from "./model-family.ts";
 import type { SafetensorsFile, TensorEntry } from "./safetensors.ts";
@@ -148,8 +142,11 @@ function problemOf({ file, name }: StoredTensor, problem: string): CheckpointErr
 /** Bytes of tensors that were read, by tensor and range, so that sources within the same bytes read them once. */
 export type ReadBytes = Map<string, Promise<Uint8Array<ArrayBuffer>>>;
 
-/** Reads a source; FP8 becomes F32, MXFP4 becomes BF16. Throws SafetensorsError where a file has shrunk. */
-export async function readStored(stored: StoredSource, bytesRead: ReadBytes): Promise<HostTensor> {
+/** Reads a source; FP8 becomes F32, MXFP4 stays as it is. Throws SafetensorsError where a file has shrunk. */
+export async function readStored(
+  stored: StoredSource,
+  bytesRead: ReadBytes,
+): Promise<StoredMatrix> {
   const { source, values } = stored;
   const { shape } = source;
   switch (stored.encoding) {
@@ -166,9 +163,9 @@ export async function readStored(stored: StoredSource, bytesRead: ReadBytes): Pr
       return { dtype: "F32", shape, bytes: bytesOf(decoded) };
     }
     case "MXFP4": {
-      const blocks = await readRows(source, values, 1 / 2, bytesRead);
+      const bytes = await readRows(source, values, 1 / 2, bytesRead);
       const scales = await readRows(source, stored.scales, 1 / MXFP4_GROUP, bytesRead);
-      return { dtype: "BF16", shape, bytes: decodeMxfp4(blocks, scales) };
+      return { dtype: "MXFP4", shape, bytes, scales };
     }
   }
 }

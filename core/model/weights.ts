@@ -1,6 +1,6 @@
 /** A checkpoint's tensors by what they are for. */
 
-import type { ExpertWeights } from "../expert-device.ts";
+import type { ExpertWeights, StoredExpert } from "../expert-device.ts";
 import type { HostTensor } from "../tensor.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { familyOf } from "./families.ts";
@@ -173,30 +173,35 @@ async function readLayerFfn(checkpoint: Checkpoint, layer: number): Promise<Laye
   };
 }
 
-/** Reads one routed expert. Throws RangeError where the model has no such expert, else as `checkpoint.read`. */
+/** Reads one routed expert; MXFP4 stays as it is. Throws RangeError where the model has no such expert, else as `checkpoint.read`. */
 export async function readExpert(
   checkpoint: Checkpoint,
   layer: number,
   expert: number,
-): Promise<ExpertWeights> {
+): Promise<StoredExpert> {
   const { config } = checkpoint;
   const known = Number.isInteger(expert) && expert >= 0 && expert < config.numExperts;
   if (config.layers[layer] !== "moe" || !known) {
     const limits = `${config.numLayers} layers of ${config.numExperts} experts`;
     throw new RangeError(`layer ${layer} expert ${expert}: not an expert; the model has ${limits}`);
   }
-  return readFfn(checkpoint, familyOf(config).expertSources(config, layer, expert));
+  const sources = familyOf(config).expertSources(config, layer, expert);
+  const [gate, up, down] = await checkpoint.readMatrices([sources.gate, sources.up, sources.down]);
+  return { gate, up, down, ...(await readBiases(checkpoint, sources)) };
 }
 
-async function readFfn(
+async function readFfn(checkpoint: Checkpoint, sources: FfnSources): Promise<ExpertWeights> {
+  const [gate, up, down] = await checkpoint.readTogether([sources.gate, sources.up, sources.down]);
+  return { gate, up, down, ...(await readBiases(checkpoint, sources)) };
+}
+
+async function readBiases(
   checkpoint: Checkpoint,
-  { gate, up, down, gateBias, upBias, downBias }: FfnSources,
-): Promise<ExpertWeights> {
-  const read = await checkpoint.readTogether([gate, up, down]);
-  const weights = { gate: read[0], up: read[1], down: read[2] };
-  if (!gateBias || !upBias || !downBias) return weights;
+  { gateBias, upBias, downBias }: FfnSources,
+): Promise<Pick<ExpertWeights, "gateBias" | "upBias" | "downBias">> {
+  if (!gateBias || !upBias || !downBias) return {};
   const biases = await checkpoint.readTogether([gateBias, upBias, downBias]);
-  return { ...weights, gateBias: biases[0], upBias: biases[1], downBias: biases[2] };
+  return { gateBias: biases[0], upBias: biases[1], downBias: biases[2] };
 }
 
 async function readProjection(

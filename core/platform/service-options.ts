@@ -67,7 +67,7 @@ export const serviceOptions = {
   }),
   expertsBits: z.enum(EXPERT_BITS).default("auto").meta({
     description:
-      "Bits of the weights of routed experts, where switchyard.json says nothing of them; auto: as --weights",
+      "Bits of the weights of routed experts, where switchyard.json says nothing of them; auto: MXFP4 where the checkpoint has it, else as --weights",
   }),
   expertsGroup: z.enum(EXPERT_GROUPS).default("32").meta({
     description: "Columns that share a scale with --experts-bits 4",

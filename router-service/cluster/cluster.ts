@@ -3,6 +3,7 @@
 import { checkHellos, HandshakeError } from "../../core/handshake.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
+import type { ExpertFormat } from "../../core/expert-format.ts";
 import type { ExpertsSetting } from "../../core/expert-formats.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
@@ -31,6 +32,8 @@ export interface ClusterOptions {
   readonly shaderF16: boolean;
   /** The router's --experts-bits. */
   readonly experts: ExpertsSetting;
+  /** The format that the checkpoint has all experts in; undefined: floats. */
+  readonly storedExperts: ExpertFormat | undefined;
   readonly overlay?: ModelOverlay;
   readonly wire: WireSetting;
   readonly dispatchTimeoutMs: number;

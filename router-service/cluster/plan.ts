@@ -12,6 +12,7 @@ import {
   type WeightsSetting,
   type WeightsVote,
 } from "../../core/handshake.ts";
+import type { ExpertFormat } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
@@ -47,12 +48,14 @@ export interface PlanInput extends WeightsVote {
   /** The router's --experts-bits. */
   readonly experts: ExpertsSetting;
   readonly config: ModelConfig;
+  /** The format that the checkpoint has all experts in; undefined: floats. */
+  readonly storedExperts: ExpertFormat | undefined;
   readonly overlay?: ModelOverlay;
 }
 
 /** The plan of epoch 1 from every shard's hello, in the order of the addresses. Throws HandshakeError or PlacementError. */
 export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): ClusterPlan {
-  const { config, overlay } = router;
+  const { config, overlay, storedExperts } = router;
   const weights = decideWeights([
     router,
     ...hellos.map((hello) => ({
@@ -64,7 +67,7 @@ export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): C
     router.experts,
     ...hellos.map((hello) => hello.experts as ExpertsSetting),
   ]);
-  const experts = commonFormat(setting, weights);
+  const experts = commonFormat(setting, weights, storedExperts);
   const formats = { weights, experts, formatOf: formatsOf(overlay, experts) };
   const layers = moeLayers(config);
   const byRank = [...hellos.entries()].sort(([, a], [, b]) => a.rank - b.rank);

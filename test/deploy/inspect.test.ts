@@ -127,6 +127,22 @@ test("switchyard inspect DIR tells family, parameters, parts and shards, as text
   assert.equal(report.shardsNeeded, 1);
 });
 
+test("inspect keeps experts of an MXFP4 checkpoint in MXFP4 unless told otherwise, by its config where there are no weights", async (t) => {
+  const golden = join(import.meta.dirname, "../goldens/gpt_oss");
+  const dir = await temporaryDir(t);
+  await cp(join(golden, "config.json"), join(dir, "config.json"));
+  for (const [model, flags, experts] of [
+    [golden, [], "mxfp4"],
+    [dir, [], "mxfp4"],
+    [golden, ["--experts-bits=16"], "f16"],
+    [join(import.meta.dirname, "../goldens/variants/gpt_oss_bf16"), [], "f16"],
+  ] as const) {
+    const { code, stdout, stderr } = await inspect(model, "--memory=1", "--shards=1", ...flags);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, new RegExp(`\\n1 shard, experts in ${experts}, `, "u"), model);
+  }
+});
+
 test("inspect needs no weights, and says what it can not read", async (t) => {
   const dir = await temporaryDir(t);
   const missing = await inspect(dir, "--memory=1");

@@ -6,7 +6,7 @@ import type { ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { unpackMatrix } from "../../core/quantize.ts";
-import type { HostTensor } from "../../core/tensor.ts";
+import type { HostTensor, StoredMatrix } from "../../core/tensor.ts";
 import { bytesOf, f32FromBytes, f32ToF16 } from "../../core/tensor.ts";
 import { packExpert } from "../../core/weights.ts";
 
@@ -153,9 +153,9 @@ export function assertClose(
 }
 
 /** The expert with each of its three tensors replaced. */
-export function mapTensors(
-  expert: ExpertWeights,
-  map: (tensor: HostTensor) => HostTensor,
+export function mapTensors<Matrix extends StoredMatrix>(
+  expert: ExpertWeights<Matrix>,
+  map: (tensor: Matrix) => HostTensor,
 ): ExpertWeights {
   return { gate: map(expert.gate), up: map(expert.up), down: map(expert.down) };
 }

@@ -1,5 +1,5 @@
 import type { WeightsDtype } from "../../core/expert-device.ts";
-import { allIn } from "../../core/expert-format.ts";
+import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
@@ -7,13 +7,17 @@ import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import type { RunnerFactory } from "./golden-suite.ts";
 
-/** Runners on an open device with local experts; f32 unless told otherwise. */
+/** How runners keep and send. */
+export interface GpuRunnerFormats {
+  readonly weights: WeightsDtype;
+  readonly wire: WireSetting;
+  readonly experts?: ExpertFormat;
+}
+
+/** Runners on an open device with local experts, these as other weights; f32 unless told otherwise. */
 export function gpuRunnerFactory(
   gpu: Gpu,
-  { weights, wire }: { readonly weights: WeightsDtype; readonly wire: WireSetting } = {
-    weights: "f32",
-    wire: "f32",
-  },
+  { weights, wire, experts = weights }: GpuRunnerFormats = { weights: "f32", wire: "f32" },
 ): (...of: Parameters<RunnerFactory>) => Promise<ModelRunner> {
   return (checkpoint, limits) =>
     createGpuRunner(gpu, {
@@ -23,7 +27,7 @@ export function gpuRunnerFactory(
       limits,
       experts: {
         kind: "local",
-        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, allIn(weights), buffers),
+        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, allIn(experts), buffers),
       },
     });
 }

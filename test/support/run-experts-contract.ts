@@ -3,10 +3,11 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
-import type { ExpertWeights } from "../../core/expert-device.ts";
+import type { ExpertWeights, StoredExpert } from "../../core/expert-device.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
+import { plainFloats } from "../../core/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../core/tensor.ts";
 import type {
   ExpertSums,
@@ -86,7 +87,7 @@ export function runExpertsContract(
     before(async () => {
       checkpoint = await openCheckpoint(TINY_MODEL);
       for (const layer of moeLayers(checkpoint.config)) {
-        const all: ExpertWeights[] = [];
+        const all: StoredExpert[] = [];
         for (let expert = 0; expert < checkpoint.config.numExperts; expert++) {
           all.push(await readExpert(checkpoint, layer, expert));
         }
@@ -173,10 +174,10 @@ export function runExpertsContract(
   });
 }
 
-function inF32(expert: ExpertWeights): ExpertWeights {
+function inF32(expert: StoredExpert): ExpertWeights {
   return mapTensors(expert, (tensor) => ({
     shape: tensor.shape,
     dtype: "F32",
-    bytes: bytesOf(toF32(tensor)),
+    bytes: bytesOf(toF32(plainFloats(tensor))),
   }));
 }

@@ -83,7 +83,7 @@ export async function connectTestCluster(
   { model = TINY_MODEL, ...options }: Partial<ClusterOptions> & { readonly model?: string } = {},
 ): Promise<Cluster> {
   const checkpoint = await openCheckpoint(model);
-  const { config, modelHash, overlay } = checkpoint;
+  const { config, modelHash, overlay, storedExperts } = checkpoint;
   await checkpoint.close();
   return createCluster({
     shards,
@@ -92,6 +92,7 @@ export async function connectTestCluster(
     config,
     weights: "f32",
     experts: "auto",
+    storedExperts,
     overlay,
     shaderF16: false,
     wire: "f32",

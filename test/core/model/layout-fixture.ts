@@ -5,6 +5,8 @@ import { join } from "node:path";
 import type { TestContext } from "node:test";
 
 import { type Checkpoint, openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { plainFloats } from "../../../core/mxfp4-matrix.ts";
+import { mapTensors } from "../../support/expert-reference.ts";
 import { readExpert, readLayer, readModelWeights } from "../../../core/model/weights.ts";
 import {
   copyModel,
@@ -36,14 +38,15 @@ export async function goldenWith(
   return dir;
 }
 
-/** All weights of a model, one after the other. */
+/** All weights of a model in plain floats, one after the other. */
 export async function allWeights(checkpoint: Checkpoint): Promise<unknown[]> {
   const { config } = checkpoint;
   const weights: unknown[] = [await readModelWeights(checkpoint)];
   for (const [layer, kind] of config.layers.entries()) {
     weights.push(await readLayer(checkpoint, layer));
     for (let expert = 0; expert < (kind === "moe" ? config.numExperts : 0); expert++) {
-      weights.push(await readExpert(checkpoint, layer, expert));
+      const read = await readExpert(checkpoint, layer, expert);
+      weights.push({ ...read, ...mapTensors(read, plainFloats) });
     }
   }
   return weights;

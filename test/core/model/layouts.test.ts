@@ -69,9 +69,22 @@ for (const config of [{}, { quantization_config: undefined }]) {
       }
       return floats;
     };
-    await assertSameWeights(t, "gpt_oss", await goldenWith(t, "gpt_oss", unpack, config));
+    const floats = await goldenWith(t, "gpt_oss", unpack, config);
+    await assertSameWeights(t, "gpt_oss", floats);
+    assert.equal((await openForTest(t, floats)).storedExperts, undefined);
   });
 }
+
+test("a checkpoint says MXFP4 of its experts where the files have all of them so", async (t) => {
+  for (const [name, stored] of [
+    ["gpt_oss", "mxfp4"],
+    ["variants/gpt_oss_bf16", undefined],
+    ["variants/deepseek_v3_fp8", undefined],
+    ["mixtral", undefined],
+  ] as const) {
+    assert.equal((await openForTest(t, goldenDir(name))).storedExperts, stored, name);
+  }
+});
 
 test("granitemoe's gate stands above up; gpt_oss's rows and biases take turns", async (t) => {
   const granite = await openForTest(t, goldenDir("granitemoe"));

@@ -3,11 +3,15 @@ import { cp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 
+import { formatFromWire } from "../../../core/format-message.ts";
 import { formatsOf } from "../../../core/expert-formats.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { moeLayers } from "../../../core/model/config.ts";
 import { readExpert } from "../../../core/model/weights.ts";
+import { plainFloats } from "../../../core/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../../core/tensor.ts";
+import { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
+import { planCluster } from "../../../router-service/cluster/plan.ts";
 import { TINY_MODEL } from "../../support/cluster.ts";
 import {
   asFormatKeeps,
@@ -19,6 +23,33 @@ import {
 import { hostStep, hostValues } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
 import { temporaryDir } from "../../core/model/safetensors-writer.ts";
+
+test("a cluster keeps experts of an MXFP4 checkpoint in MXFP4, unless a member asks for another format", async (t) => {
+  const checkpoint = await openCheckpoint(join(import.meta.dirname, "../../goldens/gpt_oss"));
+  t.after(() => checkpoint.close());
+  const { config, storedExperts } = checkpoint;
+  // Room for half of the experts in MXFP4: codes, scales padded to four a row, biases in f32.
+  const halfInMxfp4 = config.numLayers * 4 * (3 * 64 * (32 + 4) + 4 * 3 * 64);
+  const hellos = (experts: string, memoryBytes: number) =>
+    [0, 1].map((rank) =>
+      ShardHello.fromPartial({ rank, weights: "auto", shaderF16: true, experts, memoryBytes }),
+    );
+  const router = { weights: "auto", shaderF16: true, experts: "auto", config } as const;
+  const { formats, shards } = planCluster(
+    { ...router, storedExperts },
+    hellos("auto", halfInMxfp4),
+  );
+  assert.equal(formats.experts, "mxfp4");
+  assert.equal(formats.weights, "f16");
+  for (const { placement } of shards) {
+    assert.equal(formatFromWire(placement.expertFormat), "mxfp4");
+    assert.equal(placement.layers[0].experts.length, 4);
+  }
+  const asked = planCluster({ ...router, storedExperts }, hellos("f16", 2 ** 30));
+  assert.equal(asked.formats.experts, "f16");
+  const floats = planCluster({ ...router, storedExperts: undefined }, hellos("auto", 2 ** 30));
+  assert.equal(floats.formats.experts, "f16");
+});
 
 test("two shards hold each expert in the format that flag and overlay name, and sum accordingly", async (t) => {
   const model = await temporaryDir(t);
@@ -50,7 +81,7 @@ test("two shards hold each expert in the format that flag and overlay name, and 
         const expert = mapTensors(await readExpert(checkpoint, layer, id), (tensor) => ({
           shape: tensor.shape,
           dtype: "F32",
-          bytes: bytesOf(toF32(tensor)),
+          bytes: bytesOf(toF32(plainFloats(tensor))),
         }));
         return asFormatKeeps(expert, config, formatOf(layer, id));
       }),

@@ -17,6 +17,12 @@ for (const directory of [...FAMILY_GOLDENS, ...VARIANTS]) {
   await goldenSuite("the GPU", directory, gpuRunnerFactory(gpu));
 }
 
+await goldenSuite(
+  "the GPU with experts in MXFP4",
+  "test/goldens/gpt_oss",
+  gpuRunnerFactory(gpu, { weights: "f32", wire: "f32", experts: "mxfp4" }),
+);
+
 // As large matrices are where bindings take little: several slices of embedding, output head, projections and FFNs.
 const small = { ...gpu, maxBindingBytes: 16384 };
 for (const name of ["deepseek_v3", "variants/qwen2_moe_mixed"]) {
