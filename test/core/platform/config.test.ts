@@ -221,7 +221,7 @@ test("a process with bad settings exits with 2 and lists them on stderr", () => 
     child.stderr,
     "switchyard router: 3 problems with the configuration\n" +
       '  --shards is "x", expected a list like 10.0.0.1:50061,10.0.0.2:50061\n' +
-      '  --wire is "f64", expected one of f16, f32\n' +
+      '  --wire is "f64", expected one of f16, f32, int8\n' +
       '  --max-queue is "-1", expected an integer from 1 up (requests)\n' +
       "See switchyard router --help.\n",
   );
