@@ -67,14 +67,14 @@ export const routerConfigSchema = z.object({
     description: "Prompt and completion together at most",
     unit: "tokens",
     placeholder: "N",
-    defaultText: "the model's own limit",
+    defaultText: "the model's own limit, as far as the KV cache holds it",
   }),
   kvBlocks: z.int().min(1).optional().meta({
     description: "Blocks of 16 tokens in the KV cache",
     unit: "blocks",
     placeholder: "N",
     defaultText:
-      "room for --max-num-seqs full sequences within 128 MiB, at least for one full sequence",
+      "room for --max-num-seqs full sequences within 128 MiB, at least for one within 4 GiB; a layer's lie in one binding",
   }),
   maxQueue: z.int().min(1).default(256).meta({
     description: "Requests that may wait; one more is answered 429",

@@ -46,14 +46,21 @@ if (unexpectedTensors.length > 0) {
 }
 const tokenizer = await loadTokenizer(settings.model, config);
 const modelName = settings.servedModelName ?? basename(resolve(settings.model));
-const limits = runnerLimits(settings, config);
 const layers = moeLayers(config);
-if (settings.shards.length > 0) checkMessageSize(limits, config, MAX_MESSAGE_BYTES);
 
 const gpu = await openDevice(settings.device, settings.adapter, logger);
 if (gpu !== undefined) {
   lifecycle.onStop("device", () => gpu.close());
   void gpu.lost.then((reason) => lifecycle.stop(reason, 1));
+}
+const limits = runnerLimits(settings, config, gpu?.maxBindingBytes);
+if (settings.shards.length > 0) checkMessageSize(limits, config, MAX_MESSAGE_BYTES);
+if (limits.contextLimitedBy !== undefined) {
+  const { maxModelLen, contextLimitedBy } = limits;
+  logger.warn(
+    { maxModelLen, maxPositions: config.maxPositions, by: contextLimitedBy },
+    `context limited to ${maxModelLen} of ${config.maxPositions} positions by ${contextLimitedBy}`,
+  );
 }
 
 const metrics = createRouterMetrics({

@@ -38,6 +38,7 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
       kvBlocks,
     },
     config,
+    gpu?.maxBindingBytes,
   );
   const runner = await createRunner({
     checkpoint,

@@ -10,13 +10,18 @@ export interface RunnerLimits {
   readonly maxSamples: number;
   readonly maxModelLen: number;
   readonly numBlocks: number;
+  /** What makes the context shorter than the model's positions; absent where it is not, or the user set its length. */
+  readonly contextLimitedBy?: string;
 }
 
 /** Sampled rows of a step at most, beside one per sequence: what prompt log-probabilities of one chunk may take. */
 const PROMPT_SAMPLES = 64;
 
-/** Memory that the KV cache takes where the user does not say, bytes. */
+/** Memory that the KV cache takes where the user does not say and one full sequence takes less, bytes. */
 const DEFAULT_CACHE_BYTES = 128 * 2 ** 20;
+
+/** Memory that one full sequence takes at most where the user says neither its length nor the cache's size, bytes. */
+const MAX_DEFAULT_CACHE_BYTES = 4 * 2 ** 30;
 
 /** The user's say in the limits. */
 export interface LimitSettings {
@@ -33,9 +38,15 @@ export class LimitError extends Error {
 
 /**
  * Limits from settings and model. Without kvBlocks there is room for every sequence at full length within
- * DEFAULT_CACHE_BYTES, at least for one; the context is never longer than the cache. Throws LimitError.
+ * DEFAULT_CACHE_BYTES, else for one, as far as a binding and MAX_DEFAULT_CACHE_BYTES go; the context is never longer
+ * than the cache. Throws LimitError.
+ * @param bindingBytes largest binding of the adapter, which a layer's cache lies in; on the CPU there is no such bound
  */
-export function runnerLimits(settings: LimitSettings, config: ModelConfig): RunnerLimits {
+export function runnerLimits(
+  settings: LimitSettings,
+  config: ModelConfig,
+  bindingBytes = Number.POSITIVE_INFINITY,
+): RunnerLimits {
   const { maxNumSeqs, maxNumBatchedTokens } = settings;
   const longest = settings.maxModelLen ?? config.maxPositions;
   if (longest > config.maxPositions) {
@@ -43,22 +54,48 @@ export function runnerLimits(settings: LimitSettings, config: ModelConfig): Runn
       `--max-model-len ${longest}: the model was made for ${config.maxPositions} positions`,
     );
   }
-  const blocksPerSequence = Math.ceil(longest / BLOCK_SIZE);
-  const blockBytes = config.numLayers * BLOCK_SIZE * kvWidth(config.attention) * 4;
-  const affordable = Math.max(blocksPerSequence, Math.floor(DEFAULT_CACHE_BYTES / blockBytes));
-  const numBlocks = settings.kvBlocks ?? Math.min(maxNumSeqs * blocksPerSequence, affordable);
-  if (settings.maxModelLen !== undefined && longest > numBlocks * BLOCK_SIZE) {
+  const { numBlocks, boundBy } = cacheBlocks(settings, config, longest, bindingBytes);
+  const maxModelLen = Math.min(longest, numBlocks * BLOCK_SIZE);
+  if (settings.maxModelLen !== undefined && longest > maxModelLen) {
     throw new LimitError(
-      `--max-model-len ${longest}: ${numBlocks} KV blocks hold ${numBlocks * BLOCK_SIZE} tokens`,
+      `--max-model-len ${longest}: ${numBlocks} KV blocks hold ${maxModelLen} tokens, bound by ${boundBy}`,
     );
   }
   return {
     maxTokens: Math.max(maxNumBatchedTokens, maxNumSeqs),
     maxSequences: maxNumSeqs,
     maxSamples: Math.max(maxNumSeqs, Math.min(maxNumBatchedTokens, PROMPT_SAMPLES)),
-    maxModelLen: Math.min(longest, numBlocks * BLOCK_SIZE),
+    maxModelLen,
     numBlocks,
+    ...(maxModelLen < longest && { contextLimitedBy: boundBy }),
   };
+}
+
+/** Blocks of the KV cache, and what bounds them. Throws LimitError. */
+function cacheBlocks(
+  { maxNumSeqs, maxModelLen, kvBlocks }: LimitSettings,
+  config: ModelConfig,
+  longest: number,
+  bindingBytes: number,
+): { readonly numBlocks: number; readonly boundBy: string } {
+  const layerBytes = BLOCK_SIZE * kvWidth(config.attention) * 4;
+  const inBinding = Math.floor(bindingBytes / layerBytes);
+  if ((kvBlocks ?? 1) > inBinding) {
+    const asked = kvBlocks === undefined ? "one KV block" : `--kv-blocks ${kvBlocks}`;
+    throw new LimitError(
+      `${asked}: the KV cache of a layer takes ${(kvBlocks ?? 1) * layerBytes} bytes, the adapter's largest binding ${bindingBytes}`,
+    );
+  }
+  if (kvBlocks !== undefined) return { numBlocks: kvBlocks, boundBy: "--kv-blocks" };
+  const blocksIn = (bytes: number) => Math.floor(bytes / (config.numLayers * layerBytes));
+  const full = Math.ceil(longest / BLOCK_SIZE);
+  const oneSequence =
+    maxModelLen === undefined ? Math.min(full, blocksIn(MAX_DEFAULT_CACHE_BYTES)) : full;
+  const affordable = Math.max(1, oneSequence, blocksIn(DEFAULT_CACHE_BYTES));
+  const wanted = Math.min(maxNumSeqs * full, affordable);
+  return inBinding < wanted
+    ? { numBlocks: inBinding, boundBy: "the adapter's largest binding" }
+    : { numBlocks: wanted, boundBy: "the cache's default size; --kv-blocks sets another" };
 }
 
 /** Bounds of the second micro-batch of a step: never the larger half by more than an eighth of the whole. */

@@ -26,6 +26,40 @@ test("without --kv-blocks the cache takes at most 128 MiB, but holds one full se
   assert.equal(long.numBlocks, 2 ** 16);
 });
 
+test("on an adapter with small bindings the context is as long as a layer's cache in one of them, and says why", () => {
+  // A position of a layer takes 512 bytes.
+  const limits = runnerLimits(settings, config, 256 * 1024);
+  assert.equal(limits.numBlocks, 32);
+  assert.equal(limits.maxModelLen, 512);
+  assert.equal(limits.contextLimitedBy, "the adapter's largest binding");
+  assert.equal(runnerLimits(settings, config).contextLimitedBy, undefined);
+  assert.equal(runnerLimits({ ...settings, kvBlocks: 8 }, config).contextLimitedBy, "--kv-blocks");
+  // A cache for every sequence gives way first.
+  const whole = runnerLimits(settings, config, 2048 * 512);
+  assert.equal(whole.maxModelLen, 2048);
+  assert.equal(whole.contextLimitedBy, undefined);
+});
+
+test("flags whose cache does not fit a binding are refused by name and numbers", () => {
+  assert.throws(
+    () => runnerLimits({ ...settings, maxModelLen: 513 }, config, 256 * 1024),
+    /--max-model-len 513: 32 KV blocks hold 512 tokens, bound by the adapter's largest binding/,
+  );
+  assert.throws(
+    () => runnerLimits({ ...settings, kvBlocks: 33 }, config, 256 * 1024),
+    /--kv-blocks 33: the KV cache of a layer takes 270336 bytes, the adapter's largest binding 262144/,
+  );
+  assert.throws(() => runnerLimits(settings, config, 4096), LimitError);
+});
+
+test("by default one full sequence takes at most 4 GiB; a length that is asked for is had", () => {
+  const long = { ...config, maxPositions: 2 ** 22 };
+  const limits = runnerLimits(settings, long);
+  assert.equal(limits.numBlocks, Math.floor(2 ** 32 / (6 * 16 * 512)));
+  assert.match(limits.contextLimitedBy ?? "", /--kv-blocks/);
+  assert.equal(runnerLimits({ ...settings, maxModelLen: 2 ** 22 }, long).maxModelLen, 2 ** 22);
+});
+
 test("the context is never longer than the cache", () => {
   assert.equal(runnerLimits({ ...settings, kvBlocks: 14 }, config).maxModelLen, 14 * 16);
 });
