@@ -92,15 +92,24 @@ export function allIn(format: ExpertFormat): FormatOf {
   return () => format;
 }
 
-/** The formats that occur among these experts of these layers, from wide to narrow. */
+/** The formats that occur, the commonest first, of equally common ones the wider. */
+export function commonestFirst(formats: readonly ExpertFormat[]): ExpertFormat[] {
+  const count = new Map<ExpertFormat, number>();
+  for (const format of formats) count.set(format, (count.get(format) ?? 0) + 1);
+  return EXPERT_FORMATS.filter((format) => count.has(format)).toSorted(
+    (a, b) => (count.get(b) ?? 0) - (count.get(a) ?? 0),
+  );
+}
+
+/** The formats that occur among these experts of these layers, the commonest first, of equally common ones the wider. */
 export function formatsAmong(
   formatOf: FormatOf,
   layers: readonly number[],
   numExperts: number,
 ): ExpertFormat[] {
-  const found = new Set<ExpertFormat>();
-  for (const layer of layers) {
-    for (let expert = 0; expert < numExperts; expert++) found.add(formatOf(layer, expert));
-  }
-  return EXPERT_FORMATS.filter((format) => found.has(format));
+  return commonestFirst(
+    layers.flatMap((layer) =>
+      Array.from({ length: numExperts }, (_, expert) => formatOf(layer, expert)),
+    ),
+  );
 }

@@ -25,10 +25,6 @@ lifecycle.onStop("checkpoint", () => checkpoint.close());
 
 const device = await openShardDevice(config, checkpoint.config, logger);
 lifecycle.onStop("device", () => device.close());
-// In the dtype that the cluster will most likely decide on; any other is checked before it computes.
-await device.check([
-  config.weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : config.weights,
-]);
 void device.lost.then((reason) => lifecycle.stop(`the device is lost: ${reason}`, 1));
 
 let progress: Progress | undefined;

@@ -1,7 +1,7 @@
 /** Judges a placement before anything of it is loaded; pure. */
 
 import type { WeightsDtype } from "../core/expert-device.ts";
-import { EXPERT_FORMATS, type ExpertFormat, type FormatOf } from "../core/expert-format.ts";
+import { commonestFirst, type ExpertFormat, type FormatOf } from "../core/expert-format.ts";
 import type { ExpertsSetting } from "../core/expert-formats.ts";
 import { formatFromWire } from "../core/format-message.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
@@ -35,7 +35,7 @@ export interface CheckedPlacement {
   readonly layers: ReadonlyMap<number, readonly number[]>;
   /** Format of each expert that it places. */
   readonly formatOf: FormatOf;
-  /** The formats that occur; where it places none, that of experts that say nothing of their own. */
+  /** The formats that occur, commonest first; where it places none, that of experts that say nothing of their own. */
   readonly formats: readonly ExpertFormat[];
 }
 
@@ -74,7 +74,7 @@ export function checkPlacement(placement: Placement, shard: ShardAbilities): Che
     formats.set(layer, ownFormats(layer, experts));
   }
   const formatOf: FormatOf = (layer, expert) => formats.get(layer)?.get(expert) ?? common;
-  const found = new Set(
+  const found = commonestFirst(
     [...layers].flatMap(([layer, ids]) => ids.map((id) => formatOf(layer, id))),
   );
   return {
@@ -82,7 +82,7 @@ export function checkPlacement(placement: Placement, shard: ShardAbilities): Che
     weights,
     layers,
     formatOf,
-    formats: found.size === 0 ? [common] : EXPERT_FORMATS.filter((format) => found.has(format)),
+    formats: found.length === 0 ? [common] : found,
   };
 }
 

@@ -3,9 +3,11 @@
 import { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 
-import { commonFormat, type ExpertsSetting } from "../core/expert-formats.ts";
+import { type ExpertFormat, formatsAmong } from "../core/expert-format.ts";
+import { commonFormat, type ExpertsSetting, formatsOf } from "../core/expert-formats.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
+import { moeLayers } from "../core/model/config.ts";
 import { readExpert } from "../core/model/weights.ts";
 import { bindServer, serverOptions, stopServer } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
@@ -44,15 +46,21 @@ const STOP_GRACE_MS = 500;
 /** No router waits nearly as long for a dispatch, milliseconds. */
 const RUN_DEADLINE_MS = 60_000;
 
+/** The formats that the cluster will most likely decide on, commonest first; any other is checked before it computes. */
+function likelyFormats({ weights, experts, checkpoint, device }: ShardOptions): ExpertFormat[] {
+  const { config, overlay, storedExperts } = checkpoint;
+  const likely = weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights;
+  const formatOf = formatsOf(overlay, commonFormat(experts, likely, storedExperts));
+  return formatsAmong(formatOf, moeLayers(config), config.numExperts);
+}
+
 /**
  * Starts a shard without experts that listens on `address`, once its device's kernels conform.
  * Rejects where they do not (ConformanceError), or the address is taken.
  */
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
   const { rank, weights, experts, checkpoint, device, logger } = options;
-  // In the format that the cluster will most likely decide on; any other is checked before it computes.
-  const likely = weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights;
-  await device.check([commonFormat(experts, likely, checkpoint.storedExperts)]);
+  await device.check(likelyFormats(options));
   const now = () => performance.now();
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,

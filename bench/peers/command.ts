@@ -132,7 +132,7 @@ export async function runPeersCommand(argv: string[]): Promise<number> {
   let measured = 0;
   try {
     gpu = await openDevice(settings.device, settings.adapter, logger);
-    const isSoftware = gpu === undefined || gpu.device.adapterInfo.architecture === "software";
+    const isSoftware = gpu === undefined || gpu.offers.software;
     for (const part of settings.parts) {
       const outcomes = await comparePart(part, settings, gpu, isSoftware, progress);
       measured += outcomes.filter(({ problem }) => problem === undefined).length - 1;

@@ -11,6 +11,7 @@ import type { ExpertSizes } from "../expert-device.ts";
 import { type ExpertFormat, rowScaleWords, rowWords } from "../expert-format.ts";
 import { unpackRow } from "../quantize.ts";
 import { allocate, type Gpu, STORAGE } from "./device.ts";
+import { largestPart } from "./expert-banks.ts";
 import { type ExpertKernels, type ExpertRegime, EXACT } from "./expert-kernels.ts";
 import { compileKernel } from "./kernel.ts";
 import { combine } from "./kernels/combine.ts";
@@ -40,9 +41,17 @@ export interface KernelConformance {
   readonly limit: number;
 }
 
-/** Slots and experts per row of the run, and outputs that are compared per pair. */
-const NUM_SLOTS = 2;
+/** Outputs that are compared per pair. */
 const CHECKED_COLUMNS = 16;
+
+/** Slots, and experts per row, of a run: two where one binding takes both, so that a model whose experts fit can be checked. */
+export function checkedSlots(
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  maxBindingBytes: number,
+): 1 | 2 {
+  return 2 * largestPart(sizes, format) <= maxBindingBytes ? 2 : 1;
+}
 
 /** Random words and what they stand for: a matrix row as `fill` has made it. */
 function randomRow(format: ExpertFormat, row: number, k: number): Float32Array {
@@ -81,7 +90,9 @@ function spread(width: number): number[] {
 
 /** Pairs of a run that are compared: the first and the last of each slot. */
 function checkedPairs(numPairs: number): number[] {
-  return [...new Set([0, 1, numPairs - 2, numPairs - 1])].filter((pair) => pair >= 0);
+  return [...new Set([0, 1, numPairs - 2, numPairs - 1])].filter(
+    (pair) => pair >= 0 && pair < numPairs,
+  );
 }
 
 /** Values of x as `fill` has made them: [k] of a row. */
@@ -92,14 +103,15 @@ function inputRow(row: number, k: number): Float32Array {
 function gateUpErrors(
   { hiddenSize, expertIntermediateSize: width, activation, expertBias }: ExpertSizes,
   format: ExpertFormat,
+  numSlots: number,
   inner: Float32Array,
 ): number[] {
   const biases = expertBias
-    ? randomRow("f32", 0, NUM_SLOTS * Math.max(2 * width, hiddenSize))
+    ? randomRow("f32", 0, numSlots * Math.max(2 * width, hiddenSize))
     : undefined;
   return checkedPairs(inner.length / width).flatMap((pair) => {
-    const slot = pair % NUM_SLOTS;
-    const x = inputRow(Math.floor(pair / NUM_SLOTS), hiddenSize);
+    const slot = pair % numSlots;
+    const x = inputRow(Math.floor(pair / numSlots), hiddenSize);
     return spread(width).map((column) => {
       const row = slot * 2 * width + column;
       const gate = product(randomRow(format, row, hiddenSize), x);
@@ -115,16 +127,17 @@ function gateUpErrors(
 function downErrors(
   { hiddenSize, expertIntermediateSize: width, expertBias }: ExpertSizes,
   format: ExpertFormat,
+  numSlots: number,
   inner: Float32Array,
   results: Float32Array,
 ): number[] {
   const biases = expertBias
-    ? randomRow("f32", 0, NUM_SLOTS * Math.max(2 * width, hiddenSize))
+    ? randomRow("f32", 0, numSlots * Math.max(2 * width, hiddenSize))
     : undefined;
   return checkedPairs(results.length / hiddenSize).flatMap((pair) => {
     const states = inner.subarray(pair * width, (pair + 1) * width);
     return spread(hiddenSize).map((column) => {
-      const row = (pair % NUM_SLOTS) * hiddenSize + column;
+      const row = (pair % numSlots) * hiddenSize + column;
       const { sum, magnitude } = product(randomRow(format, row, width), states);
       const expected = sum + (biases?.[row] ?? 0);
       return Math.abs(results[pair * hiddenSize + column] - expected) / Math.max(1e-30, magnitude);
@@ -132,14 +145,19 @@ function downErrors(
   });
 }
 
-function combineErrors(hiddenSize: number, results: Float32Array, sums: Float32Array): number[] {
+function combineErrors(
+  hiddenSize: number,
+  numSlots: number,
+  results: Float32Array,
+  sums: Float32Array,
+): number[] {
   const rows = sums.length / hiddenSize;
   return [0, rows - 1].flatMap((row) =>
     spread(hiddenSize).map((column) => {
       let sum = 0;
       let magnitude = 1e-30;
-      for (let j = 0; j < NUM_SLOTS; j++) {
-        const value = results[(row * NUM_SLOTS + j) * hiddenSize + column];
+      for (let j = 0; j < numSlots; j++) {
+        const value = results[(row * numSlots + j) * hiddenSize + column];
         sum += value;
         magnitude += Math.abs(value);
       }
@@ -157,12 +175,13 @@ async function checkRegime(
 ): Promise<KernelConformance[]> {
   const tokens = group === undefined ? 1 : group + 3;
   const kernels = bank(format);
+  const numSlots = checkedSlots(sizes, format, gpu.maxBindingBytes);
   const experts = await SyntheticExperts.create(gpu, {
     sizes,
     format,
-    numSlots: NUM_SLOTS,
+    numSlots,
     tokens,
-    topK: NUM_SLOTS,
+    topK: numSlots,
     batches: 1,
   });
   const sums = allocate(gpu, "conformance sums", tokens * sizes.hiddenSize * 4, STORAGE);
@@ -179,15 +198,19 @@ async function checkRegime(
     const results = await experts.read("down");
     const combined = await readFloats(gpu, sums, tokens * sizes.hiddenSize);
     return [
-      { kernel: kernels.gateUp.label, error: worst(gateUpErrors(sizes, format, inner)), limit },
+      {
+        kernel: kernels.gateUp.label,
+        error: worst(gateUpErrors(sizes, format, numSlots, inner)),
+        limit,
+      },
       {
         kernel: kernels.down.label,
-        error: worst(downErrors(sizes, format, inner, results)),
+        error: worst(downErrors(sizes, format, numSlots, inner, results)),
         limit,
       },
       {
         kernel: end.label,
-        error: worst(combineErrors(sizes.hiddenSize, results, combined)),
+        error: worst(combineErrors(sizes.hiddenSize, numSlots, results, combined)),
         limit: EXACT,
       },
     ];

@@ -16,9 +16,6 @@ export interface AttentionCore {
   bind(layer: number, b: StepBuffers, cache: GPUBuffer, sinks?: GPUBuffer): BoundKernel<StepSizes>;
 }
 
-/** Adapters with narrower subgroups compute in software. */
-const WIDE_SUBGROUP = 16;
-
 /** Compiles attention for layers with these windows [numLayers]. Rejects with KernelError. */
 export async function compileAttention(
   gpu: Gpu,
@@ -26,7 +23,7 @@ export async function compileAttention(
   options: Omit<AttentionOptions, "window" | "tokens" | "lanes">,
 ): Promise<AttentionCore> {
   type Kernels = readonly [CompiledKernel<StepSizes>, CompiledKernel<StepSizes>];
-  const software = gpu.offers.maxSubgroupSize < WIDE_SUBGROUP;
+  const { software } = gpu.offers;
   const kernels = new Map<number | undefined, Kernels>();
   for (const window of new Set(windows)) {
     const compile = (tokens: AttentionOptions["tokens"]) => {

@@ -9,10 +9,11 @@ import type { AdapterOffers } from "../device.ts";
  */
 export type InputLoads = "own" | 4 | 8;
 
-/** What suits an adapter; subgroups of more than 8 are those of real GPUs. */
+/** What suits an adapter. */
 export function inputLoads(offers: AdapterOffers): InputLoads {
-  const { minSubgroupSize: size, maxSubgroupSize } = offers;
-  return offers.subgroups && size === maxSubgroupSize && (size === 4 || size === 8) ? size : "own";
+  const { software, subgroups, minSubgroupSize: size, maxSubgroupSize } = offers;
+  const fixed = software && subgroups && size === maxSubgroupSize;
+  return fixed && (size === 4 || size === 8) ? size : "own";
 }
 
 /** WGSL of a kernel whose invocations all need the rows of the binding `x`. All of a subgroup must get to `addEight`. */

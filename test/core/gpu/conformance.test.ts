@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
 
-import { checkConformance, ConformanceError } from "../../../core/gpu/conformance.ts";
+import { checkConformance, checkedSlots, ConformanceError } from "../../../core/gpu/conformance.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { type ExpertKernels, plainExpertKernels } from "../../../core/gpu/expert-kernels.ts";
 
@@ -24,6 +24,16 @@ test("kernels over matrices with scales and without conform, with an error that 
   for (const { tolerance } of [f16, int4]) {
     assert.ok(tolerance > 0 && tolerance < 2e-6, String(tolerance));
   }
+});
+
+test("a model of which one binding takes one expert is checked on one", async () => {
+  const mixtral = { ...SIZES, hiddenSize: 4096, expertIntermediateSize: 14336 };
+  const slots = [128, 256].map((mib) => checkedSlots(mixtral, "int8", mib * 2 ** 20));
+  assert.deepEqual(slots, [1, 2]);
+  const small = { ...gpu, maxBindingBytes: 2 * 64 * 192 };
+  assert.equal(checkedSlots(SIZES, "int8", small.maxBindingBytes), 1);
+  const found = await checkConformance(small, SIZES, ["int8"], plainExpertKernels(SIZES));
+  assert.ok(found.tolerance > 0 && found.tolerance < 2e-6, String(found.tolerance));
 });
 
 test("a kernel that is off by a thousandth is refused by name, error and limit", async () => {
