@@ -4,6 +4,7 @@ import type { WeightsDtype } from "../expert-device.ts";
 import type { Gpu } from "./device.ts";
 import { type Binding, type BoundKernel, compileKernel, type CompiledKernel } from "./kernel.ts";
 import type { StepSizes } from "./kernels/counts.ts";
+import { inputLoads } from "./kernels/shared-input.ts";
 import { linear, type LinearEpilogue } from "./kernels/linear.ts";
 import { type GpuMatrix, matrixSlices } from "./matrix.ts";
 
@@ -44,7 +45,8 @@ export async function compileLinear(gpu: Gpu, options: SlicedLinearOptions): Pro
   const kernels = new Map<number, ByRows>();
   for (const slice of slices) {
     if (kernels.has(slice.rows)) continue;
-    const of = { k, n: slice.rows, stride, weights, epilogue, factor };
+    const loads = inputLoads(gpu.offers);
+    const of = { k, n: slice.rows, stride, weights, epilogue, factor, loads };
     const compile = (atOnce: 1 | 4) =>
       compileKernel(gpu, linear({ ...of, lookup: { kind: rows, rows: atOnce } }));
     kernels.set(slice.rows, [await compile(1), await compile(4)]);

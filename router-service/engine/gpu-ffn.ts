@@ -7,6 +7,7 @@ import type { ExpertWeights, WeightsDtype } from "../../core/expert-device.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { type BoundKernel, compileKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { inputLoads } from "../../core/gpu/kernels/shared-input.ts";
 import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
 import {
   columnsOf,
@@ -84,12 +85,14 @@ export interface FfnOptions {
 /** Compiles an FFN's kernels. Rejects with KernelError. */
 export async function compileFfn(gpu: Gpu, options: FfnOptions): Promise<FfnKernels> {
   const { hiddenSize, width, weights, epilogue, factor } = options;
+  const loads = inputLoads(gpu.offers);
   const kernels = new Map<number, { gateUp: ByRows; down: SlicedLinear }>();
   for (const { rows: part } of ffnParts(gpu, width, hiddenSize, weights)) {
     if (kernels.has(part)) continue;
     const up = (rows: 1 | 4) => {
       const lookup = { kind: "tokens", rows } as const;
-      return compileKernel(gpu, gateUp({ hiddenSize, intermediateSize: part, weights, lookup }));
+      const sizes = { hiddenSize, intermediateSize: part };
+      return compileKernel(gpu, gateUp({ ...sizes, weights, lookup, loads }));
     };
     const down = { k: part, n: hiddenSize, weights, epilogue, factor, rows: "tokens" } as const;
     kernels.set(part, {

@@ -4,6 +4,7 @@ import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { type BoundKernel, compileKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
+import { inputLoads } from "../../core/gpu/kernels/shared-input.ts";
 import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
 import { ropeCache } from "../../core/gpu/kernels/rope-cache.ts";
 import { type GpuMatrix, uploadMatrix, uploadWhole } from "../../core/gpu/matrix.ts";
@@ -108,7 +109,14 @@ export async function compileHeads(
 ): Promise<HeadsKernels> {
   const { hiddenSize, rmsNormEps: eps, rope, multipliers } = config;
   const { numHeads, numKvHeads, headDim, outputBias, qkNorm, clipQkv } = attention;
-  const sizes = { hiddenSize, numHeads, numKvHeads, headDim, weights };
+  const sizes = {
+    hiddenSize,
+    numHeads,
+    numKvHeads,
+    headDim,
+    weights,
+    loads: inputLoads(gpu.offers),
+  };
   const fused = (rows: 1 | 4) => compileKernel(gpu, qkvRope({ ...sizes, rows }));
   const columns = (numHeads + 2 * numKvHeads) * headDim;
   return {

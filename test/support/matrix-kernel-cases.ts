@@ -12,6 +12,7 @@ import { combine } from "../../core/gpu/kernels/combine.ts";
 import { embed } from "../../core/gpu/kernels/embed.ts";
 import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
 import { groupBySlot } from "../../core/gpu/kernels/group-by-slot.ts";
+import { inputLoads } from "../../core/gpu/kernels/shared-input.ts";
 import { linear } from "../../core/gpu/kernels/linear.ts";
 import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
 import { GROUP_STRIDE, type Lookup, maxGroupedTiles } from "../../core/gpu/kernels/tile.ts";
@@ -40,6 +41,8 @@ export function randomRouting(rows: number, topK: number, numSlots: number, seed
 /** Declares the cases on an open device. */
 export function matrixKernelCases(gpu: Gpu): void {
   for (const dtype of DTYPES) {
+    // One way of loading with each dtype: they have nothing to do with each other.
+    const loads = dtype === "f16" ? inputLoads(gpu.offers) : "own";
     for (const [tokens, hiddenSize] of [
       [1, 8],
       [5, 72],
@@ -76,7 +79,7 @@ export function matrixKernelCases(gpu: Gpu): void {
           const out = zeros(gpu, tokens * n);
           await runKernel(
             gpu,
-            linear({ k, n, weights: dtype, lookup, epilogue: "store" }),
+            linear({ k, n, weights: dtype, loads, lookup, epilogue: "store" }),
             { tokens, samples: 0, topK: 1, numSlots: 1 },
             [x, weights.device, out],
           );
@@ -87,7 +90,7 @@ export function matrixKernelCases(gpu: Gpu): void {
           const scale = randomValues(tokens, 5);
           const added = await runKernel(
             gpu,
-            linear({ k, n, weights: dtype, lookup, epilogue: "add" }),
+            linear({ k, n, weights: dtype, loads, lookup, epilogue: "add" }),
             { tokens, samples: 0, topK: 1, numSlots: 1 },
             [x, weights.device, before],
           );
@@ -98,7 +101,7 @@ export function matrixKernelCases(gpu: Gpu): void {
           );
           const scaled = await runKernel(
             gpu,
-            linear({ k, n, weights: dtype, lookup, epilogue: "addScaled" }),
+            linear({ k, n, weights: dtype, loads, lookup, epilogue: "addScaled" }),
             { tokens, samples: 0, topK: 1, numSlots: 1 },
             [x, weights.device, before, scale],
           );
@@ -114,7 +117,7 @@ export function matrixKernelCases(gpu: Gpu): void {
           const out = zeros(gpu, tokens * width);
           await runKernel(
             gpu,
-            gateUp({ hiddenSize: k, intermediateSize: width, weights: dtype, lookup }),
+            gateUp({ hiddenSize: k, intermediateSize: width, weights: dtype, loads, lookup }),
             { tokens, samples: 0, topK: 1, numSlots: 1 },
             [x, both.device, out],
           );
@@ -137,7 +140,7 @@ export function matrixKernelCases(gpu: Gpu): void {
         const cache = zeros(gpu, 10 * 2 * kv);
         await runKernel(
           gpu,
-          qkvRope({ hiddenSize, numHeads, numKvHeads, headDim, weights: dtype, rows }),
+          qkvRope({ hiddenSize, numHeads, numKvHeads, headDim, weights: dtype, loads, rows }),
           { tokens, samples: 0, topK: 1, numSlots: 1 },
           [x, weights.device, bias, rope, positions, slots, q, cache],
         );
@@ -207,13 +210,13 @@ export function matrixKernelCases(gpu: Gpu): void {
           const sums = zeros(gpu, rows * hiddenSize);
           await runKernel(
             gpu,
-            gateUp({ hiddenSize, intermediateSize: width, weights: dtype, lookup }),
+            gateUp({ hiddenSize, intermediateSize: width, weights: dtype, loads, lookup }),
             sizes,
             [x, both.device, act, found],
           );
           await runKernel(
             gpu,
-            linear({ k: width, n: hiddenSize, weights: dtype, lookup, epilogue: "store" }),
+            linear({ k: width, n: hiddenSize, weights: dtype, loads, lookup, epilogue: "store" }),
             sizes,
             [act, down.device, pairs, found],
           );

@@ -2,7 +2,8 @@ import type { WeightsDtype } from "../../expert-device.ts";
 import type { Kernel } from "../kernel.ts";
 import { WEIGHT_ELEMENT, WEIGHTS_8 } from "../weights.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
-import { FOUR_COLUMNS, LOOKUP, numTiles } from "./tile.ts";
+import { sharedInput } from "./shared-input.ts";
+import { fourColumns, LOOKUP, numTiles } from "./tile.ts";
 
 export interface HeadLinearOptions {
   readonly numHeads: number;
@@ -104,7 +105,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let token = tile_pair(tile, r);
     row[r] = select(token, 0u, token == NONE) * TOKEN4 + head * HEAD4;
   }
-  ${FOUR_COLUMNS}
+  ${fourColumns(sharedInput("own"))}
   for (var r = 0u; r < ROWS; r++) {
     let token = tile_pair(tile, r);
     if (token == NONE) { continue; }

@@ -2,7 +2,8 @@ import type { WeightsDtype } from "../../expert-device.ts";
 import type { Kernel } from "../kernel.ts";
 import { WEIGHT_ELEMENT, WEIGHTS_8 } from "../weights.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
-import { FOUR_COLUMNS, LOOKUP, type Lookup, numTiles } from "./tile.ts";
+import { type InputLoads, sharedInput } from "./shared-input.ts";
+import { fourColumns, LOOKUP, type Lookup, numTiles } from "./tile.ts";
 
 export interface LinearOptions {
   /** Columns of the input; a multiple of 8. */
@@ -16,6 +17,8 @@ export interface LinearOptions {
   readonly epilogue: LinearEpilogue;
   /** What a result is multiplied by before it is added; 1 unless told otherwise. */
   readonly factor?: number;
+  /** How invocations come by the input's rows; own unless told otherwise. */
+  readonly loads?: InputLoads;
 }
 
 /** What happens to a result: stored, or added to what is there, after a bias or scaling by `scale[row]`. */
@@ -47,18 +50,19 @@ const WORKGROUP = 32;
  * An invocation computes 4 columns of up to `rows` rows.
  */
 export function linear(options: LinearOptions): Kernel<StepSizes> {
-  const { k, n, stride = n, weights, lookup, epilogue, factor = 1 } = options;
+  const { k, n, stride = n, weights, lookup, epilogue, factor = 1, loads = "own" } = options;
+  const input = sharedInput(loads);
   return {
-    label: `linear ${k}→${n} ${weights} ${lookup.kind}×${lookup.rows} ${epilogue}`,
+    label: `linear ${k}→${n} ${weights} ${lookup.kind}×${lookup.rows} ${epilogue} ${loads}`,
     grid: (sizes) => [ceilDiv(n / 4, WORKGROUP), numTiles(lookup, sizes), 1],
-    wgsl: /* wgsl */ `
+    wgsl: /* wgsl */ `${input.enable}
 ${COUNTS}
 const K8 = ${k / 8}u;
 const N = ${n}u;
 const STRIDE4 = ${stride / 4}u;
 const FACTOR = f32(${factor});
 const ROWS = ${lookup.rows}u;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<${input.element}>;
 @group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 ${EPILOGUE[epilogue].binding}
@@ -66,24 +70,25 @@ ${LOOKUP[lookup.kind]}
 ${WEIGHTS_8[weights]}
 
 @compute @workgroup_size(${WORKGROUP})
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) group: vec3<u32>${input.parameters}) {
   let col = id.x * 4u;
-  let tile = id.y;
+  let tile = group.y;
   let slot = tile_slot(tile);
-  if (col >= N || slot == NONE) { return; }
-  let at0 = (slot * N + col) * K8;
+  if (slot == NONE) { return; }
+  // Beyond the last columns some of them again, for what is shared in loading.
+  let at0 = (slot * N + min(col, N - 4u)) * K8;
   let at1 = at0 + K8;
   let at2 = at1 + K8;
   let at3 = at2 + K8;
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    row[r] = select(pair, 0u, pair == NONE) * K8 * 2u;
+    row[r] = ${input.rowStart("select(pair, 0u, pair == NONE)", k)};
   }
-  ${FOUR_COLUMNS}
+  ${fourColumns(input)}
   for (var r = 0u; r < ROWS; r++) {
     let pair = tile_pair(tile, r);
-    if (pair != NONE) { ${EPILOGUE[epilogue].statement} }
+    if (pair != NONE && col < N) { ${EPILOGUE[epilogue].statement} }
   }
 }`,
   };

@@ -2,7 +2,8 @@ import type { WeightsDtype } from "../../expert-device.ts";
 import type { Kernel } from "../kernel.ts";
 import { WEIGHT_ELEMENT, WEIGHTS_8 } from "../weights.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
-import { FOUR_COLUMNS, LOOKUP, numTiles } from "./tile.ts";
+import { type InputLoads, sharedInput } from "./shared-input.ts";
+import { fourColumns, LOOKUP, numTiles } from "./tile.ts";
 
 export interface QkvRopeOptions {
   readonly hiddenSize: number;
@@ -13,6 +14,8 @@ export interface QkvRopeOptions {
   readonly weights: WeightsDtype;
   /** Rows that one invocation works on. */
   readonly rows: 1 | 4;
+  /** How invocations come by the input's rows; own unless told otherwise. */
+  readonly loads?: InputLoads;
 }
 
 const WORKGROUP = 32;
@@ -27,16 +30,17 @@ const WORKGROUP = 32;
  * An invocation computes columns p, p+1 and their partners headDim/2 further, of up to `rows` rows.
  */
 export function qkvRope(options: QkvRopeOptions): Kernel<StepSizes> {
-  const { hiddenSize, numHeads, numKvHeads, headDim, weights, rows } = options;
+  const { hiddenSize, numHeads, numKvHeads, headDim, weights, rows, loads = "own" } = options;
+  const input = sharedInput(loads);
   const columns = (numHeads + 2 * numKvHeads) * headDim;
   return {
-    label: `qkv-rope ${weights} ×${rows}`,
+    label: `qkv-rope ${weights} ×${rows} ${loads}`,
     grid: (sizes) => [
       ceilDiv(columns / 4, WORKGROUP),
       numTiles({ kind: "tokens", rows }, sizes),
       1,
     ],
-    wgsl: /* wgsl */ `
+    wgsl: /* wgsl */ `${input.enable}
 ${COUNTS}
 const K8 = ${hiddenSize / 8}u;
 const N = ${columns}u;
@@ -45,7 +49,7 @@ const HALF = ${headDim / 2}u;
 const HEADS = ${numHeads}u;
 const KV_HEADS = ${numKvHeads}u;
 const ROWS = ${rows}u;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<${input.element}>;
 @group(0) @binding(2) var<storage, read> weights: array<${WEIGHT_ELEMENT[weights]}>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> rope: array<vec2<f32>>;
@@ -57,12 +61,13 @@ ${LOOKUP.tokens}
 ${WEIGHTS_8[weights]}
 
 @compute @workgroup_size(${WORKGROUP})
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if (id.x * 4u >= N) { return; }
-  let head = id.x * 4u / D;
-  let p = (id.x % (D / 4u)) * 2u;
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) group: vec3<u32>${input.parameters}) {
+  // Beyond the last columns those of the last invocation again, for what is shared in loading.
+  let quad = min(id.x, N / 4u - 1u);
+  let head = quad * 4u / D;
+  let p = (quad % (D / 4u)) * 2u;
   let col = head * D + p;
-  let tile = id.y;
+  let tile = group.y;
   let at0 = col * K8;
   let at1 = at0 + K8;
   let at2 = at0 + HALF * K8;
@@ -70,13 +75,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   var row: array<u32, ROWS>;
   for (var r = 0u; r < ROWS; r++) {
     let token = tile_pair(tile, r);
-    row[r] = select(token, 0u, token == NONE) * K8 * 2u;
+    row[r] = ${input.rowStart("select(token, 0u, token == NONE)", hiddenSize)};
   }
-  ${FOUR_COLUMNS}
+  ${fourColumns(input)}
   let b = vec4<f32>(bias[col], bias[col + 1u], bias[col + HALF], bias[col + HALF + 1u]);
   for (var r = 0u; r < ROWS; r++) {
     let token = tile_pair(tile, r);
-    if (token == NONE) { continue; }
+    if (token == NONE || id.x != quad) { continue; }
     let plain = acc[r] + b;
     let turn0 = rope[positions[token] * HALF + p];
     let turn1 = rope[positions[token] * HALF + p + 1u];

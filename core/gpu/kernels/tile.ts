@@ -4,6 +4,7 @@
  */
 
 import { ceilDiv, type StepSizes } from "./counts.ts";
+import type { SharedInput } from "./shared-input.ts";
 
 /**
  * How a kernel finds its rows.
@@ -82,20 +83,17 @@ fn tile_pair(tile: u32, r: u32) -> u32 { return tiles[tile * (1u + ROWS) + 1u + 
 
 /**
  * WGSL that multiplies the rows of a tile by four rows of weights: `acc[r]` from `row[r]`, where row r of the input
- * begins (in vec4), and `at0` … `at3`, where the rows of weights begin (in eights). One load of weights serves all rows.
+ * begins (SharedInput.rowStart), and `at0` … `at3`, where the rows of weights begin (in eights). One load of weights
+ * serves all rows.
  */
-export const FOUR_COLUMNS = /* wgsl */ `
+export function fourColumns(input: SharedInput): string {
+  return /* wgsl */ `
   var acc: array<vec4<f32>, ROWS>;
   for (var i = 0u; i < K8 + counts.zero; i++) {
     let w0 = weights8(at0 + i);
     let w1 = weights8(at1 + i);
     let w2 = weights8(at2 + i);
     let w3 = weights8(at3 + i);
-    for (var r = 0u; r < ROWS; r++) {
-      let a = x[row[r] + i * 2u];
-      let b = x[row[r] + i * 2u + 1u];
-      acc[r] += vec4<f32>(
-        dot(w0.a, a) + dot(w0.b, b), dot(w1.a, a) + dot(w1.b, b),
-        dot(w2.a, a) + dot(w2.b, b), dot(w3.a, a) + dot(w3.b, b));
-    }
+    ${input.addEight("acc")}
   }`;
+}
