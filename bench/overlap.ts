@@ -1,5 +1,8 @@
 /** What two micro-batches bring where the wire has a length: `npm run bench -- overlap`. */
 
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+
 import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
@@ -27,6 +30,10 @@ const schema = z.object({
     description: "Tokens of each",
     placeholder: "N",
   }),
+  apart: z.boolean().default(false).meta({
+    description:
+      "Router on the first core and shards on the second, one driver thread each: two devices instead of one that they share",
+  }),
   repeats: z.int().min(1).default(5).meta({
     description: "Times that the clusters take turns",
     placeholder: "N",
@@ -41,6 +48,16 @@ const about = {
 
 /** Settings that are compared; the first is the base of the ratio. */
 const SETTINGS = ["1", "2", "auto"] as const;
+
+const run = promisify(execFile);
+
+/** Environment under which a software GPU computes on one core. */
+const ONE_THREAD = { LP_NUM_THREADS: "1" };
+
+/** Keeps a process and all its threads on one core. Rejects where `taskset` is missing or the core. */
+async function pin({ pid }: ServiceProcess, core: number): Promise<void> {
+  await run("taskset", ["--all-tasks", "--cpu-list", "--pid", `${core}`, `${pid}`]);
+}
 
 /** Output tokens per second of every sequence at once. */
 async function throughput(
@@ -79,6 +96,7 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
         shards,
         weights: "auto",
         wire: "f16",
+        env: settings.apart ? ONE_THREAD : {},
         routerFlags: ["--micro-batches", microBatches, "--max-num-seqs", `${sequences}`],
         portOfShard: async (port) => {
           const proxy = await startService({
@@ -91,6 +109,10 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
         },
       });
       clusters.push(cluster);
+      if (settings.apart) {
+        await pin(cluster.router, 0);
+        await Promise.all(cluster.shards.map((shard) => pin(shard, 1)));
+      }
     }
     const measured = SETTINGS.map((): number[] => []);
     // The first turn is to warm up.
@@ -101,7 +123,7 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
       }
     }
     console.log(
-      `${sequences} sequences of ${settings.outputLen} tokens, ${shards} shards, ${delay} ms each way, ${repeats} turns\n`,
+      `${sequences} sequences of ${settings.outputLen} tokens, ${shards} shards, ${delay} ms each way, ${repeats} turns${settings.apart ? ", router and shards on cores of their own" : ""}\n`,
     );
     console.log("| --micro-batches | output tok/s | median | / one |\n|---|---|---|---|");
     const base = median(measured[0]);
