@@ -5,13 +5,17 @@ import { promisify } from "node:util";
 
 import { z } from "zod";
 
-import { loadConfig } from "../core/platform/config.ts";
+import { defaultForeignEnvironment, loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
-import { startCluster, type Cluster } from "../test/support/cluster.ts";
+import { openDevice } from "../core/gpu/open-device.ts";
+import { createLogger } from "../core/platform/log.ts";
 import { startService, type ServiceProcess } from "../test/support/service-process.ts";
 import { median } from "./hop/cost.ts";
-import { generateLoad } from "./load/generate.ts";
-import { loadSchema } from "./load/options.ts";
+import type { Contender } from "./peers/contender.ts";
+import { openSwitchyard } from "./peers/switchyard.ts";
+
+/** Tokens of each prompt. */
+const PROMPT_LEN = 4;
 
 const schema = z.object({
   model: serviceOptions.model,
@@ -51,91 +55,93 @@ const SETTINGS = ["1", "2", "auto"] as const;
 
 const run = promisify(execFile);
 
-/** Environment under which a software GPU computes on one core. */
-const ONE_THREAD = { LP_NUM_THREADS: "1" };
-
 /** Keeps a process and all its threads on one core. Rejects where `taskset` is missing or the core. */
-async function pin({ pid }: ServiceProcess, core: number): Promise<void> {
+async function pin(pid: number, core: number): Promise<void> {
   await run("taskset", ["--all-tasks", "--cpu-list", "--pid", `${core}`, `${pid}`]);
 }
 
-/** Output tokens per second of every sequence at once. */
-async function throughput(
-  { url }: Cluster,
-  settings: z.output<typeof schema>,
-  seed: number,
-): Promise<number> {
-  const options = loadSchema.parse({
-    url,
-    model: settings.model,
-    dataset: "random",
-    seed,
-    inputLen: 4,
-    outputLen: settings.outputLen,
-    numPrompts: settings.sequences,
-    maxConcurrency: settings.sequences,
-    numWarmups: 0,
-    ignoreEos: true,
-  });
-  const { summary } = await generateLoad(options);
-  if (summary.failed > 0) throw new Error(`requests failed: ${JSON.stringify(summary.failures)}`);
-  return summary.outputThroughput;
+/** Shards behind a delay proxy each, and the addresses of the proxies. */
+async function startShards(settings: z.output<typeof schema>, started: ServiceProcess[]) {
+  const { model, device, delay, shards, apart } = settings;
+  return Promise.all(
+    Array.from({ length: shards }, async (_, rank) => {
+      const shard = await startService({
+        name: `shard ${rank}`,
+        script: "expert-service/main.ts",
+        argv: ["--model", model, "--device", device, "--rank", `${rank}`, "--port", "0"],
+      });
+      started.push(shard);
+      if (apart) await pin(shard.pid, 1);
+      const proxy = await startService({
+        name: "delay proxy",
+        script: "bench/overlap/proxy-process.ts",
+        argv: [`${shard.ready.port}`, `${delay}`],
+      });
+      started.push(proxy);
+      return `127.0.0.1:${proxy.ready.port}`;
+    }),
+  );
 }
 
 /** Runs the program; returns the exit status. */
 export async function runOverlapCommand(argv: string[]): Promise<number> {
   const settings = loadConfig(schema, about, argv);
-  const { model, device, shards, delay, sequences, repeats } = settings;
-  const proxies: ServiceProcess[] = [];
-  const clusters: Cluster[] = [];
+  const { model, device, sequences, outputLen, repeats, apart } = settings;
+  // A software GPU that computes on one core, here and in the shards.
+  if (apart) defaultForeignEnvironment("LP_NUM_THREADS", "1");
+  const started: ServiceProcess[] = [];
+  const engines: Contender[] = [];
   try {
+    const gpu = await openDevice(device, undefined, createLogger("bench", "warn"));
     for (const microBatches of SETTINGS) {
-      const cluster = await startCluster({
-        model,
-        device,
-        shards,
-        weights: "auto",
-        wire: "f16",
-        env: settings.apart ? ONE_THREAD : {},
-        routerFlags: ["--micro-batches", microBatches, "--max-num-seqs", `${sequences}`],
-        portOfShard: async (port) => {
-          const proxy = await startService({
-            name: "delay proxy",
-            script: "bench/overlap/proxy-process.ts",
-            argv: [`${port}`, `${delay}`],
-          });
-          proxies.push(proxy);
-          return proxy.ready.port ?? 0;
-        },
-      });
-      clusters.push(cluster);
-      if (settings.apart) {
-        await pin(cluster.router, 0);
-        await Promise.all(cluster.shards.map((shard) => pin(shard, 1)));
-      }
+      engines.push(
+        await openSwitchyard({
+          model,
+          gpu,
+          weights: "auto",
+          shards: await startShards(settings, started),
+          microBatches,
+          maxStreams: sequences,
+          maxStreamTokens: PROMPT_LEN + outputLen,
+          maxBatchedTokens: sequences * PROMPT_LEN,
+          timeoutMs: 120_000,
+        }),
+      );
     }
-    const measured = SETTINGS.map((): number[] => []);
+    if (apart) await pin(process.pid, 0);
+    const rates = SETTINGS.map((): number[] => []);
     // The first turn is to warm up.
     for (let repeat = 0; repeat <= repeats; repeat++) {
-      for (const [i, cluster] of clusters.entries()) {
-        const rate = await throughput(cluster, settings, repeat);
-        if (repeat > 0) measured[i].push(rate);
+      const prompts = Array.from({ length: sequences }, (_, i) =>
+        Array.from({ length: PROMPT_LEN }, (_, j) => (repeat * 131 + i * 17 + j * 5) % 300),
+      );
+      for (const [i, engine] of engines.entries()) {
+        const { decodedTokens, decodeMs } = await engine.generate(prompts, outputLen);
+        if (repeat > 0) rates[i].push((decodedTokens / decodeMs) * 1000);
       }
     }
-    console.log(
-      `${sequences} sequences of ${settings.outputLen} tokens, ${shards} shards, ${delay} ms each way, ${repeats} turns${settings.apart ? ", router and shards on cores of their own" : ""}\n`,
-    );
-    console.log("| --micro-batches | output tok/s | median | / one |\n|---|---|---|---|");
-    const base = median(measured[0]);
-    for (const [i, rates] of measured.entries()) {
-      const all = rates.map((rate) => rate.toFixed(1)).join(", ");
-      const middle = median(rates);
-      const cells = [SETTINGS[i], all, middle.toFixed(1), (middle / base).toFixed(2)];
-      console.log(`| ${cells.join(" | ")} |`);
-    }
+    console.log(overlapTable(settings, rates));
     return 0;
   } finally {
-    await Promise.all(clusters.map((cluster) => cluster.close()));
-    await Promise.all(proxies.map((proxy) => proxy.stop(0)));
+    for (const engine of engines) await engine.close();
+    await Promise.all(started.map((service) => service.stop(0)));
   }
+}
+
+function overlapTable(
+  { shards, delay, sequences, outputLen, repeats, apart }: z.output<typeof schema>,
+  rates: readonly (readonly number[])[],
+): string {
+  const cores = apart ? ", router and shards on cores of their own" : "";
+  const base = median(rates[0]);
+  return [
+    `${sequences} sequences of ${outputLen} tokens, ${shards} shards, ${delay} ms each way, ${repeats} turns${cores}\n`,
+    "| --micro-batches | decoded tok/s | median | / one |",
+    "|---|---|---|---|",
+    ...rates.map((of, i) => {
+      const all = of.map((rate) => rate.toFixed(1)).join(", ");
+      const cells = [SETTINGS[i], all, median(of).toFixed(1), (median(of) / base).toFixed(2)];
+      return `| ${cells.join(" | ")} |`;
+    }),
+  ].join("\n");
 }

@@ -4,8 +4,11 @@ import type { Gpu } from "../../core/gpu/device.ts";
 import { decideWeights } from "../../core/handshake.ts";
 import { openCheckpoint } from "../../core/model/checkpoint.ts";
 import { createLogger } from "../../core/platform/log.ts";
+import { expertsSetting } from "../../core/expert-formats.ts";
+import { createCluster } from "../../router-service/cluster/cluster.ts";
 import { createEngine } from "../../router-service/engine/engine.ts";
 import type { Engine, SamplingParams } from "../../router-service/engine/request.ts";
+import type { MicroBatchSetting } from "../../router-service/engine/micro-batches.ts";
 import { BLOCK_SIZE } from "../../router-service/engine/model-runner.ts";
 import { runnerLimits } from "../../router-service/engine/runner-limits.ts";
 import { routerConfigSchema } from "../../router-service/config.ts";
@@ -18,12 +21,16 @@ export interface SwitchyardOptions extends ContenderLimits {
   /** Absent: the CPU. */
   readonly gpu: Gpu | undefined;
   readonly weights: "auto" | "f16" | "f32";
+  /** Addresses of shards that hold the experts; absent: the engine holds them itself. */
+  readonly shards?: readonly string[];
+  /** Absent: auto. */
+  readonly microBatches?: MicroBatchSetting;
   /** Tokens of a step: prompts are computed in chunks of at most so many. */
   readonly maxBatchedTokens: number;
   readonly timeoutMs: number;
 }
 
-/** Loads the model as `router-service/main.ts` does without shards. Rejects as loading does. */
+/** Loads the model as `router-service/main.ts` does. Rejects as loading does. */
 export async function openSwitchyard(options: SwitchyardOptions): Promise<Contender> {
   const { model, gpu, maxStreams, maxStreamTokens, timeoutMs } = options;
   const checkpoint = await openCheckpoint(model);
@@ -40,14 +47,27 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
     config,
     gpu?.maxBindingBytes,
   );
-  const runner = await createRunner({
-    checkpoint,
-    settings: routerConfigSchema.parse({ weights: options.weights }),
-    limits,
-    gpu,
-    cluster: undefined,
-    logger: createLogger("bench", "warn"),
-  });
+  const logger = createLogger("bench", "warn");
+  const { weights: weightsSetting, microBatches } = options;
+  const settings = routerConfigSchema.parse({ weights: weightsSetting, microBatches });
+  const cluster =
+    options.shards &&
+    createCluster({
+      shards: options.shards,
+      routerId: "bench",
+      modelHash: checkpoint.modelHash,
+      config,
+      weights: settings.weights,
+      shaderF16: gpu?.shaderF16 ?? false,
+      experts: expertsSetting(settings),
+      storedExperts: checkpoint.storedExperts,
+      overlay: checkpoint.overlay,
+      wire: settings.wire,
+      dispatchTimeoutMs: timeoutMs,
+      logger,
+    });
+  const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
+  await cluster?.ready();
   const engine = createEngine({
     runner,
     vocabSize: config.vocabSize,
@@ -75,6 +95,7 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
     async close() {
       await engine.close();
       runner.close();
+      await cluster?.close();
       await checkpoint.close();
     },
   };
