@@ -55,7 +55,7 @@ export function unpackInt8Row(
  * Where the value of largest magnitude of a group lands among the integers, tried one after the other: at −8, so that
  * the whole range is used, and around it, as clipping one value may cost less than coarser steps for the rest.
  */
-const REACHES = [-8, -7.4, -6.8, -8.7, -9.5, 7];
+const REACHES = [-8, -7.5, -7, -8.5, -9, -6.6, 7, 7.5];
 
 /** Rounds `columns` values to int4 in groups. `at` counts u32, `scaleAt` f16. */
 export function packInt4Row(
