@@ -3,6 +3,7 @@
 import { create, globals } from "webgpu";
 
 import { defaultForeignEnvironment } from "../platform/config.ts";
+import { DeviceTimeoutError, inTime } from "./deadline.ts";
 import { pacePolling } from "./polling.ts";
 
 import { OutOfDeviceMemoryError } from "../expert-device.ts";
@@ -73,18 +74,11 @@ const LIMITS = [
 const OPEN_TIMEOUT_MS = 60_000;
 
 /** Rejects with NoAdapterError where a driver does not answer in time. */
-async function inTime<T>(what: string, answer: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(new NoAdapterError(`no answer to ${what} within ${OPEN_TIMEOUT_MS} ms`)),
-      OPEN_TIMEOUT_MS,
-    );
-  });
+async function opened<T>(what: string, answer: Promise<T>): Promise<T> {
   try {
-    return await Promise.race([answer, late]);
-  } finally {
-    clearTimeout(timer);
+    return await inTime(what, answer, OPEN_TIMEOUT_MS);
+  } catch (error) {
+    throw error instanceof DeviceTimeoutError ? new NoAdapterError(error.message) : error;
   }
 }
 
@@ -130,7 +124,7 @@ export async function openGpu(adapterName?: string, backend?: "null"): Promise<G
     ...(backend === undefined ? [] : [`backend=${backend}`]),
   ]);
   instances.push(instance);
-  const adapter = await inTime(
+  const adapter = await opened(
     "requestAdapter",
     instance.requestAdapter({ powerPreference: "high-performance" }),
   );
@@ -139,7 +133,7 @@ export async function openGpu(adapterName?: string, backend?: "null"): Promise<G
     throw new NoAdapterError(`WebGPU finds no adapter${wanted}; is a Vulkan driver installed?`);
   }
   const offers = offersOf(adapter);
-  const device = await inTime(
+  const device = await opened(
     "requestDevice",
     adapter.requestDevice({
       requiredFeatures: FEATURES.filter((name) => adapter.features.has(name)) as GPUFeatureName[],
@@ -217,10 +211,10 @@ export function write(gpu: Gpu, buffer: GPUBuffer, offset: number, data: ArrayBu
   gpu.device.queue.writeBuffer(buffer, offset, bytes, byteOffset, byteLength);
 }
 
-/** Settles when everything written is in its buffers; until then the host holds copies of it. Rejects where the device is lost. */
+/** Settles when everything written is in its buffers; until then the host holds copies of it. Rejects with DeviceTimeoutError, and where the device is lost. */
 export async function settleWrites(gpu: Gpu): Promise<void> {
   gpu.device.queue.submit([]);
-  await gpu.device.queue.onSubmittedWorkDone();
+  await inTime("writes", gpu.device.queue.onSubmittedWorkDone());
 }
 
 /** Allocates a buffer that holds the data. Throws as `allocate`. */

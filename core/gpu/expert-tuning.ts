@@ -9,10 +9,13 @@
 
 import { createHash } from "node:crypto";
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 
 import type { ExpertSizes } from "../expert-device.ts";
-import { type ExpertFormat, matrixBytes } from "../expert-format.ts";
+import type { ExpertFormat } from "../expert-format.ts";
+import { DeviceTimeoutError, inTime } from "./deadline.ts";
 import type { Gpu } from "./device.ts";
+import { largestPart } from "./expert-banks.ts";
 import {
   type Candidate,
   candidateGroup,
@@ -20,7 +23,7 @@ import {
   candidateName,
   candidatesFor,
 } from "./expert-candidates.ts";
-import { EXACT, type ExpertKernels, ROUNDED_TO_F16 } from "./expert-kernels.ts";
+import { EXACT, type ExpertKernels, GROUPED_FROM, ROUNDED_TO_F16 } from "./expert-kernels.ts";
 import { openTimer } from "./kernel-timing.ts";
 import { KernelError } from "./kernel.ts";
 import type { StepSizes } from "./kernels/counts.ts";
@@ -75,71 +78,93 @@ const TUNING_BYTES = 512 * 2 ** 20;
 
 /** How much a measurement may do. */
 export interface TuningBounds {
-  /** All densities together; the first candidate of each is always measured. */
+  /** All densities together; the first candidate of each is measured even so, unless the deadline is over. */
   readonly seconds: number;
+  /** Compiling included: what is not measured by then stays unmeasured. */
+  readonly deadlineSeconds: number;
   /** Milliseconds, monotonic. */
   readonly now: () => number;
 }
 
-/** A candidate's kernels; undefined where the driver refuses them: there are others, the plain ones at the least. */
+/** A candidate's kernels; undefined where the driver refuses them or is late: there are others, the plain ones at the least. */
 async function compileCandidate(
   gpu: Gpu,
   candidate: Candidate,
   sizes: ExpertSizes,
   format: ExpertFormat,
+  timeoutMs: number,
 ): Promise<MeasuredKernels | undefined> {
   try {
     const kernels = candidateKernels(candidate, sizes, format);
-    return await compileHalves(gpu, candidateGroup(candidate), kernels);
+    const compiling = compileHalves(gpu, candidateGroup(candidate), kernels);
+    return await inTime("a compilation", compiling, timeoutMs);
   } catch (error) {
-    if (error instanceof KernelError) return undefined;
+    if (error instanceof KernelError || error instanceof DeviceTimeoutError) return undefined;
     throw error;
   }
 }
 
-/** Measures the candidates at every density. Rejects with OutOfDeviceMemoryError. */
+/** The candidates of this adapter. */
+function candidatesHere({ offers, device: { limits } }: Gpu, pairsPerSlot: number): Candidate[] {
+  return candidatesFor(pairsPerSlot, {
+    offers,
+    workgroupBytes: limits.maxComputeWorkgroupStorageSize,
+    workgroupThreads: limits.maxComputeInvocationsPerWorkgroup,
+  });
+}
+
+/** Whether a choice is more than a stand-in. */
+function isMeasured({ seconds }: TunedPoint): boolean {
+  return Number.isFinite(seconds);
+}
+
+/** The choice at a density of which nothing was measured. */
+function unmeasured(pairsPerSlot: number): TunedPoint {
+  const candidate: Candidate = { kind: "plain", rows: pairsPerSlot < GROUPED_FROM ? 1 : 4 };
+  return { pairsPerSlot, candidate, seconds: Number.POSITIVE_INFINITY };
+}
+
+/** Measures the candidates at every density; where time or the driver allows none, plain kernels of infinite seconds. Rejects with OutOfDeviceMemoryError, DeviceTimeoutError. */
 export async function measureCandidates(
   gpu: Gpu,
   sizes: ExpertSizes,
   format: ExpertFormat,
-  { seconds, now }: TuningBounds,
+  { seconds, deadlineSeconds, now }: TuningBounds,
 ): Promise<TunedPoint[]> {
   const { limits } = gpu.device;
-  const slotBytes = matrixBytes(format, 2 * sizes.expertIntermediateSize, sizes.hiddenSize);
+  const slotBytes = largestPart(sizes, format);
   const most = Math.min(TUNING_BYTES, limits.maxBufferSize, limits.maxStorageBufferBindingSize);
   const numSlots = Math.max(1, Math.min(16, Math.floor(most / slotBytes)));
   const timer = openTimer(gpu);
   const startedAt = now();
+  const leftMs = () => startedAt + 1000 * deadlineSeconds - now();
   const points: TunedPoint[] = [];
   try {
     for (const [i, pairsPerSlot] of DENSITIES.entries()) {
+      if (leftMs() <= 0) {
+        points.push(unmeasured(pairsPerSlot));
+        continue;
+      }
       const endsAt = startedAt + (1000 * seconds * (i + 1)) / DENSITIES.length;
       const options = { sizes, format, numSlots, tokens: pairsPerSlot, topK: numSlots, batches: 1 };
       const experts = await SyntheticExperts.create(gpu, options);
-      let best: TunedPoint | undefined;
+      let best = unmeasured(pairsPerSlot);
       try {
-        const candidates = candidatesFor(pairsPerSlot, {
-          offers: gpu.offers,
-          workgroupBytes: limits.maxComputeWorkgroupStorageSize,
-          workgroupThreads: limits.maxComputeInvocationsPerWorkgroup,
-        });
-        for (const candidate of candidates) {
-          if (best !== undefined && now() >= endsAt) break;
-          const compiled = await compileCandidate(gpu, candidate, sizes, format);
+        for (const candidate of candidatesHere(gpu, pairsPerSlot)) {
+          if (leftMs() <= 0 || (isMeasured(best) && now() >= endsAt)) break;
+          const compiled = await compileCandidate(gpu, candidate, sizes, format, leftMs());
           if (compiled === undefined) continue;
           const { group, gateUp, down } = await experts.bind(compiled);
           const run = (pass: GPUComputePassEncoder) => {
             for (const encode of [...group, ...gateUp, ...down]) encode(pass);
           };
           const time = await timer.time([run], { seconds: 0.01 });
-          if (best === undefined || time < best.seconds) {
-            best = { pairsPerSlot, candidate, seconds: time };
-          }
+          if (time < best.seconds) best = { pairsPerSlot, candidate, seconds: time };
         }
       } finally {
         experts.destroy();
       }
-      if (best !== undefined) points.push(best);
+      points.push(best);
     }
   } finally {
     timer.close();
@@ -152,12 +177,7 @@ function keyOf(gpu: Gpu, sizes: ExpertSizes, format: ExpertFormat): string {
   const { hiddenSize, expertIntermediateSize, activation, expertBias } = sizes;
   const sources = createHash("sha256");
   for (const density of DENSITIES) {
-    const candidates = candidatesFor(density, {
-      offers: gpu.offers,
-      workgroupBytes: gpu.device.limits.maxComputeWorkgroupStorageSize,
-      workgroupThreads: gpu.device.limits.maxComputeInvocationsPerWorkgroup,
-    });
-    for (const candidate of candidates) {
+    for (const candidate of candidatesHere(gpu, density)) {
       const { gateUp, down } = candidateKernels(candidate, sizes, format);
       sources.update(gateUp.wgsl).update(down.wgsl);
     }
@@ -174,21 +194,46 @@ function keyOf(gpu: Gpu, sizes: ExpertSizes, format: ExpertFormat): string {
   ]);
 }
 
-/** Where kernels come from. */
-export type KernelSource = "measured" | "kept";
-
 /** The fastest kernels and their names by density. */
 export interface TunedExperts {
   readonly kernels: ExpertKernels;
-  readonly source: KernelSource;
   readonly names: Readonly<Record<string, string>>;
 }
 
+function tunedExperts(sizes: ExpertSizes, points: readonly TunedPoint[]): TunedExperts {
+  return {
+    kernels: tunedKernels(sizes, points),
+    names: Object.fromEntries(
+      points.map(({ pairsPerSlot, candidate }) => [pairsPerSlot, candidateName(candidate)]),
+    ),
+  };
+}
+
+/** The file that a key's choices are kept in. */
+function fileOf(directory: string, key: string): string {
+  return join(directory, `${createHash("sha256").update(key).digest("hex").slice(0, 32)}.json`);
+}
+
+/** The choices of an earlier start; undefined where there are none that can be read, or one is no candidate here. */
+export async function keptExperts(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  directory: string,
+): Promise<TunedExperts | undefined> {
+  const key = keyOf(gpu, sizes, format);
+  const points = await readPoints(fileOf(directory, key), key);
+  const offered = points?.every(({ pairsPerSlot, candidate }) =>
+    candidatesHere(gpu, pairsPerSlot).some((other) => isDeepStrictEqual(other, candidate)),
+  );
+  return points === undefined || !offered ? undefined : tunedExperts(sizes, points);
+}
+
 /**
- * The fastest kernels for an adapter, from the file of an earlier start or measured now and written there. A file that can
- * not be read or does not fit is measured anew; one that can not be written is done without.
+ * Measures which kernels are fastest, and keeps that for later starts where all was measured; a directory that can not be
+ * written is done without. Rejects with OutOfDeviceMemoryError, DeviceTimeoutError.
  */
-export async function tuneExperts(
+export async function measuredExperts(
   gpu: Gpu,
   sizes: ExpertSizes,
   format: ExpertFormat,
@@ -196,18 +241,7 @@ export async function tuneExperts(
   bounds: TuningBounds,
 ): Promise<TunedExperts> {
   const key = keyOf(gpu, sizes, format);
-  const file = join(
-    directory,
-    `${createHash("sha256").update(key).digest("hex").slice(0, 32)}.json`,
-  );
-  const kept = await readPoints(file, key);
-  const points = kept ?? (await measureCandidates(gpu, sizes, format, bounds));
-  if (kept === undefined) await writePoints(directory, file, key, points);
-  return {
-    kernels: tunedKernels(sizes, points),
-    source: kept === undefined ? "measured" : "kept",
-    names: Object.fromEntries(
-      points.map(({ pairsPerSlot, candidate }) => [pairsPerSlot, candidateName(candidate)]),
-    ),
-  };
+  const points = await measureCandidates(gpu, sizes, format, bounds);
+  if (points.every(isMeasured)) await writePoints(directory, fileOf(directory, key), key, points);
+  return tunedExperts(sizes, points);
 }

@@ -1,5 +1,6 @@
 /** How long work takes on the device, by its own clock where it has one that can be read, else by ours. */
 
+import { inTime } from "./deadline.ts";
 import { allocate, type Gpu, READ_BACK } from "./device.ts";
 import { mapForReading } from "./polling.ts";
 
@@ -22,7 +23,7 @@ const MAX_RUNS = 2000;
 
 /** Times work on one device. */
 export interface KernelTimer {
-  /** Median seconds of one run; `encodes` take turns, so that they can differ in what they read. Runs once before. */
+  /** Median seconds of one run; `encodes` take turns, so that they can differ in what they read. Runs once before. Rejects with DeviceTimeoutError. */
   time(encodes: readonly Encode[], options: TimingOptions): Promise<number>;
   close(): void;
 }
@@ -60,10 +61,10 @@ export function openTimer(gpu: Gpu): KernelTimer {
     const startedAt = performance.now();
     device.queue.submit([encoder.finish()]);
     if (!querySet) {
-      await device.queue.onSubmittedWorkDone();
+      await inTime("a measured run", device.queue.onSubmittedWorkDone());
       return (performance.now() - startedAt) / 1000 / runs;
     }
-    await mapForReading(staging, 16);
+    await inTime("a measured run", mapForReading(staging, 16));
     const [begin, end] = new BigUint64Array(staging.getMappedRange(0, 16).slice(0));
     staging.unmap();
     return Number(end - begin) / 1e9 / runs;

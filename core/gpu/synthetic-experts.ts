@@ -2,6 +2,7 @@
 
 import type { ExpertSizes } from "../expert-device.ts";
 import { type ExpertFormat, rowScaleWords, rowWords } from "../expert-format.ts";
+import { inTime } from "./deadline.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM, upload } from "./device.ts";
 import type { BankKernels } from "./expert-kernels.ts";
 import { type CompiledKernel, compileKernel } from "./kernel.ts";
@@ -38,13 +39,18 @@ export async function randomBuffer(
   [mask, set]: readonly [mask: number, set: number],
 ): Promise<GPUBuffer> {
   const buffer = allocate(gpu, label, words * 4, STORAGE);
-  const kernel = (await compileKernel(gpu, fill(mask, set))).bind(buffer);
-  const encoder = gpu.device.createCommandEncoder();
-  const pass = encoder.beginComputePass();
-  kernel.encode(pass, { words: Math.max(4, words) });
-  pass.end();
-  gpu.device.queue.submit([encoder.finish()]);
-  return buffer;
+  try {
+    const kernel = (await compileKernel(gpu, fill(mask, set))).bind(buffer);
+    const encoder = gpu.device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    kernel.encode(pass, { words: Math.max(4, words) });
+    pass.end();
+    gpu.device.queue.submit([encoder.finish()]);
+    return buffer;
+  } catch (error) {
+    buffer.destroy();
+    throw error;
+  }
 }
 
 /** Random weights of a matrix in a format. */
@@ -63,7 +69,7 @@ export function randomRows(gpu: Gpu, rows: number, k: number): Promise<GPUBuffer
   return randomBuffer(gpu, `${rows} rows of ${k}`, rows * k, WEIGHT_BITS.f32);
 }
 
-/** The first floats of a buffer, on the host. */
+/** The first floats of a buffer, on the host. Rejects with DeviceTimeoutError. */
 export async function readFloats(
   gpu: Gpu,
   buffer: GPUBuffer,
@@ -73,10 +79,12 @@ export async function readFloats(
   const encoder = gpu.device.createCommandEncoder();
   encoder.copyBufferToBuffer(buffer, 0, staging, 0, count * 4);
   gpu.device.queue.submit([encoder.finish()]);
-  await mapForReading(staging, count * 4);
-  const values = new Float32Array(staging.getMappedRange(0, count * 4).slice(0));
-  staging.destroy();
-  return values;
+  try {
+    await inTime("a read-back", mapForReading(staging, count * 4));
+    return new Float32Array(staging.getMappedRange(0, count * 4).slice(0));
+  } finally {
+    staging.destroy();
+  }
 }
 
 /** What is measured: a layer of slots in one bank, and batches of one size over it. */
@@ -169,36 +177,43 @@ export class SyntheticExperts {
     this.#routings = routings;
   }
 
-  /** Allocates and fills. Throws OutOfDeviceMemoryError where a bank does not fit one binding. */
+  /** Allocates and fills. Rejects with OutOfDeviceMemoryError where a bank does not fit one binding, with nothing left allocated. */
   static async create(gpu: Gpu, options: SyntheticOptions): Promise<SyntheticExperts> {
     const { sizes, format, numSlots, tokens, topK } = options;
     const { hiddenSize: h, expertIntermediateSize: i, expertBias } = sizes;
     const pairs = tokens * topK;
     const gateUpRows = numSlots * 2 * i;
-    const scales = (rows: number, k: number) =>
-      randomBuffer(gpu, "scales", rows * rowScaleWords(format, k), scaleBits(format));
-    const counts = allocate(gpu, "counts", COUNTS_BYTES, UNIFORM);
-    gpu.device.queue.writeBuffer(counts, 0, countsData({ tokens, samples: 0, topK, numSlots }));
-    const buffers = {
-      counts,
-      x: await randomRows(gpu, tokens, h),
-      gateUp: await randomWeights(gpu, format, gateUpRows, h),
-      gateUpScales: await scales(gateUpRows, h),
-      down: await randomWeights(gpu, format, numSlots * h, i),
-      downScales: await scales(numSlots * h, i),
-      biases: await randomRows(gpu, numSlots, expertBias ? Math.max(2 * i, h) : 1),
-      inner: allocate(gpu, "inner", pairs * i * 4, STORAGE),
-      results: allocate(gpu, "results", pairs * h * 4, STORAGE),
-      places: upload(
-        gpu,
-        "places",
-        Uint32Array.from({ length: numSlots }, (_, slot) => slot),
-      ),
+    const made: GPUBuffer[] = [];
+    const keep = (buffer: GPUBuffer) => {
+      made.push(buffer);
+      return buffer;
     };
-    const routings = Array.from({ length: options.batches }, (_, batch) =>
-      upload(gpu, `routing ${batch}`, balancedRouting(options, batch)),
-    );
-    return new SyntheticExperts(gpu, options, buffers, routings);
+    const scales = async (rows: number, k: number) =>
+      keep(await randomBuffer(gpu, "scales", rows * rowScaleWords(format, k), scaleBits(format)));
+    try {
+      const counts = keep(allocate(gpu, "counts", COUNTS_BYTES, UNIFORM));
+      gpu.device.queue.writeBuffer(counts, 0, countsData({ tokens, samples: 0, topK, numSlots }));
+      const slots = Uint32Array.from({ length: numSlots }, (_, slot) => slot);
+      const buffers = {
+        counts,
+        x: keep(await randomRows(gpu, tokens, h)),
+        gateUp: keep(await randomWeights(gpu, format, gateUpRows, h)),
+        gateUpScales: await scales(gateUpRows, h),
+        down: keep(await randomWeights(gpu, format, numSlots * h, i)),
+        downScales: await scales(numSlots * h, i),
+        biases: keep(await randomRows(gpu, numSlots, expertBias ? Math.max(2 * i, h) : 1)),
+        inner: keep(allocate(gpu, "inner", pairs * i * 4, STORAGE)),
+        results: keep(allocate(gpu, "results", pairs * h * 4, STORAGE)),
+        places: keep(upload(gpu, "places", slots)),
+      };
+      const routings = Array.from({ length: options.batches }, (_, batch) =>
+        keep(upload(gpu, `routing ${batch}`, balancedRouting(options, batch))),
+      );
+      return new SyntheticExperts(gpu, options, buffers, routings);
+    } catch (error) {
+      for (const buffer of made) buffer.destroy();
+      throw error;
+    }
   }
 
   /** Binds kernels to every batch, with the pairs sorted as the kernels want them. Rejects with KernelError. */

@@ -10,9 +10,10 @@ import { candidatesFor } from "../../../core/gpu/expert-candidates.ts";
 import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
 import {
   densityOf,
+  keptExperts,
+  measuredExperts,
   nearestPoint,
   tunedKernels,
-  tuneExperts,
 } from "../../../core/gpu/expert-tuning.ts";
 import type { TunedPoint } from "../../../core/gpu/tuning-file.ts";
 import { assertClose } from "../../support/gpu-fixture.ts";
@@ -123,8 +124,13 @@ test("a device with tuned kernels gives the sums of the plain loops in both regi
 
 test("kernels are measured once per adapter and widths; a spoiled file is measured anew", async () => {
   // No time: the first candidate of each density alone.
-  const bounds = { seconds: 0, now: () => performance.now() };
-  const tune = () => tuneExperts(gpu, SIZES, "f16", directory, bounds);
+  const bounds = { seconds: 0, deadlineSeconds: 60, now: () => performance.now() };
+  const tune = async () => {
+    const kept = await keptExperts(gpu, SIZES, "f16", directory);
+    if (kept !== undefined) return { ...kept, source: "kept" };
+    const measured = await measuredExperts(gpu, SIZES, "f16", directory, bounds);
+    return { ...measured, source: "measured" };
+  };
   const first = await tune();
   assert.equal(first.source, "measured");
   assert.deepEqual(Object.keys(first.names), ["1", "4", "16", "64"]);
@@ -138,9 +144,18 @@ test("kernels are measured once per adapter and widths; a spoiled file is measur
     kept.slice(0, 100),
     kept.replace('"version": 1', '"version": 0'),
     kept.replace("llvmpipe", "other"),
+    // What is no candidate at this density here, as kernels for another adapter's features are not.
+    kept.replace('"rows": 1', '"rows": 4'),
   ]) {
     await writeFile(path, spoiled);
     assert.equal((await tune()).source, "measured");
   }
   assert.equal((await tune()).source, "kept");
+});
+
+test("where the deadline is over nothing is measured and nothing kept: plain kernels compute", async () => {
+  const bounds = { seconds: 3, deadlineSeconds: 0, now: () => performance.now() };
+  const { names } = await measuredExperts(gpu, SIZES, "f32", directory, bounds);
+  assert.deepEqual(names, { 1: "plain ×1", 4: "plain ×4", 16: "plain ×4", 64: "plain ×4" });
+  assert.equal(await keptExperts(gpu, SIZES, "f32", directory), undefined);
 });
