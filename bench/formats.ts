@@ -142,7 +142,8 @@ export async function outputErrors(
 }
 
 function percent(value: number): string {
-  return `${(100 * value).toPrecision(3)} %`;
+  const percents = 100 * value;
+  return `${percents > 0 && percents < 1e-3 ? percents.toExponential(1) : percents.toPrecision(3)} %`;
 }
 
 /** A Markdown table with a row per layer and a column per format. */
