@@ -22,6 +22,7 @@ import { planInspection } from "./inspect-plan.ts";
 import { formatInspection, inspectionJson, type InspectSubject } from "./inspect-report.ts";
 
 const GIB = 2 ** 30;
+const MIB = 2 ** 20;
 
 const schema = z.object({
   model: serviceOptions.model,
@@ -36,6 +37,12 @@ const schema = z.object({
     unit: "GiB",
     placeholder: "GIB",
     defaultText: "what the adapter here declares",
+  }),
+  maxBinding: z.number().positive().max(1e9).optional().meta({
+    description: "Largest buffer that a kernel of each process can bind",
+    unit: "MiB",
+    placeholder: "MIB",
+    defaultText: "what the adapter here takes; no bound on the CPU",
   }),
   weights: z.enum(["f16", "f32"]).default("f16").meta({
     description: "Dtype of weights in device memory",
@@ -87,13 +94,14 @@ interface WeightFiles extends NonNullable<InspectSubject["files"]> {
 async function inspect(settings: InspectConfig): Promise<InspectSubject> {
   const config = await readModelConfig(settings.model);
   const files = await weightFiles(settings.model);
-  const limits = runnerLimits(settings, config);
+  const machine = await machineOf(settings, config);
+  const { memoryBytes, bindingBytes } = machine;
+  const limits = runnerLimits(settings, config, bindingBytes);
   const { weights, shards } = settings;
   // Without weight files the config's word is taken.
   const stored = storedExperts(config, (name) => files === undefined || files.names.has(name));
   const experts = commonFormat(expertsSetting(settings), weights, stored);
   const overlay = await readOverlay(settings.model, config);
-  const { memoryBytes, memoryFrom } = await memoryOf(settings, config);
   const formatOf = formatsOf(overlay, experts);
   return {
     name: basename(resolve(settings.model)),
@@ -101,10 +109,10 @@ async function inspect(settings: InspectConfig): Promise<InspectSubject> {
     files,
     weights,
     experts,
-    maxModelLen: limits.maxModelLen,
-    memoryBytes,
-    memoryFrom,
-    plan: planInspection({ config, weights, formatOf, limits, shards, memoryBytes }),
+    overlaid: overlay !== undefined,
+    limits,
+    ...machine,
+    plan: planInspection({ config, weights, formatOf, limits, shards, memoryBytes, bindingBytes }),
   };
 }
 
@@ -127,16 +135,20 @@ async function hasWeights(dir: string): Promise<boolean> {
   return names.some((name) => /^model\.safetensors(\.index\.json)?$/u.test(name));
 }
 
-/** Memory of a process: the setting, or what a shard on this machine's adapter would offer. */
-async function memoryOf(
-  { memory, device, adapter }: InspectConfig,
+/** A process's machine: the settings, and where they are silent what a shard on this machine's adapter would offer. */
+async function machineOf(
+  { memory, maxBinding, device, adapter }: InspectConfig,
   config: ModelConfig,
-): Promise<{ readonly memoryBytes: number; readonly memoryFrom: string }> {
-  if (memory !== undefined) return { memoryBytes: memory * GIB, memoryFrom: "--memory" };
+): Promise<Pick<InspectSubject, "memoryBytes" | "memoryFrom" | "bindingBytes">> {
   const logger = createLogger("inspect", "silent");
-  const opened = await openShardDevice({ device, adapter, memoryLimit: undefined }, config, logger);
+  const memoryLimit = memory === undefined ? undefined : memory * GIB;
+  const opened = await openShardDevice({ device, adapter, memoryLimit }, config, logger);
   try {
-    return { memoryBytes: opened.memoryBytes, memoryFrom: `declared by ${opened.adapter}` };
+    return {
+      memoryBytes: opened.memoryBytes,
+      memoryFrom: memory === undefined ? `declared by ${opened.adapter}` : "--memory",
+      bindingBytes: maxBinding === undefined ? opened.bindingBytes : maxBinding * MIB,
+    };
   } finally {
     opened.close();
   }

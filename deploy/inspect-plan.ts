@@ -3,10 +3,15 @@
 import type { WeightsDtype } from "../core/expert-device.ts";
 import type { FormatOf } from "../core/expert-format.ts";
 import { bytesByExpert } from "../core/expert-formats.ts";
-import type { ModelConfig } from "../core/model/config.ts";
+import { largestPart } from "../core/gpu/expert-banks.ts";
+import { type ModelConfig, moeLayers } from "../core/model/config.ts";
 import { expertWorkBytes, shardBufferBytes } from "../expert-service/shard-memory.ts";
 import { expertsPerShard } from "../router-service/cluster/first-placement.ts";
-import { type RouterMemory, routerMemory } from "../router-service/engine/router-memory.ts";
+import {
+  type LargeBuffer,
+  type RouterMemory,
+  routerMemory,
+} from "../router-service/engine/router-memory.ts";
 import type { RunnerLimits } from "../router-service/engine/runner-limits.ts";
 
 /** What the plan is made from. */
@@ -20,6 +25,8 @@ export interface InspectInput {
   readonly shards: number;
   /** Memory that each process has, bytes. */
   readonly memoryBytes: number;
+  /** Largest binding of the adapter that each process has, bytes; Infinity on the CPU. */
+  readonly bindingBytes: number;
 }
 
 /** Experts in a process. */
@@ -35,7 +42,9 @@ export interface HeldExperts {
 /** A process and its memory. */
 export interface PlannedProcess {
   readonly total: number;
-  /** `total` is within the memory that a process has. */
+  /** Buffers that no binding of the adapter takes. */
+  readonly tooLarge: readonly LargeBuffer[];
+  /** `total` is within the memory that a process has, and every buffer within a binding. */
   readonly fits: boolean;
 }
 
@@ -56,13 +65,15 @@ export interface InspectPlan {
   readonly shards: readonly PlannedShard[];
   /** The fewest shards whose experts fit; undefined where one expert of every layer is too much for one. */
   readonly shardsNeeded: number | undefined;
+  /** Parts of one expert that no binding takes, one for each format. */
+  readonly expertsTooLarge: readonly LargeBuffer[];
 }
 
 /** Plans a cluster of a model. */
 export function planInspection(input: InspectInput): InspectPlan {
-  const { config, limits, shards, memoryBytes } = input;
+  const { config, limits, shards, bindingBytes } = input;
   const bytesOf = bytesByExpert(config, input.formatOf);
-  const memory = routerMemory(config, input.weights, limits, shards > 0);
+  const memory = routerMemory(config, input.weights, limits, shards > 0, bindingBytes);
   const experts: HeldExperts | undefined =
     shards > 0
       ? undefined
@@ -71,20 +82,49 @@ export function planInspection(input: InspectInput): InspectPlan {
           residentBytes: sum(bytesOf),
           buffers: expertWorkBytes(config, limits.maxTokens * config.numExpertsPerToken),
         };
+  const expertsTooLarge = largeExperts(input);
+  const tooLarge = [...memory.tooLarge, ...(experts ? expertsTooLarge : [])];
   const total = memory.total + (experts ? experts.residentBytes + experts.buffers : 0);
   return {
-    router: { memory, experts, total, fits: total <= memoryBytes },
-    shards: shards === 0 ? [] : planShards(input, bytesOf, shards),
-    shardsNeeded: shardsNeeded(input, bytesOf),
+    router: { memory, experts, total, tooLarge, fits: isFitting(input, total, tooLarge) },
+    shards: shards === 0 ? [] : planShards(input, bytesOf, shards, expertsTooLarge),
+    shardsNeeded: shardsNeeded(input, bytesOf, expertsTooLarge),
+    expertsTooLarge,
   };
+}
+
+/** Whether a process with these bytes and buffers fits. */
+function isFitting(
+  { memoryBytes }: InspectInput,
+  total: number,
+  tooLarge: readonly LargeBuffer[],
+): boolean {
+  return total <= memoryBytes && tooLarge.length === 0;
+}
+
+/** Experts that no bank can hold even one of, one for each format: banks are divided between experts only. */
+function largeExperts({ config, formatOf, bindingBytes }: InspectInput): LargeBuffer[] {
+  const formats = new Set(
+    moeLayers(config).flatMap((layer) =>
+      Array.from({ length: config.numExperts }, (_, expert) => formatOf(layer, expert)),
+    ),
+  );
+  return [...formats]
+    .map((format) => ({
+      label: `one expert's gate and up in ${format}`,
+      bytes: largestPart(config, format),
+    }))
+    .filter(({ bytes }) => bytes > bindingBytes);
 }
 
 /** Even runs of experts, as the router's first placement cuts them where memory is no matter. */
 function planShards(
-  { config, memoryBytes }: InspectInput,
+  input: InspectInput,
   bytesOf: readonly number[],
   shards: number,
+  tooLarge: readonly LargeBuffer[],
 ): PlannedShard[] {
+  const { config } = input;
   const shares = expertsPerShard({
     layers: [0],
     bytesByExpert: bytesOf.map(() => 1),
@@ -101,14 +141,19 @@ function planShards(
       residentBytes,
       buffers,
       total,
-      fits: total <= memoryBytes,
+      tooLarge,
+      fits: isFitting(input, total, tooLarge),
     };
   });
 }
 
-function shardsNeeded(input: InspectInput, bytesOf: readonly number[]): number | undefined {
+function shardsNeeded(
+  input: InspectInput,
+  bytesOf: readonly number[],
+  tooLarge: readonly LargeBuffer[],
+): number | undefined {
   for (let shards = 1; shards <= input.config.numExperts; shards++) {
-    if (planShards(input, bytesOf, shards).every(({ fits }) => fits)) return shards;
+    if (planShards(input, bytesOf, shards, tooLarge).every(({ fits }) => fits)) return shards;
   }
   return undefined;
 }

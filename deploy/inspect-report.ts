@@ -2,6 +2,8 @@
 
 import type { AttentionConfig, ModelConfig } from "../core/model/config.ts";
 import { layerCounts, MODEL_PARTS, modelSize, parameterCounts } from "../core/model/footprint.ts";
+import type { LargeBuffer } from "../router-service/engine/router-memory.ts";
+import type { RunnerLimits } from "../router-service/engine/runner-limits.ts";
 import type { InspectPlan, PlannedProcess } from "./inspect-plan.ts";
 
 /** What was looked at, and with which settings. */
@@ -15,10 +17,14 @@ export interface InspectSubject {
   /** How weights and experts are kept. */
   readonly weights: string;
   readonly experts: string;
-  readonly maxModelLen: number;
+  /** A `switchyard.json` keeps some experts otherwise. */
+  readonly overlaid: boolean;
+  readonly limits: RunnerLimits;
   readonly memoryBytes: number;
   /** Where the memory was declared. */
   readonly memoryFrom: string;
+  /** Largest binding of the adapter; Infinity on the CPU. */
+  readonly bindingBytes: number;
   readonly plan: InspectPlan;
 }
 
@@ -31,7 +37,7 @@ export function formatInspection(subject: InspectSubject): string {
 
 /** The report as JSON; all sizes in bytes. */
 export function inspectionJson(subject: InspectSubject): object {
-  const { config, files, plan, memoryBytes } = subject;
+  const { config, files, plan, memoryBytes, bindingBytes, limits } = subject;
   const size = modelSize(config);
   const parameters = parameterCounts(config, size);
   return {
@@ -60,8 +66,11 @@ export function inspectionJson(subject: InspectSubject): object {
     settings: {
       weights: subject.weights,
       experts: subject.experts,
-      maxModelLen: subject.maxModelLen,
+      overlaid: subject.overlaid,
+      maxModelLen: limits.maxModelLen,
+      contextLimitedBy: limits.contextLimitedBy ?? null,
       memoryBytes,
+      maxBindingBytes: Number.isFinite(bindingBytes) ? bindingBytes : null,
     },
     ...plan,
     shardsNeeded: plan.shardsNeeded ?? null,
@@ -133,7 +142,12 @@ function filesText({ count, bytes }: NonNullable<InspectSubject["files"]>): stri
 }
 
 function routerLines(subject: InspectSubject): string[] {
-  const { config, plan, weights, maxModelLen } = subject;
+  const { config, plan, weights, limits } = subject;
+  const { maxModelLen, contextLimitedBy } = limits;
+  const context =
+    contextLimitedBy === undefined
+      ? `longest context ${maxModelLen}`
+      : `longest context ${maxModelLen} of ${config.maxPositions}, limited by ${contextLimitedBy}`;
   const { memory, experts } = plan.router;
   const tokens = memory.kvCache / memory.kvPerToken;
   const lines: [string, number, string?][] = [
@@ -147,11 +161,11 @@ function routerLines(subject: InspectSubject): string[] {
     [
       "KV cache",
       memory.kvCache,
-      `${binary(memory.kvPerToken)} per token, ${tokens} tokens; longest context ${maxModelLen}`,
+      `${binary(memory.kvPerToken)} per token, ${tokens} tokens; ${context}`,
     ],
     ["buffers", memory.buffers + (experts?.buffers ?? 0)],
   ];
-  if (experts) lines.push(["experts", experts.residentBytes, subject.experts]);
+  if (experts) lines.push(["experts", experts.residentBytes, formatsText(subject)]);
   return [
     `${plan.shards.length === 0 ? "One process" : "Router"}, weights in ${weights}`,
     ...lines.filter(([, bytes, note]) => bytes > 0 || note !== undefined).map(sizeRow),
@@ -160,11 +174,12 @@ function routerLines(subject: InspectSubject): string[] {
 }
 
 function shardLines(subject: InspectSubject): string[] {
-  const { config, plan, experts } = subject;
+  const { config, plan } = subject;
+  const experts = formatsText(subject);
   const { shards, shardsNeeded } = plan;
   const verdict =
     shardsNeeded === undefined
-      ? `no number of shards would do: one expert of every layer takes more than ${binary(subject.memoryBytes)}`
+      ? `no number of shards would do: ${tooMuch(subject)}`
       : `${shardsNeeded} shard${shardsNeeded === 1 ? "" : "s"} of ${binary(subject.memoryBytes)} would hold all experts in ${experts}`;
   if (shards.length === 0) return [verdict];
   const [{ buffers }] = shards;
@@ -181,11 +196,33 @@ function shardLines(subject: InspectSubject): string[] {
   ];
 }
 
-function fitText({ total, fits }: PlannedProcess, subject: InspectSubject): string {
-  const { memoryBytes, memoryFrom } = subject;
-  return fits
-    ? `fits in ${binary(memoryBytes)} (${memoryFrom})`
-    : `does not fit: ${binary(total - memoryBytes)} more than ${binary(memoryBytes)} (${memoryFrom})`;
+/** Formats of experts, as far as one word says them. */
+function formatsText({ experts, overlaid }: InspectSubject): string {
+  return overlaid ? `${experts}, others by switchyard.json` : experts;
+}
+
+/** Why not even one expert of every layer fits a shard. */
+function tooMuch({ plan, memoryBytes, bindingBytes }: InspectSubject): string {
+  return plan.expertsTooLarge.length > 0
+    ? largeText(plan.expertsTooLarge, bindingBytes)
+    : `one expert of every layer takes more than ${binary(memoryBytes)}`;
+}
+
+function fitText({ total, tooLarge, fits }: PlannedProcess, subject: InspectSubject): string {
+  const { memoryBytes, memoryFrom, bindingBytes } = subject;
+  if (fits) return `fits in ${binary(memoryBytes)} (${memoryFrom})`;
+  const reasons = [
+    total > memoryBytes &&
+      `${binary(total - memoryBytes)} more than ${binary(memoryBytes)} (${memoryFrom})`,
+    tooLarge.length > 0 && largeText(tooLarge, bindingBytes),
+  ].filter(Boolean);
+  return `does not fit: ${reasons.join("; ")}`;
+}
+
+/** The first of the buffers that no binding takes, and how many more there are. */
+function largeText([first, ...others]: readonly LargeBuffer[], bindingBytes: number): string {
+  const more = others.length > 0 ? ` (and ${others.length} more buffers)` : "";
+  return `${first.label} takes ${binary(first.bytes)}${more}, a binding of the adapter at most ${binary(bindingBytes)}`;
 }
 
 function row(name: string, text: string): string {

@@ -19,6 +19,8 @@ export interface ShardDevice {
   readonly shaderF16: boolean;
   /** Memory that expert weights may take, bytes. */
   readonly memoryBytes: number;
+  /** Largest binding of the adapter, bytes; Infinity on the CPU. */
+  readonly bindingBytes: number;
   /** Settles with the reason when the device is lost; never otherwise. */
   readonly lost: Promise<string>;
   /** The largest error of the kernels checked so far, as core/gpu/conformance.ts counts it; 0 where none was, or on the CPU. */
@@ -67,6 +69,7 @@ function gpuShardDevice(
     adapter: gpu.adapter,
     shaderF16: gpu.shaderF16,
     memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
+    bindingBytes: gpu.maxBindingBytes,
     lost: gpu.lost,
     tolerance: () => checked?.tolerance ?? 0,
     check: async (formats) => {
@@ -90,6 +93,7 @@ function cpuShardDevice(model: ModelConfig, memoryLimit?: number): ShardDevice {
     adapter: "cpu",
     shaderF16: false,
     memoryBytes,
+    bindingBytes: Number.POSITIVE_INFINITY,
     lost: new Promise(() => {}),
     tolerance: () => 0,
     check: async () => {},

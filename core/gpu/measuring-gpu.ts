@@ -2,17 +2,25 @@
 
 import type { Gpu } from "./device.ts";
 
-/** Bytes of the buffers that `allocating` makes, of whatever size; nothing is allocated. Throws what it throws. */
-export function measureBuffers(allocating: (gpu: Gpu) => unknown): number {
-  let bytes = 0;
+/** A buffer that would be allocated. */
+export interface MeasuredBuffer {
+  readonly label: string;
+  readonly bytes: number;
+  /** As WebGPU has it. */
+  readonly usage: number;
+}
+
+/** The buffers that `allocating` makes, of whatever size; nothing is allocated. Throws what it throws. */
+export function listBuffers(allocating: (gpu: Gpu) => unknown): MeasuredBuffer[] {
+  const buffers: MeasuredBuffer[] = [];
   const limits = {
     maxBufferSize: Number.POSITIVE_INFINITY,
     maxStorageBufferBindingSize: Number.POSITIVE_INFINITY,
   };
   const device = {
     limits,
-    createBuffer: ({ size }: GPUBufferDescriptor) => {
-      bytes += size;
+    createBuffer: ({ label = "", size, usage }: GPUBufferDescriptor) => {
+      buffers.push({ label, bytes: size, usage });
       return { size, destroy: () => {} };
     },
     pushErrorScope: () => {},
@@ -37,5 +45,10 @@ export function measureBuffers(allocating: (gpu: Gpu) => unknown): number {
     fail: () => {},
     close: () => {},
   });
-  return bytes;
+  return buffers;
+}
+
+/** Bytes of buffers together. */
+export function totalBytes(buffers: readonly MeasuredBuffer[]): number {
+  return buffers.reduce((sum, { bytes }) => sum + bytes, 0);
 }

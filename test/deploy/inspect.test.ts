@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
-import { cp } from "node:fs/promises";
+import { cp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
 import { createGpuExpertDevice } from "../../core/gpu/expert-device.ts";
+import { largestPart } from "../../core/gpu/expert-banks.ts";
 import { openGpu } from "../../core/gpu/device.ts";
 import { openCheckpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
@@ -25,9 +26,14 @@ const { config } = checkpoint;
 const limits = runnerLimits({ maxNumSeqs: 4, maxNumBatchedTokens: 64, kvBlocks: 16 }, config);
 const GIB = 2 ** 30;
 
-function plan(shards: number, experts: ExpertFormat, memoryBytes = GIB) {
-  const formatOf = allIn(experts);
-  return planInspection({ config, weights: "f16", formatOf, limits, shards, memoryBytes });
+function plan(
+  shards: number,
+  experts: ExpertFormat,
+  memoryBytes = GIB,
+  bindingBytes = Number.POSITIVE_INFINITY,
+) {
+  const settings = { config, weights: "f16", formatOf: allIn(experts), limits, shards } as const;
+  return planInspection({ ...settings, memoryBytes, bindingBytes });
 }
 
 /** `actual` is within 5 % of what was predicted. */
@@ -100,6 +106,23 @@ test("narrower experts take less, and more shards hold less each", () => {
   assert.equal(plan(2, "f16").shards[1].residentBytes * 2, plan(1, "f16").shards[0].residentBytes);
 });
 
+test("a buffer that no binding of the adapter takes does not fit, however much memory there is", () => {
+  // The demo's expert has 2 · 64 · 64 weights of gate and up; a layer's cache 16 · 16 positions of 512 bytes.
+  const layerCache = 16 * 16 * 512;
+  const tight = plan(2, "f16", GIB, layerCache - 1);
+  assert.equal(tight.router.fits, false);
+  assert.ok(tight.router.tooLarge.some(({ label }) => label.startsWith("KV cache of layer 0")));
+  const expert = largestPart(config, "f16");
+  const small = plan(2, "f16", GIB, expert - 1);
+  assert.equal(small.shards[0].fits, false);
+  assert.equal(small.shardsNeeded, undefined);
+  assert.deepEqual(small.expertsTooLarge, [
+    { label: "one expert's gate and up in f16", bytes: expert },
+  ]);
+  assert.equal(plan(2, "f16", GIB, expert).shardsNeeded, 1);
+  assert.equal(plan(2, "int8", GIB, expert - 1).shardsNeeded, 1);
+});
+
 function inspect(...args: readonly string[]) {
   return runCommand("deploy/switchyard.ts", ["inspect", ...args]);
 }
@@ -141,6 +164,28 @@ test("inspect keeps experts of an MXFP4 checkpoint in MXFP4 unless told otherwis
     assert.equal(code, 0, stderr);
     assert.match(stdout, new RegExp(`\\n1 shard, experts in ${experts}, `, "u"), model);
   }
+});
+
+test("inspect tells what the adapter's largest binding leaves of context and experts", async (t) => {
+  const dir = await temporaryDir(t);
+  await cp(join(DEMO_MODEL, "config.json"), join(dir, "config.json"));
+  await writeFile(join(dir, "switchyard.json"), JSON.stringify({ expertsBits: { 1: 4 } }));
+  const flags = ["--memory=1", "--max-num-batched-tokens=32", "--max-num-seqs=1"];
+  const limited = await inspect(dir, ...flags, "--max-binding=0.25");
+  assert.match(
+    limited.stdout,
+    /longest context 512 of 2048, limited by the adapter's largest binding\n/u,
+  );
+  assert.match(
+    limited.stdout,
+    /does not fit: logits takes .* KiB.*, a binding of the adapter at most 256 KiB\n/u,
+  );
+  assert.match(limited.stdout, /would hold all experts in f16, others by switchyard\.json\n$/u);
+  const { stdout } = await inspect(dir, ...flags, "--max-binding=0.01");
+  assert.match(
+    stdout,
+    /no number of shards would do: one expert's gate and up in f16 takes .*10\.2 KiB\n$/u,
+  );
 });
 
 test("inspect needs no weights, and says what it can not read", async (t) => {
