@@ -68,8 +68,10 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
     directory: cacheDirectory(),
     logger,
   });
+  const { plainProducts, productsFor } = await import("../core/gpu/products.ts");
   return createGpuRunner(gpu, {
     ...common,
+    products: settings.tune === "never" ? plainProducts : productsFor(gpu),
     experts:
       cluster === undefined
         ? {

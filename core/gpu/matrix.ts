@@ -55,38 +55,15 @@ export function uploadMatrix(
   dtype: WeightsDtype,
 ): GpuMatrix {
   const [, columns] = tensors[0].shape;
-  const slices = matrixSlices(gpu, totalRows(tensors), columns, dtype);
-  return uploadSlices(gpu, name, tensors, dtype, slices);
-}
-
-/** Uploads matrices one below the other as one slice. Throws as `convertWeights` and `allocate`. */
-export function uploadWhole(
-  gpu: Gpu,
-  name: string,
-  tensors: readonly HostTensor[],
-  dtype: WeightsDtype,
-): GpuMatrix {
-  return uploadSlices(gpu, name, tensors, dtype, [{ firstRow: 0, rows: totalRows(tensors) }]);
-}
-
-function totalRows(tensors: readonly HostTensor[]): number {
-  return tensors.reduce((sum, { shape }) => sum + shape[0], 0);
-}
-
-function uploadSlices(
-  gpu: Gpu,
-  name: string,
-  tensors: readonly HostTensor[],
-  dtype: WeightsDtype,
-  rowsOfSlices: readonly RowSlice[],
-): GpuMatrix {
-  const [, columns] = tensors[0].shape;
   const rowBytes = columns * weightBytes(dtype);
-  const slices = rowsOfSlices.map(({ firstRow, rows: of }, i, { length }): MatrixSlice => {
-    const part = length === 1 ? "" : `, part ${i + 1} of ${length}`;
-    const buffer = allocate(gpu, `${name}${part}`, of * rowBytes, STORAGE);
-    return { firstRow, rows: of, buffer };
-  });
+  const rows = tensors.reduce((sum, { shape }) => sum + shape[0], 0);
+  const slices = matrixSlices(gpu, rows, columns, dtype).map(
+    ({ firstRow, rows: of }, i, { length }): MatrixSlice => {
+      const part = length === 1 ? "" : `, part ${i + 1} of ${length}`;
+      const buffer = allocate(gpu, `${name}${part}`, of * rowBytes, STORAGE);
+      return { firstRow, rows: of, buffer };
+    },
+  );
   let row = 0;
   for (const tensor of tensors) {
     for (const slice of slices) {

@@ -1,15 +1,25 @@
-/** Products with matrices that lie in slices: one kernel per number of rows, one run per slice. */
+/** Products with matrices that lie in slices: one kernel per range of numbers of rows, one run per slice. */
 
 import type { WeightsDtype } from "../expert-device.ts";
 import type { Gpu } from "./device.ts";
-import { type Binding, type BoundKernel, compileKernel, type CompiledKernel } from "./kernel.ts";
+import {
+  type Binding,
+  type BoundKernel,
+  compileKernel,
+  type CompiledKernel,
+  type Kernel,
+} from "./kernel.ts";
 import type { StepSizes } from "./kernels/counts.ts";
 import { inputLoads } from "./kernels/shared-input.ts";
-import { linear, type LinearEpilogue } from "./kernels/linear.ts";
+import type { LinearEpilogue } from "./kernels/linear.ts";
 import { type GpuMatrix, matrixSlices } from "./matrix.ts";
+import { type ProductChoice, productKernel, type RowRange } from "./products.ts";
 
-/** A kernel for one row at a time, and one for four. */
-export type ByRows = readonly [CompiledKernel<StepSizes>, CompiledKernel<StepSizes>];
+/** Kernels with the same bindings, each good from a number of rows on; the fewest rows first. */
+export type ByRows = readonly {
+  readonly from: number;
+  readonly kernel: CompiledKernel<StepSizes>;
+}[];
 
 /** What a product does; options as those of the kernel `linear`. */
 export interface SlicedLinearOptions {
@@ -37,8 +47,12 @@ export interface SlicedLinear {
   ): BoundKernel<StepSizes>;
 }
 
-/** Compiles a product for one row and for four at a time. Rejects with KernelError. */
-export async function compileLinear(gpu: Gpu, options: SlicedLinearOptions): Promise<SlicedLinear> {
+/** Compiles a product for all numbers of rows. Rejects with KernelError. */
+export async function compileLinear(
+  gpu: Gpu,
+  choice: ProductChoice,
+  options: SlicedLinearOptions,
+): Promise<SlicedLinear> {
   const { k, n, weights, epilogue, factor, rows } = options;
   const slices = matrixSlices(gpu, n, k, weights);
   const stride = Math.ceil(n / 4) * 4;
@@ -46,10 +60,11 @@ export async function compileLinear(gpu: Gpu, options: SlicedLinearOptions): Pro
   for (const slice of slices) {
     if (kernels.has(slice.rows)) continue;
     const loads = inputLoads(gpu.offers);
-    const of = { k, n: slice.rows, stride, weights, epilogue, factor, loads };
-    const compile = (atOnce: 1 | 4) =>
-      compileKernel(gpu, linear({ ...of, lookup: { kind: rows, rows: atOnce } }));
-    kernels.set(slice.rows, [await compile(1), await compile(4)]);
+    const product = { k, n: slice.rows, stride, weights, epilogue, factor, loads };
+    const compiled = await compileByRows(gpu, choice(product), ({ candidate }) =>
+      productKernel(candidate, product, rows),
+    );
+    kernels.set(slice.rows, compiled);
   }
   const biased = epilogue === "storeBiased" || epilogue === "addBiased";
   return {
@@ -71,15 +86,32 @@ export async function compileLinear(gpu: Gpu, options: SlicedLinearOptions): Pro
   };
 }
 
-/** Binds both kernels; one row at a time runs where there is one, else four. */
+/** Compiles the kernel of each range. Rejects with KernelError. */
+export async function compileByRows<Range extends Pick<RowRange, "from">>(
+  gpu: Gpu,
+  ranges: readonly Range[],
+  kernelOf: (range: Range) => Kernel<StepSizes>,
+): Promise<ByRows> {
+  const compiled = [];
+  for (const range of ranges) {
+    compiled.push({ from: range.from, kernel: await compileKernel(gpu, kernelOf(range)) });
+  }
+  return compiled;
+}
+
+/** Binds the kernels; the one runs in whose range the number of rows lies. */
 export function bindByRows(
-  [one, four]: ByRows,
+  kernels: ByRows,
   bind: (kernel: CompiledKernel<StepSizes>) => BoundKernel<StepSizes>,
   rows: "tokens" | "samples" = "tokens",
 ): BoundKernel<StepSizes> {
-  const single = bind(one);
-  const several = bind(four);
-  return { encode: (pass, sizes) => (sizes[rows] === 1 ? single : several).encode(pass, sizes) };
+  const bound = kernels.map(({ from, kernel }) => ({ from, run: bind(kernel) }));
+  return {
+    encode(pass, sizes) {
+      const of = bound.findLast(({ from }) => from <= sizes[rows]) ?? bound[0];
+      of.run.encode(pass, sizes);
+    },
+  };
 }
 
 /** A buffer of f32 from this column of its first row on. */

@@ -5,10 +5,9 @@
 
 import type { ExpertWeights, WeightsDtype } from "../../core/expert-device.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
-import { type BoundKernel, compileKernel } from "../../core/gpu/kernel.ts";
+import type { BoundKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { inputLoads } from "../../core/gpu/kernels/shared-input.ts";
-import { gateUp } from "../../core/gpu/kernels/gate-up.ts";
 import {
   columnsOf,
   type GpuMatrix,
@@ -17,9 +16,11 @@ import {
   uploadMatrix,
   writeRows,
 } from "../../core/gpu/matrix.ts";
+import { gateUpKernel, type ProductChoice } from "../../core/gpu/products.ts";
 import {
   bindByRows,
   type ByRows,
+  compileByRows,
   compileLinear,
   type SlicedLinear,
 } from "../../core/gpu/sliced-linear.ts";
@@ -83,21 +84,23 @@ export interface FfnOptions {
 }
 
 /** Compiles an FFN's kernels. Rejects with KernelError. */
-export async function compileFfn(gpu: Gpu, options: FfnOptions): Promise<FfnKernels> {
+export async function compileFfn(
+  gpu: Gpu,
+  choice: ProductChoice,
+  options: FfnOptions,
+): Promise<FfnKernels> {
   const { hiddenSize, width, weights, epilogue, factor } = options;
   const loads = inputLoads(gpu.offers);
   const kernels = new Map<number, { gateUp: ByRows; down: SlicedLinear }>();
   for (const { rows: part } of ffnParts(gpu, width, hiddenSize, weights)) {
     if (kernels.has(part)) continue;
-    const up = (rows: 1 | 4) => {
-      const lookup = { kind: "tokens", rows } as const;
-      const sizes = { hiddenSize, intermediateSize: part };
-      return compileKernel(gpu, gateUp({ ...sizes, weights, lookup, loads }));
-    };
+    const ranges = choice({ k: hiddenSize, n: part, gated: true });
     const down = { k: part, n: hiddenSize, weights, epilogue, factor, rows: "tokens" } as const;
     kernels.set(part, {
-      gateUp: [await up(1), await up(4)],
-      down: await compileLinear(gpu, down),
+      gateUp: await compileByRows(gpu, ranges, ({ candidate }) =>
+        gateUpKernel(candidate, { hiddenSize, intermediateSize: part, weights, loads }),
+      ),
+      down: await compileLinear(gpu, choice, down),
     });
   }
   return kernels;

@@ -2,15 +2,17 @@
 
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
-import { type BoundKernel, compileKernel } from "../../core/gpu/kernel.ts";
+import { type BoundKernel, compileKernel, type CompiledKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { inputLoads } from "../../core/gpu/kernels/shared-input.ts";
 import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
 import { ropeCache } from "../../core/gpu/kernels/rope-cache.ts";
-import { type GpuMatrix, uploadMatrix, uploadWhole } from "../../core/gpu/matrix.ts";
+import { type GpuMatrix, matrixSlices, uploadMatrix } from "../../core/gpu/matrix.ts";
+import { isPlain, type ProductChoice } from "../../core/gpu/products.ts";
 import {
   bindByRows,
   type ByRows,
+  compileByRows,
   compileLinear,
   type SlicedLinear,
 } from "../../core/gpu/sliced-linear.ts";
@@ -43,19 +45,14 @@ export function uploadHeads(
   gpu: Gpu,
   at: string,
   { q, k, v, o, qNorm, kNorm, sinks }: HeadsWeights,
-  config: ModelConfig,
   weights: WeightsDtype,
 ): GpuHeadsWeights {
-  const { attention } = config;
-  if (attention.kind !== "heads") throw new TypeError(`${at}: attention is latent`);
-  // The fused kernel takes one buffer.
-  const upload = isFused(config, attention) ? uploadWhole : uploadMatrix;
   const vectors = (name: string, ...tensors: readonly HostTensor[]) =>
     uploadVectors(gpu, `${at} ${name}`, tensors);
   const qkv = [q, k, v];
   return {
     kind: "heads",
-    qkv: upload(
+    qkv: uploadMatrix(
       gpu,
       `${at} q, k and v`,
       qkv.map(({ weight }) => weight),
@@ -77,20 +74,22 @@ export interface HeadsKernels {
   readonly output: SlicedLinear;
 }
 
-/** Projections, norms and positions in one kernel where nothing but a bias stands between them, else in two. */
+/**
+ * Projections and positions in one kernel where nothing but a bias stands between them, the kernels are plain ones and
+ * the matrix lies in one buffer; else in two.
+ */
 type Projecting =
   | { readonly kind: "fused"; readonly qkvRope: ByRows }
-  | { readonly kind: "split"; readonly qkv: SlicedLinear; readonly ropeCache: ByRows[0] };
-
-function isFused(config: ModelConfig, { qkNorm, clipQkv }: HeadsAttention): boolean {
-  return qkNorm === "none" && clipQkv === undefined && !config.rope.interleaved;
-}
+  | {
+      readonly kind: "split";
+      readonly qkv: SlicedLinear;
+      readonly ropeCache: CompiledKernel<StepSizes>;
+    };
 
 /** Columns of a row of each of a step's attention buffers. */
-export function headsWidths(config: ModelConfig, attention: HeadsAttention) {
-  const { numHeads, numKvHeads, headDim } = attention;
+export function headsWidths({ numHeads, numKvHeads, headDim }: HeadsAttention) {
   return {
-    projected: isFused(config, attention) ? 0 : (numHeads + 2 * numKvHeads) * headDim,
+    projected: (numHeads + 2 * numKvHeads) * headDim,
     queryLatent: 0,
     queryHeads: 0,
     query: numHeads * headDim,
@@ -102,47 +101,17 @@ export function headsWidths(config: ModelConfig, attention: HeadsAttention) {
 /** Compiles them. Rejects with KernelError. */
 export async function compileHeads(
   gpu: Gpu,
+  choice: ProductChoice,
   config: ModelConfig,
   attention: HeadsAttention,
   weights: WeightsDtype,
   blocks: AttentionBlocks,
 ): Promise<HeadsKernels> {
-  const { hiddenSize, rmsNormEps: eps, rope, multipliers } = config;
-  const { numHeads, numKvHeads, headDim, outputBias, qkNorm, clipQkv } = attention;
-  const sizes = {
-    hiddenSize,
-    numHeads,
-    numKvHeads,
-    headDim,
-    weights,
-    loads: inputLoads(gpu.offers),
-  };
-  const fused = (rows: 1 | 4) => compileKernel(gpu, qkvRope({ ...sizes, rows }));
-  const columns = (numHeads + 2 * numKvHeads) * headDim;
+  const { hiddenSize, multipliers } = config;
+  const { numHeads, numKvHeads, headDim, outputBias } = attention;
   return {
     kind: "heads",
-    project: isFused(config, attention)
-      ? { kind: "fused", qkvRope: [await fused(1), await fused(4)] }
-      : {
-          kind: "split",
-          qkv: await compileLinear(gpu, {
-            k: hiddenSize,
-            n: columns,
-            weights,
-            epilogue: "storeBiased",
-            rows: "tokens",
-          }),
-          ropeCache: await compileKernel(
-            gpu,
-            ropeCache({
-              ...sizes,
-              norm: qkNorm,
-              eps,
-              clip: clipQkv,
-              interleaved: rope.interleaved,
-            }),
-          ),
-        },
+    project: await compileProjecting(gpu, choice, config, attention, weights),
     attention: await compileAttention(gpu, attention.windows, {
       numHeads,
       numKvHeads,
@@ -154,7 +123,7 @@ export async function compileHeads(
       sinks: attention.sinks,
       ...blocks,
     }),
-    output: await compileLinear(gpu, {
+    output: await compileLinear(gpu, choice, {
       k: numHeads * headDim,
       n: hiddenSize,
       weights,
@@ -162,6 +131,47 @@ export async function compileHeads(
       factor: multipliers.residual,
       rows: "tokens",
     }),
+  };
+}
+
+async function compileProjecting(
+  gpu: Gpu,
+  choice: ProductChoice,
+  config: ModelConfig,
+  attention: HeadsAttention,
+  weights: WeightsDtype,
+): Promise<Projecting> {
+  const { hiddenSize, rmsNormEps: eps, rope } = config;
+  const { numHeads, numKvHeads, headDim, qkNorm, clipQkv } = attention;
+  const loads = inputLoads(gpu.offers);
+  const sizes = { hiddenSize, numHeads, numKvHeads, headDim, weights, loads };
+  const product = { k: hiddenSize, n: headsWidths(attention).projected };
+  const ranges = choice(product);
+  if (
+    isPlain(ranges) &&
+    qkNorm === "none" &&
+    clipQkv === undefined &&
+    !rope.interleaved &&
+    matrixSlices(gpu, product.n, product.k, weights).length === 1
+  ) {
+    const qkv = await compileByRows(gpu, ranges, ({ candidate }) =>
+      qkvRope({ ...sizes, rows: candidate.rows }),
+    );
+    return { kind: "fused", qkvRope: qkv };
+  }
+  const { interleaved } = rope;
+  return {
+    kind: "split",
+    qkv: await compileLinear(gpu, choice, {
+      ...product,
+      weights,
+      epilogue: "storeBiased",
+      rows: "tokens",
+    }),
+    ropeCache: await compileKernel(
+      gpu,
+      ropeCache({ ...sizes, norm: qkNorm, eps, clip: clipQkv, interleaved }),
+    ),
   };
 }
 

@@ -13,6 +13,7 @@ import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { matrixSlices } from "../../core/gpu/matrix.ts";
+import type { ProductChoice } from "../../core/gpu/products.ts";
 import { compileLinear } from "../../core/gpu/sliced-linear.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
@@ -30,6 +31,7 @@ export type GpuKernels = Awaited<ReturnType<typeof compileModelKernels>>;
 /** Compiles every kernel that the model needs. Rejects with KernelError. */
 export async function compileModelKernels(
   gpu: Gpu,
+  choice: ProductChoice,
   config: ModelConfig,
   weights: WeightsDtype,
   wire: WireSetting,
@@ -40,7 +42,7 @@ export async function compileModelKernels(
   const compile = (kernel: Kernel<Step>) => compileKernel(gpu, kernel);
   const factor = multipliers.residual;
   const ffn = (width: number, epilogue: "add" | "addScaled") =>
-    compileFfn(gpu, { hiddenSize, width, weights, epilogue, factor });
+    compileFfn(gpu, choice, { hiddenSize, width, weights, epilogue, factor });
   const embeds: CompiledKernel<Step>[] = [];
   for (const slice of matrixSlices(gpu, vocabSize, hiddenSize, weights)) {
     embeds.push(
@@ -56,8 +58,8 @@ export async function compileModelKernels(
       wire === "f32"
         ? await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" }))
         : await compile(rmsNormRound({ hiddenSize, eps, wire })),
-    attention: await compileAnyAttention(gpu, config, weights, blocksPerSequence),
-    gateLogits: await compileLinear(gpu, {
+    attention: await compileAnyAttention(gpu, choice, config, weights, blocksPerSequence),
+    gateLogits: await compileLinear(gpu, choice, {
       k: hiddenSize,
       n: numExperts + 1,
       weights: "f32",
@@ -74,7 +76,7 @@ export async function compileModelKernels(
     add: await compile(add(hiddenSize, factor)),
     addNorm: await compile(addNorm({ hiddenSize, eps, factor })),
     finalNorm: await compile(rmsNorm({ hiddenSize, eps, rows: "samples" })),
-    lmHead: await compileLinear(gpu, {
+    lmHead: await compileLinear(gpu, choice, {
       k: hiddenSize,
       n: vocabSize,
       weights,
@@ -89,6 +91,7 @@ export async function compileModelKernels(
 
 function compileAnyAttention(
   gpu: Gpu,
+  choice: ProductChoice,
   config: ModelConfig,
   weights: WeightsDtype,
   blocksPerSequence: number,
@@ -96,6 +99,6 @@ function compileAnyAttention(
   const { attention } = config;
   const blocks = { blockSize: BLOCK_SIZE, blocksPerSequence };
   return attention.kind === "heads"
-    ? compileHeads(gpu, config, attention, weights, blocks)
-    : compileLatent(gpu, config, attention, weights, blocks);
+    ? compileHeads(gpu, choice, config, attention, weights, blocks)
+    : compileLatent(gpu, choice, config, attention, weights, blocks);
 }

@@ -5,18 +5,15 @@
 
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
+import { compileHeadLinear, type HeadProduct } from "../../core/gpu/head-products.ts";
 import { type BoundKernel, compileKernel, type CompiledKernel } from "../../core/gpu/kernel.ts";
 import type { StepSizes } from "../../core/gpu/kernels/counts.ts";
-import { headLinear, type HeadLinearOptions } from "../../core/gpu/kernels/head-linear.ts";
+import type { HeadLinearOptions } from "../../core/gpu/kernels/head-linear.ts";
 import { latentCache } from "../../core/gpu/kernels/latent-cache.ts";
 import { rmsNorm } from "../../core/gpu/kernels/rms-norm.ts";
 import { type GpuMatrix, rowsOf, uploadMatrix, writeRows } from "../../core/gpu/matrix.ts";
-import {
-  bindByRows,
-  type ByRows,
-  compileLinear,
-  type SlicedLinear,
-} from "../../core/gpu/sliced-linear.ts";
+import type { ProductChoice } from "../../core/gpu/products.ts";
+import { compileLinear, type SlicedLinear } from "../../core/gpu/sliced-linear.ts";
 import { uploadVectors } from "../../core/gpu/weights.ts";
 import type { LatentAttention, ModelConfig } from "../../core/model/config.ts";
 import type { LatentWeights } from "../../core/model/weights.ts";
@@ -104,9 +101,9 @@ export interface LatentKernels {
   readonly project: SlicedLinear;
   readonly cache: CompiledKernel<StepSizes>;
   readonly query?: { readonly norm: CompiledKernel<StepSizes>; readonly up: SlicedLinear };
-  readonly keyUp: ByRows;
+  readonly keyUp: HeadProduct;
   readonly attention: AttentionCore;
-  readonly valueUp: ByRows;
+  readonly valueUp: HeadProduct;
   readonly output: SlicedLinear;
 }
 
@@ -127,6 +124,7 @@ export function latentWidths(attention: LatentAttention) {
 /** Compiles them. Rejects with KernelError. */
 export async function compileLatent(
   gpu: Gpu,
+  choice: ProductChoice,
   config: ModelConfig,
   attention: LatentAttention,
   weights: WeightsDtype,
@@ -136,14 +134,11 @@ export async function compileLatent(
   const { numHeads, qLoraRank, kvLoraRank, nopeDim, ropeDim, valueDim, normEps: eps } = attention;
   const widths = latentWidths(attention);
   const store = { weights, epilogue: "store", rows: "tokens" } as const;
-  const perHead = async (options: Omit<HeadLinearOptions, "numHeads" | "weights" | "rows">) => {
-    const compile = (rows: 1 | 4) =>
-      compileKernel(gpu, headLinear({ ...options, numHeads, weights, rows }));
-    return [await compile(1), await compile(4)] as const;
-  };
+  const perHead = (options: Omit<HeadLinearOptions, "numHeads" | "weights" | "rows">) =>
+    compileHeadLinear(gpu, choice, { ...options, numHeads, weights });
   return {
     kind: "latent",
-    project: await compileLinear(gpu, { ...store, k: hiddenSize, n: widths.projected }),
+    project: await compileLinear(gpu, choice, { ...store, k: hiddenSize, n: widths.projected }),
     cache: await compileKernel(
       gpu,
       latentCache({
@@ -163,7 +158,7 @@ export async function compileLatent(
               gpu,
               rmsNorm({ hiddenSize: qLoraRank, eps, rows: "tokens", stride: widths.projected }),
             ),
-            up: await compileLinear(gpu, { ...store, k: qLoraRank, n: widths.queryHeads }),
+            up: await compileLinear(gpu, choice, { ...store, k: qLoraRank, n: widths.queryHeads }),
           },
     keyUp: await perHead({
       k: nopeDim,
@@ -195,7 +190,7 @@ export async function compileLatent(
       tokenStride: widths.attended,
       outStride: valueDim,
     }),
-    output: await compileLinear(gpu, {
+    output: await compileLinear(gpu, choice, {
       k: widths.values,
       n: hiddenSize,
       weights,
@@ -226,11 +221,16 @@ export function bindLatent(
           k.query.up.bind(counts, b.queryLatent, of.query.up, b.queryHeads),
         ]
       : []),
-    bindByRows(k.keyUp, (kernel) =>
-      kernel.bind(counts, k.query ? b.queryHeads : b.projected, of.keyUp, b.query, rope, positions),
+    ...k.keyUp.bind(
+      counts,
+      k.query ? b.queryHeads : b.projected,
+      of.keyUp,
+      b.query,
+      rope,
+      positions,
     ),
     k.attention.bind(layer, b, cache),
-    bindByRows(k.valueUp, (kernel) => kernel.bind(counts, b.attended, of.valueUp, b.values)),
+    ...k.valueUp.bind(counts, b.attended, of.valueUp, b.values),
     k.output.bind(counts, b.values, of.output, b.hidden),
   ];
 }

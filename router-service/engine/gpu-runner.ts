@@ -3,6 +3,7 @@
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { ExpertBuffers } from "../../core/gpu/expert-ffn.ts";
 import { GROUPED_FROM } from "../../core/gpu/expert-kernels.ts";
+import { type ProductChoice, productsFor } from "../../core/gpu/products.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
@@ -29,6 +30,8 @@ export interface GpuRunnerOptions {
   readonly weights: WeightsDtype;
   readonly wire: WireSetting;
   readonly limits: RunnerLimits;
+  /** How products with the router's own matrices are computed; absent: as is good for adapters of this one's kind. */
+  readonly products?: ProductChoice;
   /** Called after each layer that was loaded. */
   readonly onProgress?: (loaded: number, total: number) => void;
   /** Local experts work on the runner's buffers and are made over them. */
@@ -44,12 +47,13 @@ export interface GpuRunnerOptions {
 /** Loads a model onto a GPU; the device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, WeightOverflowError. */
 export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Promise<ModelRunner> {
   const { checkpoint, limits, weights, wire, onProgress, experts } = options;
+  const { products = productsFor(gpu) } = options;
   const { config } = checkpoint;
   const { maxModelLen } = limits;
   const caches = allocateCaches(gpu, config, limits);
   const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
   const parts = {
-    kernels: await compileModelKernels(gpu, config, weights, wire, blocksPerSequence),
+    kernels: await compileModelKernels(gpu, products, config, weights, wire, blocksPerSequence),
     weights: await loadGpuWeights(gpu, { checkpoint, weights, maxModelLen, onProgress }),
     caches,
     wire,

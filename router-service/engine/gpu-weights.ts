@@ -106,7 +106,7 @@ function uploadAttention(
   { attention }: LayerWeights,
   weights: WeightsDtype,
 ): GpuLayerWeights["attention"] {
-  if (attention.kind === "heads") return uploadHeads(gpu, at, attention, config, weights);
+  if (attention.kind === "heads") return uploadHeads(gpu, at, attention, weights);
   if (config.attention.kind === "latent") {
     return uploadLatent(gpu, at, attention, config.attention, weights);
   }

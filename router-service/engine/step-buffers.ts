@@ -30,8 +30,7 @@ export function logitStride(config: ModelConfig): number {
 export function allocateStepBuffers(gpu: Gpu, config: ModelConfig, limits: RunnerLimits) {
   const { maxTokens, maxSamples, maxSequences, maxModelLen } = limits;
   const { hiddenSize, numExpertsPerToken, attention } = config;
-  const widths =
-    attention.kind === "heads" ? headsWidths(config, attention) : latentWidths(attention);
+  const widths = attention.kind === "heads" ? headsWidths(attention) : latentWidths(attention);
   const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
   const f32 = (label: string, count: number) => allocate(gpu, label, count * 4, STORAGE);
 

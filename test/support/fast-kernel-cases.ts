@@ -16,7 +16,8 @@ import { gemmRows, type GemmShape } from "../../core/gpu/kernels/gemm.ts";
 import { groupBySlot } from "../../core/gpu/kernels/group-by-slot.ts";
 import { matvecDown } from "../../core/gpu/kernels/matvec-down.ts";
 import { matvecGateUp } from "../../core/gpu/kernels/matvec-gate-up.ts";
-import { type LinearEpilogue, matvecLinear } from "../../core/gpu/kernels/matvec-linear.ts";
+import type { LinearEpilogue } from "../../core/gpu/kernels/linear.ts";
+import { matvecLinear } from "../../core/gpu/kernels/matvec-linear.ts";
 import type { MatvecShape } from "../../core/gpu/kernels/matvec.ts";
 import { subgroupMatrixDown } from "../../core/gpu/kernels/subgroup-matrix-down.ts";
 import { subgroupMatrixGateUp } from "../../core/gpu/kernels/subgroup-matrix-gate-up.ts";
@@ -252,39 +253,49 @@ export function fastKernelCases(gpu: Gpu, formats: readonly ExpertFormat[]): voi
       checkExperts(gpu, PLAIN, "f16", gemms(PLAIN, "f16", { ...gemm, tile: "f16" }), 2e-3));
   }
 
-  const [tokens, k, n] = [37, 104, 70];
+  const [tokens, k, n, stride] = [37, 104, 70, 72];
   const sizes = { tokens, samples: tokens, topK: 1, numSlots: 1 };
+  const product = { k, n, stride, format: "f16", factor: 0.5 } as const;
   const multiplied = (epilogue: LinearEpilogue) =>
     matvecLinear({
-      k,
-      n,
-      format: "f16",
+      ...product,
       epilogue,
       shape: byWorkgroup,
       lookup: { kind: "tokens", rows: 2 },
     });
   const gemmed = (epilogue: LinearEpilogue) =>
-    gemmLinear({ k, n, format: "f16", rows: "samples", epilogue, shape: gemm });
+    gemmLinear({ ...product, rows: "samples", epilogue, shape: gemm });
   for (const [epilogue, linear] of [
-    ["store", gemmed],
+    ["storeBiased", gemmed],
+    ["addBiased", multiplied],
     ["add", multiplied],
     ["addScaled", gemmed],
   ] as const) {
     const kernel = linear(epilogue);
-    test(`${kernel.label}: ${tokens} rows`, async () => {
+    test(`${kernel.label}: ${tokens} rows, part of wider ones`, async () => {
       const x = randomValues(tokens * k, 20);
       const weights = randomMatrix("f16", n, k, 21);
       const scale = randomValues(tokens, 22);
-      const before = randomValues(tokens * n, 23);
-      const product = cpu.linear(x, weights.exact, k);
-      const expected = {
-        store: product,
-        add: product.map((v, i) => v + before[i]),
-        addScaled: product.map((v, i) => scale[Math.floor(i / n)] * v + before[i]),
+      const before = randomValues(tokens * stride, 23);
+      const bias = randomValues(n, 24);
+      const { factor } = product;
+      const value = {
+        storeBiased: (v: number, _row: number, col: number) => v + bias[col],
+        addBiased: (v: number, _row: number, col: number, old: number) =>
+          old + factor * (v + bias[col]),
+        add: (v: number, _row: number, _col: number, old: number) => old + factor * v,
+        addScaled: (v: number, row: number, _col: number, old: number) =>
+          old + factor * scale[row] * v,
       };
-      const bindings = [x, weights.weights, before, ...(epilogue === "addScaled" ? [scale] : [])];
+      const multipliedBy = cpu.linear(x, weights.exact, k);
+      const expected = before.map((old, i) => {
+        const [row, col] = [Math.floor(i / stride), i % stride];
+        return col < n ? value[epilogue](multipliedBy[row * n + col], row, col, old) : old;
+      });
+      const terms = { storeBiased: [bias], addBiased: [bias], add: [], addScaled: [scale] };
+      const bindings = [x, weights.weights, before, ...terms[epilogue]];
       const [, , out] = await runKernel(gpu, kernel, sizes, bindings);
-      assertClose(await readF32(gpu, out, product.length), expected[epilogue], 1e-5);
+      assertClose(await readF32(gpu, out, expected.length), expected, 1e-5);
     });
   }
 }

@@ -1,23 +1,26 @@
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
+import type { ProductChoice } from "../../core/gpu/products.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
 import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import type { RunnerFactory } from "./golden-suite.ts";
 
-/** How runners keep and send. */
-export interface GpuRunnerFormats {
-  readonly weights: WeightsDtype;
-  readonly wire: WireSetting;
+/** How runners keep, send and multiply. */
+export interface GpuRunnerSettings {
+  readonly weights?: WeightsDtype;
+  readonly wire?: WireSetting;
   readonly experts?: ExpertFormat;
+  /** Absent: as is good for the adapter. */
+  readonly products?: ProductChoice;
 }
 
 /** Runners on an open device with local experts, these as other weights; f32 unless told otherwise. */
 export function gpuRunnerFactory(
   gpu: Gpu,
-  { weights, wire, experts = weights }: GpuRunnerFormats = { weights: "f32", wire: "f32" },
+  { weights = "f32", wire = "f32", experts = weights, products }: GpuRunnerSettings = {},
 ): (...of: Parameters<RunnerFactory>) => Promise<ModelRunner> {
   return (checkpoint, limits) =>
     createGpuRunner(gpu, {
@@ -25,6 +28,7 @@ export function gpuRunnerFactory(
       weights,
       wire,
       limits,
+      products,
       experts: {
         kind: "local",
         create: (buffers) => createLocalGpuExperts(gpu, checkpoint, allIn(experts), buffers),

@@ -4,11 +4,13 @@ import { test } from "node:test";
 
 import * as cpu from "../../core/cpu/operations.ts";
 import { ropeTable, rotate } from "../../core/cpu/rope.ts";
-import type { Gpu } from "../../core/gpu/device.ts";
-import { headLinear } from "../../core/gpu/kernels/head-linear.ts";
+import { allocate, type Gpu, UNIFORM, upload } from "../../core/gpu/device.ts";
+import { compileHeadLinear } from "../../core/gpu/head-products.ts";
+import { COUNTS_BYTES, countsData } from "../../core/gpu/kernels/counts.ts";
 import { latentCache } from "../../core/gpu/kernels/latent-cache.ts";
 import { ropeCache } from "../../core/gpu/kernels/rope-cache.ts";
 import type { RopeConfig } from "../../core/model/config.ts";
+import { GEMM, MATVEC } from "./fast-products.ts";
 import { assertClose, randomValues, readF32, runKernel, weightsOf, zeros } from "./gpu-fixture.ts";
 
 const POSITIONS = Uint32Array.from([0, 3, 17, 4, 30]);
@@ -111,37 +113,48 @@ export function positionCases(gpu: Gpu): void {
     });
   }
 
-  for (const dtype of ["f16", "f32"] as const) {
-    for (const rows of [1, 4] as const) {
-      test(`head-linear ${dtype} ×${rows} multiplies every head by its matrix and turns the columns behind`, async () => {
-        const [numHeads, k, n, dim] = [3, 24, 20, 8];
-        const headStride = k + dim;
-        const tokenStride = numHeads * headStride + 4;
-        const x = randomValues(TOKENS * tokenStride, 74);
-        const weights = weightsOf(randomValues(numHeads * n * k, 75, 0.3), dtype);
-        const rope = ropeOf(dim, true);
-        const table = ropeTable(32, rope);
-        const outStride = n + dim;
-        const out = zeros(gpu, TOKENS * numHeads * outStride);
-        const shape = { numHeads, k, n, headStride, tokenStride, outStride, rope };
-        await runKernel(gpu, headLinear({ ...shape, weights: dtype, rows }), SIZES, [
-          x,
-          weights.device,
-          out,
-          table,
-          POSITIONS,
-        ]);
-        let expected: Float32Array = new Float32Array(0);
-        for (let head = 0; head < numHeads; head++) {
-          const at = head * headStride;
-          const matrix = weights.exact.subarray(head * n * k, (head + 1) * n * k);
-          const behind = columns(x, at + k, at + headStride);
-          rotate(behind, POSITIONS, table, rope);
-          const product = cpu.linear(columns(x, at, at + k), matrix, k);
-          expected = beside(expected, beside(product, behind));
-        }
-        assertClose(await readF32(gpu, out, expected.length), expected, 1e-5);
+  for (const [name, dtype, candidate] of [
+    ["plain ×1", "f16", { kind: "plain", rows: 1 }],
+    ["plain ×4", "f32", { kind: "plain", rows: 4 }],
+    ["matvec", "f16", MATVEC],
+    ["gemm", "f32", GEMM],
+  ] as const) {
+    test(`${name} ${dtype} multiplies every head by its matrix and turns the columns behind`, async () => {
+      const [numHeads, k, n, dim] = [3, 24, 20, 8];
+      const headStride = k + dim;
+      const tokenStride = numHeads * headStride + 4;
+      const x = randomValues(TOKENS * tokenStride, 74);
+      const weights = weightsOf(randomValues(numHeads * n * k, 75, 0.3), dtype);
+      const rope = ropeOf(dim, true);
+      const table = ropeTable(32, rope);
+      const outStride = n + dim;
+      const shape = { numHeads, k, n, headStride, tokenStride, outStride, rope };
+      const product = await compileHeadLinear(gpu, () => [{ from: 1, candidate }], {
+        ...shape,
+        weights: dtype,
       });
-    }
+      const counts = allocate(gpu, "counts", COUNTS_BYTES, UNIFORM);
+      gpu.device.queue.writeBuffer(counts, 0, countsData(SIZES));
+      const put = (values: ArrayBufferView) => upload(gpu, "input", values);
+      const out = zeros(gpu, TOKENS * numHeads * outStride);
+      const encoder = gpu.device.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      const inputs = [put(x), put(weights.device)] as const;
+      for (const run of product.bind(counts, ...inputs, out, put(table), put(POSITIONS))) {
+        run.encode(pass, SIZES);
+      }
+      pass.end();
+      gpu.device.queue.submit([encoder.finish()]);
+      let expected: Float32Array = new Float32Array(0);
+      for (let head = 0; head < numHeads; head++) {
+        const at = head * headStride;
+        const matrix = weights.exact.subarray(head * n * k, (head + 1) * n * k);
+        const behind = columns(x, at + k, at + headStride);
+        rotate(behind, POSITIONS, table, rope);
+        const multiplied = cpu.linear(columns(x, at, at + k), matrix, k);
+        expected = beside(expected, beside(multiplied, behind));
+      }
+      assertClose(await readF32(gpu, out, expected.length), expected, 1e-5);
+    });
   }
 }

@@ -6,13 +6,24 @@
  * 7 biases f32, of the bank's slots one after the other
  */
 
-import { LOOKUP, type Lookup } from "./tile.ts";
+import { type GroupRows, LOOKUP, type Lookup } from "./tile.ts";
 
 /** How a kernel over experts finds its rows. */
 export type ExpertLookup = Extract<Lookup, { kind: "direct" | "grouped" }>;
 
-/** WGSL of bindings 4 to 7, of tile.ts's lookup, and of `tile_place(tile)`: a tile's slot as its index in the bank, or NONE. */
-export function expertBindings(lookup: ExpertLookup): string {
+/** How a kernel over experts, or over one FFN that all rows take, finds its rows. */
+export type FfnLookup = ExpertLookup | { readonly kind: "tokens"; readonly rows: 1 | GroupRows };
+
+/**
+ * WGSL of bindings 4 to 7, of tile.ts's lookup, and of `tile_place(tile)`: a tile's slot as its index in the bank, or NONE.
+ * One FFN that all rows take has bindings 0 to 3 alone, neither scales nor biases.
+ */
+export function expertBindings(lookup: FfnLookup): string {
+  if (lookup.kind === "tokens") {
+    return /* wgsl */ `
+${LOOKUP.tokens}
+fn tile_place(tile: u32) -> u32 { return 0u; }`;
+  }
   return /* wgsl */ `
 ${LOOKUP[lookup.kind]}
 @group(0) @binding(5) var<storage, read> scales: array<u32>;

@@ -3,7 +3,7 @@ import type { ExpertFormat } from "../../expert-format.ts";
 import type { Kernel } from "../kernel.ts";
 import { activationWgsl } from "./activation.ts";
 import { COUNTS, type StepSizes } from "./counts.ts";
-import { expertBindings } from "./expert-bindings.ts";
+import { expertBindings, type FfnLookup } from "./expert-bindings.ts";
 import {
   GEMM_ENABLE,
   GEMM_PARAMETERS,
@@ -21,7 +21,7 @@ import { packedWeights } from "./packed-weights.ts";
 import { numTiles } from "./tile.ts";
 
 /**
- * The first half of the experts of a bank for many rows:
+ * The first half of the experts of a bank, or of one FFN that all rows take (`tokens`), for many rows:
  * out[pair, i] = activation(x[row]·gate[slot, i] + gateBias[slot, i], x[row]·up[slot, i] + upBias[slot, i]).
  *
  * 1 x f32 [numRows, hiddenSize]; 2 weights [slots of the bank, 2·intermediateSize, hiddenSize], gate above up;
@@ -33,15 +33,16 @@ export function gemmGateUp(
   sizes: ExpertSizes,
   format: ExpertFormat,
   shape: GemmShape,
+  kind: Exclude<FfnLookup["kind"], "direct"> = "grouped",
 ): Kernel<StepSizes> {
   const { hiddenSize, expertIntermediateSize: width, activation, expertBias } = sizes;
   const packed = packedWeights(format, hiddenSize);
-  const lookup = { kind: "grouped", rows: gemmRows(shape) } as const;
+  const lookup = { kind, rows: gemmRows(shape) };
   const [columns, rows] = shape.block;
   const half = gemmColumns(shape) / 2;
   const outputs = columns / 2;
   return {
-    label: `${gemmName(shape)} gate-up ${hiddenSize}→${width} ${format}`,
+    label: `${gemmName(shape)} gate-up ${hiddenSize}→${width} ${format} ${kind}`,
     grid: gemmGrid(shape, 2 * width, (step) => numTiles(lookup, step)),
     workgroupBytes: gemmBytes(shape),
     wgsl: /* wgsl */ `${GEMM_ENABLE[shape.tile]}

@@ -48,13 +48,14 @@ export function gemmBytes(shape: GemmShape): number {
   return rows * STRIDE * (shape.tile === "f16" ? 8 : 16) + gemmRows(shape) * 4;
 }
 
-/** Workgroups for so many matrix rows and tiles. */
+/** Workgroups for so many matrix rows and tiles of each matrix. */
 export function gemmGrid(
   shape: GemmShape,
   matrixRows: number,
   tiles: (step: StepSizes) => number,
+  matrices = 1,
 ): (step: StepSizes) => readonly [number, number, number] {
-  return (step) => [ceilDiv(matrixRows, gemmColumns(shape)), tiles(step), 1];
+  return (step) => [ceilDiv(matrixRows, gemmColumns(shape)), tiles(step), matrices];
 }
 
 /** Directives that stand before everything else. */

@@ -3,7 +3,7 @@ import type { ExpertFormat } from "../../expert-format.ts";
 import type { Kernel } from "../kernel.ts";
 import { activationWgsl } from "./activation.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
-import { expertBindings, type ExpertLookup } from "./expert-bindings.ts";
+import { expertBindings, type FfnLookup } from "./expert-bindings.ts";
 import {
   lines,
   MATVEC_ENABLE,
@@ -18,7 +18,7 @@ import { packedWeights } from "./packed-weights.ts";
 import { numTiles } from "./tile.ts";
 
 /**
- * The first half of the experts of a bank for few rows:
+ * The first half of the experts of a bank, or of one FFN that all rows take, for few rows:
  * out[pair, i] = activation(x[row]·gate[slot, i] + gateBias[slot, i], x[row]·up[slot, i] + upBias[slot, i]).
  *
  * 1 x f32 [numRows, hiddenSize]; 2 weights [slots of the bank, 2·intermediateSize, hiddenSize], gate above up;
@@ -29,7 +29,7 @@ import { numTiles } from "./tile.ts";
 export function matvecGateUp(
   sizes: ExpertSizes,
   format: ExpertFormat,
-  lookup: ExpertLookup,
+  lookup: FfnLookup,
   shape: MatvecShape,
 ): Kernel<StepSizes> {
   const { hiddenSize, expertIntermediateSize: width, activation, expertBias } = sizes;

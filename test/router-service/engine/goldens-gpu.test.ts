@@ -1,6 +1,7 @@
 import { after } from "node:test";
 
 import { openGpu } from "../../../core/gpu/device.ts";
+import { FAST_PRODUCTS } from "../../support/fast-products.ts";
 import { goldenSuite } from "../../support/golden-suite.ts";
 import { FAMILY_GOLDENS } from "../../support/goldens.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
@@ -27,4 +28,9 @@ await goldenSuite(
 const small = { ...gpu, maxBindingBytes: 16384 };
 for (const name of ["deepseek_v3", "variants/qwen2_moe_mixed"]) {
   await goldenSuite("a GPU with small bindings", `test/goldens/${name}`, gpuRunnerFactory(small));
+}
+
+for (const [name, products] of Object.entries(FAST_PRODUCTS)) {
+  const create = gpuRunnerFactory(gpu, { products });
+  await goldenSuite("a GPU with kernels for real ones", `test/goldens/${name}`, create);
 }
