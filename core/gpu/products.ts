@@ -104,11 +104,10 @@ export function fastProducts(limits: ProductLimits): ProductChoice {
       gemmBytes(shape) <= workgroupBytes && shape.threads[0] * shape.threads[1] <= workgroupThreads,
   );
   return ({ k, n, matrices = 1, gated = false }) => {
-    const shape: MatvecShape = {
-      threads: k <= 1024 ? 32 : k <= 2048 ? 64 : 128,
-      columns: matvecColumns(n, n * matrices, gated, maxWorkgroups),
-      reduce,
-    };
+    const columns = matvecColumns(n, n * matrices, gated, maxWorkgroups);
+    // Many columns need workgroup memory for each invocation where there are no subgroups.
+    const threads = k <= 1024 || columns === 8 ? 32 : k <= 2048 ? 64 : 128;
+    const shape: MatvecShape = { threads, columns, reduce };
     return [
       { from: 1, candidate: { kind: "matvec", rows: 1, shape } },
       { from: 2, candidate: { kind: "matvec", rows: 4, shape } },

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { fastProducts, isPlain, plainProducts } from "../../../core/gpu/products.ts";
+import { fastProducts, isPlain, plainProducts, productKernel } from "../../../core/gpu/products.ts";
 import { bindByRows } from "../../../core/gpu/sliced-linear.ts";
 
 const LIMITS = {
@@ -39,6 +39,21 @@ test("a vocabulary of 300 000 fits a grid, and a gate of 65 rows takes a workgro
     );
   assert.ok(Math.max(...workgroups(300_000)) <= LIMITS.maxWorkgroups);
   assert.equal(workgroups(65)[0], 65);
+});
+
+test("no kernel needs more workgroup memory than the least that adapters have", () => {
+  const least = { ...LIMITS, offers: { subgroups: false }, workgroupBytes: 16384 };
+  for (const [k, n] of [
+    [128, 512],
+    [7168, 24576],
+    [7168, 300_000],
+  ]) {
+    const product = { k, n, weights: "f16", epilogue: "store" } as const;
+    for (const { candidate } of fastProducts(least)(product)) {
+      const { label, workgroupBytes = 0 } = productKernel(candidate, product, "tokens");
+      assert.ok(workgroupBytes <= least.workgroupBytes, `${label}: ${workgroupBytes} bytes`);
+    }
+  }
 });
 
 test("the kernel runs in whose range the number of rows lies", () => {
