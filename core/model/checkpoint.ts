@@ -15,6 +15,7 @@ import { hashModel, type HashedTensor } from "./model-hash.ts";
 import { type ModelOverlay, readOverlay } from "./overlay.ts";
 import { SafetensorsFile } from "./safetensors.ts";
 import { storedExperts } from "./stored-experts.ts";
+import { refuseUnusedParts } from "./unexpected-tensors.ts";
 import { findSource, type FindTensor, type ReadBytes, readStored } from "./stored-source.ts";
 
 const SINGLE_FILE = "model.safetensors";
@@ -36,7 +37,7 @@ export interface Checkpoint {
   readonly modelHash: string;
   /** Names of all tensors of the files, sorted. */
   readonly tensorNames: readonly string[];
-  /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads them. Layers that only help to draft are not among them. */
+  /** Names of tensors that the config does not ask for, sorted; nothing of the engine reads or needs them. Layers that only help to draft are not among them. */
   readonly unexpectedTensors: readonly string[];
   /**
    * Reads one matrix or vector: its own bytes alone, of a tensor that holds several. FP8 becomes F32, MXFP4 BF16.
@@ -56,7 +57,7 @@ export interface Checkpoint {
 /**
  * Opens the checkpoint of a model directory: `config.json` with `model.safetensors`, or with
  * `model.safetensors.index.json` and its files. Every tensor that the config asks for is there, with its shape, in F32,
- * F16, BF16, or FP8 or MXFP4 with its scales, in the published layout or that of transformers 5. Throws ModelConfigError, JsonFileError, SafetensorsError or CheckpointError.
+ * F16, BF16, or FP8 or MXFP4 with its scales, in the published layout or that of transformers 5, and none is of a part that the config leaves out. Throws ModelConfigError, JsonFileError, SafetensorsError or CheckpointError.
  */
 export async function openCheckpoint(dir: string): Promise<Checkpoint> {
   const rawConfig = await readRawConfig(dir);
@@ -84,6 +85,10 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
     const readTogether = async (sources: readonly TensorSource[]) =>
       (await readMatrices(sources)).map(plainFloats);
     const tensorNames = [...fileOf.keys()].sort();
+    const unexpectedTensors = tensorNames.filter(
+      (name) => !names.has(name) && family.isExtra?.(config, name) !== true,
+    );
+    refuseUnusedParts(dir, config, unexpectedTensors);
     const hashed = tensorNames.map((name): HashedTensor => {
       const file = fileOf.get(name)!;
       const { dtype, shape, begin, end } = file.tensors.get(name)!;
@@ -98,9 +103,7 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       storedExperts: storedExperts(config, (name) => fileOf.has(name)),
       modelHash: await hashModel(rawConfig, hashed, overlay?.raw),
       tensorNames,
-      unexpectedTensors: tensorNames.filter(
-        (name) => !names.has(name) && family.isExtra?.(config, name) !== true,
-      ),
+      unexpectedTensors,
       read: async (source) => (await readTogether([source]))[0],
       readTogether,
       readMatrices,

@@ -51,7 +51,7 @@ export function parseByRules<Shape extends Fields>(
     ...rules.config(fields.data, rope.rope),
     ...(quantization !== undefined && { quantization }),
   };
-  problems.push(...contradictions(config, countName));
+  problems.push(...contradictions(config, countName), ...deniedOptions(given, config));
   return problems.length > 0 ? { problems } : { config };
 }
 
@@ -85,6 +85,7 @@ const isNever = () => false;
 /** Options that change what a model computes, and what the engine takes of them where a family does not read them. */
 const OPTIONS: Readonly<Record<string, readonly [(value: unknown) => boolean, string]>> = {
   attention_bias: [isFalse, "false: projections of attention have no such biases"],
+  attention_chunk_size: [isNever, "null: attention in chunks is not supported"],
   attn_logit_softcapping: [isNever, "null: soft-capping is not supported"],
   clip_qkv: [isNever, "null: clipping is not supported"],
   compression_config: [isNever, "null: compressed checkpoints are not supported"],
@@ -95,8 +96,14 @@ const OPTIONS: Readonly<Record<string, readonly [(value: unknown) => boolean, st
     'only "full_attention"',
   ],
   mlp_bias: [isFalse, "false: FFNs have no biases"],
+  no_rope_layers: [
+    (value) => Array.isArray(value) && value.every((turns) => turns === 1),
+    "only 1: every layer has positions",
+  ],
   partial_rotary_factor: [(value) => value === 1, "1: the whole head is turned"],
   position_embedding_type: [(value) => value === "rope", '"rope"'],
+  quantization: [isNever, "null: checkpoints quantized so are not supported"],
+  rotary_pct: [(value) => value === 1, "1: the whole head is turned"],
   scoring_func: [(value) => value === "softmax", '"softmax"'],
   topk_method: [(value) => value === "greedy", '"greedy"'],
   use_sliding_window: [isFalse, "false: sliding windows are not supported"],
@@ -108,6 +115,24 @@ function unsupportedOptions(raw: JsonObject, fields: object): ConfigProblem[] {
     const fine = name in fields || value === undefined || supported(value);
     return fine ? [] : [{ name, value, expectation }];
   });
+}
+
+/** Options that no family reads, where they say otherwise than the family's config. */
+function deniedOptions(raw: JsonObject, config: ModelConfig): ConfigProblem[] {
+  const { mlp_layer_types: kinds, use_qk_norm: useQkNorm } = raw;
+  const problems: ConfigProblem[] = [];
+  const own = config.layers.map((kind) => (kind === "moe" ? "sparse" : kind));
+  if (kinds !== undefined && JSON.stringify(kinds) !== JSON.stringify(own)) {
+    const expectation = `null or, as the other options have it, ${JSON.stringify(own)}`;
+    problems.push({ name: "mlp_layer_types", value: kinds, expectation });
+  }
+  const { attention } = config;
+  const hasNorm = attention.kind === "heads" && attention.qkNorm !== "none";
+  if (useQkNorm !== undefined && useQkNorm !== hasNorm) {
+    const expectation = `${hasNorm}, as ${config.modelType} computes it`;
+    problems.push({ name: "use_qk_norm", value: useQkNorm, expectation });
+  }
+  return problems;
 }
 
 const fp8Schema = z.object({

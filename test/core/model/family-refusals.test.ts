@@ -80,7 +80,27 @@ const refused: [family: string, changes: JsonObject, name: string][] = [
     "rope_parameters.full_attention",
   ],
   ["qwen3_moe", { rope_scaling: "yarn" }, "rope_scaling"],
+  ["qwen3_moe", { mlp_layer_types: ["dense", "sparse"] }, "mlp_layer_types"],
+  ["qwen3_moe", { use_qk_norm: false }, "use_qk_norm"],
+  ["mixtral", { use_qk_norm: true }, "use_qk_norm"],
+  ["mixtral", { no_rope_layers: [1, 0] }, "no_rope_layers"],
+  ["mixtral", { attention_chunk_size: 8192 }, "attention_chunk_size"],
+  ["mixtral", { rotary_pct: 0.25 }, "rotary_pct"],
+  ["mixtral", { quantization: { group_size: 64, bits: 4 } }, "quantization"],
 ];
+
+test("options of other families that say what the model does anyway are taken", async () => {
+  const raw = await readRawConfig(join(import.meta.dirname, "../../goldens/deepseek_v3"));
+  const same = {
+    attention_chunk_size: null,
+    mlp_layer_types: ["dense", "sparse", "sparse"],
+    no_rope_layers: [1, 1, 1],
+    rotary_pct: 1,
+    use_qk_norm: false,
+  };
+  const config = parseModelConfig(raw, "config.json");
+  assert.deepEqual(parseModelConfig({ ...raw, ...same }, "config.json"), config);
+});
 
 for (const [family, changes, name] of refused) {
   test(`${family} with ${JSON.stringify(changes)} is refused by name`, async () => {

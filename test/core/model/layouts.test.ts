@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 
+import { CheckpointError } from "../../../core/model/checkpoint-error.ts";
 import { familyOf } from "../../../core/model/families.ts";
 import { readExpert } from "../../../core/model/weights.ts";
 import { bytesOf, toF32 } from "../../../core/tensor.ts";
@@ -127,11 +128,44 @@ test("reading an expert touches its own bytes of a layer's tensors, those of gat
 test("layers behind the last one are skipped in a DeepSeek-V3 alone", async (t) => {
   const extra = { dtype: "BF16", shape: [1], data: new Uint8Array(2) };
   const add = (tensors: Map<string, TestTensor>) =>
-    tensors.set("model.layers.3.x", extra).set("model.layers.2.x", extra);
+    tensors.set("model.layers.3.x", extra).set("x", extra);
   const v3 = await openForTest(t, await goldenWith(t, "deepseek_v3", add));
-  assert.deepEqual(v3.unexpectedTensors, ["model.layers.2.x"]);
+  assert.deepEqual(v3.unexpectedTensors, ["x"]);
   const v2 = await openForTest(t, await goldenWith(t, "deepseek_v2", add));
-  assert.deepEqual(v2.unexpectedTensors, ["model.layers.2.x", "model.layers.3.x"]);
+  assert.deepEqual(v2.unexpectedTensors, ["model.layers.3.x", "x"]);
+});
+
+test("a tensor of a part that the config does not switch on is refused by name, one that is derived is not", async (t) => {
+  const open = async (...names: readonly string[]) => {
+    const extra = { dtype: "BF16", shape: [1], data: new Uint8Array(2) };
+    const add = (tensors: Map<string, TestTensor>) => {
+      for (const name of names) tensors.set(name, extra);
+      return tensors;
+    };
+    return openForTest(t, await goldenWith(t, "mixtral", add));
+  };
+  for (const name of [
+    "model.layers.1.self_attn.q_proj.bias",
+    "model.layers.0.self_attn.k_norm.weight",
+    "model.layers.0.self_attn.sinks",
+    "model.layers.0.pre_feedforward_layernorm.weight",
+    "model.layers.0.block_sparse_moe.gate.bias",
+    "model.norm.bias",
+    "lm_head.bias",
+  ]) {
+    await assert.rejects(open(name), (error) => {
+      assert.ok(error instanceof CheckpointError, String(error));
+      assert.ok(error.message.includes(`tensor ${name}: unknown to mixtral`), error.message);
+      return true;
+    });
+  }
+  await assert.rejects(open("model.norm.bias", "lm_head.bias"), /lm_head\.bias, and 1 more/u);
+  const harmless = [
+    "model.layers.0.self_attn.k_proj.weight_scale_inv",
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.0.self_attn.v_scale",
+  ];
+  assert.deepEqual((await open(...harmless)).unexpectedTensors, harmless);
 });
 
 test("a tensor of several sources is read for all of them at once", async (t) => {
