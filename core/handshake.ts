@@ -17,6 +17,9 @@ export interface HelloFields {
   readonly experts: string;
 }
 
+/** Largest error that a shard's kernels may declare, as a share of the magnitudes added up: that of f16 products. */
+export const MAX_CONFORMANCE_TOLERANCE = 5e-4;
+
 /** Router and shard do not fit together. gRPC FAILED_PRECONDITION. */
 export class HandshakeError extends Error {
   override readonly name = "HandshakeError";
@@ -47,6 +50,15 @@ export function checkHellos(router: HelloFields, shard: HelloFields): void {
     if (fixed.length === 2 && fixed[0] !== fixed[1]) compare(field, router[field], shard[field]);
   }
   if (mismatches.length > 0) throw new HandshakeError(mismatches.join("; "));
+}
+
+/** Judges the error that a shard declares of its kernels. Throws HandshakeError naming value and limit. */
+export function checkTolerance(declared: number): void {
+  // A float on the wire, so compared as one.
+  if (declared >= 0 && declared <= Math.fround(MAX_CONFORMANCE_TOLERANCE)) return;
+  throw new HandshakeError(
+    `conformance_tolerance: the shard has ${declared}, expected 0 to ${MAX_CONFORMANCE_TOLERANCE}`,
+  );
 }
 
 /** Whether a hello's text is a --weights setting. */

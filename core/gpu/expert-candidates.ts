@@ -28,7 +28,8 @@ export type Candidate =
   /** Few, fat invocations that need nothing of an adapter. */
   | { readonly kind: "plain"; readonly rows: 1 | 4 }
   | { readonly kind: "matvec"; readonly rows: 1 | 2 | 4 | 8; readonly shape: MatvecShape }
-  | { readonly kind: "gemm"; readonly shape: GemmShape }
+  /** Tiles in f16 are none: a state past f16's range would become infinite. Subgroup matrices scale their rows first. */
+  | { readonly kind: "gemm"; readonly shape: GemmShape & { readonly tile: "f32" } }
   | { readonly kind: "subgroupMatrix"; readonly shape: SubgroupMatrixShape };
 
 /** A candidate in a few words, for tables and logs. */
@@ -131,10 +132,10 @@ function likeliestFirst(pairsPerSlot: number, limits: CandidateLimits): Candidat
   const plain: Candidate = { kind: "plain", rows: pairsPerSlot < 4 ? 1 : 4 };
   const few = [matvec(64, 4), matvec(32, 4), matvec(128, 4), matvec(64, 2), matvec(32, 8)];
   if (pairsPerSlot < 6) return [...few, plain];
-  const gemms = GEMM_SHAPES.flatMap(({ threads, block }): Candidate[] => {
-    const shapes: GemmShape[] = [{ threads, block, tile: "f32" }];
-    return shapes.map((shape) => ({ kind: "gemm", shape }));
-  });
+  const gemms = GEMM_SHAPES.map((shape): Candidate => ({
+    kind: "gemm",
+    shape: { ...shape, tile: "f32" },
+  }));
   const matrices = subgroupMatrixShapes(offers, workgroupThreads).map((shape): Candidate => ({
     kind: "subgroupMatrix",
     shape,

@@ -11,6 +11,7 @@ import type { ExpertFormat } from "../expert-format.ts";
 import type { PackedExpert } from "../weights.ts";
 import { allocate, type Gpu, READ_BACK, settleWrites, STORAGE, UNIFORM } from "./device.ts";
 import { type ExpertFfnOptions, GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
+import { warmUpExperts } from "./expert-warm-up.ts";
 import { COUNTS_BYTES, countsData } from "./kernels/counts.ts";
 
 /** Rows of one run at most. */
@@ -28,7 +29,7 @@ export function pairsAtOnce({ hiddenSize }: ExpertSizes): number {
   return Math.min(MAX_PAIRS, Math.floor(MAX_PAIR_BYTES / (4 * hiddenSize)));
 }
 
-/** Creates an ExpertDevice for slots of these formats whose kernels the driver has compiled. The device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError. */
+/** Creates an ExpertDevice for slots of these formats whose kernels the driver has compiled. The device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, DeviceTimeoutError, with nothing left allocated. */
 export async function createGpuExpertDevice(
   gpu: Gpu,
   sizes: ExpertSizes,
@@ -36,23 +37,30 @@ export async function createGpuExpertDevice(
   options: ExpertFfnOptions = {},
 ): Promise<ExpertDevice> {
   const maxPairs = pairsAtOnce(sizes);
-  const counts = allocate(gpu, "expert counts", COUNTS_BYTES, UNIFORM);
-  const rows = allocate(gpu, "expert rows", maxPairs * sizes.hiddenSize * 4, STORAGE);
-  const routing = allocate(gpu, "expert routing", maxPairs * 8, STORAGE);
-  const sums = allocate(gpu, "expert sums", maxPairs * sizes.hiddenSize * 4, STORAGE);
-  const staging = allocate(gpu, "expert read-back", maxPairs * sizes.hiddenSize * 4, READ_BACK);
-  const io = { counts, rows, routing: () => routing, sums, maxPairs };
-  const ffn = await GpuExpertFfn.create(gpu, sizes, formats, io, options);
-  const device = new GpuExpertDevice(gpu, sizes, ffn, {
-    counts,
-    rows,
-    routing,
-    sums,
-    staging,
-    maxPairs,
-  });
-  await device.warmUp(formats);
-  return device;
+  const rowBytes = maxPairs * sizes.hiddenSize * 4;
+  const made: { destroy(): void }[] = [];
+  const make = (label: string, bytes: number, usage: number) => {
+    const buffer = allocate(gpu, label, bytes, usage);
+    made.push(buffer);
+    return buffer;
+  };
+  try {
+    const counts = make("expert counts", COUNTS_BYTES, UNIFORM);
+    const rows = make("expert rows", rowBytes, STORAGE);
+    const routing = make("expert routing", maxPairs * 8, STORAGE);
+    const sums = make("expert sums", rowBytes, STORAGE);
+    const staging = make("expert read-back", rowBytes, READ_BACK);
+    const io = { counts, rows, routing: () => routing, sums, maxPairs };
+    const ffn = await GpuExpertFfn.create(gpu, sizes, formats, io, options);
+    made.push({ destroy: () => ffn.close() });
+    const buffers = { counts, rows, routing, sums, staging, maxPairs };
+    const device = new GpuExpertDevice(gpu, sizes, ffn, buffers);
+    await device.warmUp(formats);
+    return device;
+  } catch (error) {
+    for (const one of made) one.destroy();
+    throw error;
+  }
 }
 
 interface RunBuffers {
@@ -90,14 +98,8 @@ class GpuExpertDevice implements ExpertDevice {
   async warmUp(formats: readonly ExpertFormat[]): Promise<void> {
     this.#ffn.allocate(WARM_UP_LAYER, formats);
     const sizes = { tokens: 1, samples: 0, topK: 1, numSlots: formats.length };
-    this.#gpu.device.queue.writeBuffer(this.#buffers.counts, 0, countsData(sizes));
     this.#gpu.device.queue.writeBuffer(this.#buffers.routing, 0, new Uint32Array(2));
-    const encoder = this.#gpu.device.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    this.#ffn.encodeAll(pass, WARM_UP_LAYER, sizes);
-    pass.end();
-    this.#gpu.device.queue.submit([encoder.finish()]);
-    await this.#gpu.device.queue.onSubmittedWorkDone();
+    await warmUpExperts(this.#gpu, this.#ffn, [WARM_UP_LAYER], this.#buffers.counts, sizes);
     this.#ffn.free(WARM_UP_LAYER);
   }
 

@@ -87,14 +87,24 @@ export class GpuExpertFfn {
     const maxSlots = options.maxSlots ?? MAX_SLOTS;
     this.#maxSlots = maxSlots;
     this.#bankBytes = options.bankBytes ?? Math.min(maxBufferSize, maxStorageBufferBindingSize);
-    const words = (label: string, count: number) => allocate(gpu, label, count * 4, STORAGE);
-    this.#tiles = compiled.kernels.regimes.map(({ group }) =>
-      group === undefined
-        ? undefined
-        : words("expert tiles", tileWords(group, io.maxPairs, maxSlots)),
-    );
-    this.#inner = words("expert inner states", io.maxPairs * sizes.expertIntermediateSize);
-    this.#pairs = words("expert results", io.maxPairs * sizes.hiddenSize);
+    const made: GPUBuffer[] = [];
+    const words = (label: string, count: number) => {
+      const buffer = allocate(gpu, label, count * 4, STORAGE);
+      made.push(buffer);
+      return buffer;
+    };
+    try {
+      this.#tiles = compiled.kernels.regimes.map(({ group }) =>
+        group === undefined
+          ? undefined
+          : words("expert tiles", tileWords(group, io.maxPairs, maxSlots)),
+      );
+      this.#inner = words("expert inner states", io.maxPairs * sizes.expertIntermediateSize);
+      this.#pairs = words("expert results", io.maxPairs * sizes.hiddenSize);
+    } catch (error) {
+      for (const buffer of made) buffer.destroy();
+      throw error;
+    }
   }
 
   /** Compiles the kernels for slots of these formats. Rejects with KernelError, OutOfDeviceMemoryError. */

@@ -2,6 +2,7 @@
 
 import type { ExpertSizes } from "../expert-device.ts";
 import type { ExpertFormat } from "../expert-format.ts";
+import { MAX_CONFORMANCE_TOLERANCE } from "../handshake.ts";
 import type { Kernel } from "./kernel.ts";
 import type { StepSizes } from "./kernels/counts.ts";
 import { expertDown } from "./kernels/expert-down.ts";
@@ -30,7 +31,7 @@ export interface ExpertRegime {
 export const EXACT = 2e-6;
 
 /** Limit of kernels that round inputs and weights to f16 before they multiply. */
-export const ROUNDED_TO_F16 = 5e-4;
+export const ROUNDED_TO_F16 = MAX_CONFORMANCE_TOLERANCE;
 
 /** The ways to run experts of some sizes, and when which is good. */
 export interface ExpertKernels {

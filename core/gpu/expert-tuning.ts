@@ -50,10 +50,7 @@ export function densityOf({ tokens, topK, numSlots }: StepSizes): number {
 
 /** Error that a candidate's results may have. */
 function limitOf(candidate: Candidate): number {
-  const rounds =
-    candidate.kind === "subgroupMatrix" ||
-    (candidate.kind === "gemm" && candidate.shape.tile === "f16");
-  return rounds ? ROUNDED_TO_F16 : EXACT;
+  return candidate.kind === "subgroupMatrix" ? ROUNDED_TO_F16 : EXACT;
 }
 
 /** The kernels of measured choices; a candidate that is the choice at several densities is one regime. */

@@ -36,7 +36,7 @@ const candidateSchema = z.discriminatedUnion("kind", [
         z.union([z.literal(2), z.literal(4), z.literal(8)]),
         z.union([z.literal(2), z.literal(4), z.literal(8)]),
       ]),
-      tile: z.enum(["f32", "f16"]),
+      tile: z.literal("f32"),
     }),
   }),
   z.object({

@@ -1,6 +1,6 @@
 /** The expert shards of a router, as one: who is there, who holds what, and the remote half of `runExperts`. */
 
-import { checkHellos, HandshakeError } from "../../core/handshake.ts";
+import { checkHellos, checkTolerance, HandshakeError } from "../../core/handshake.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
@@ -152,6 +152,7 @@ class ShardCluster implements Cluster {
 
   async #onHello(index: number, hello: ShardHello): Promise<Placement> {
     checkHellos(this.#hello, hello);
+    checkTolerance(hello.conformanceTolerance);
     const { shards } = this.#options;
     const other = this.#hellos.findIndex((one, at) => at !== index && one?.rank === hello.rank);
     if (other >= 0)

@@ -93,13 +93,12 @@ export class ShardClient {
     let ready = false;
     try {
       const theirs = await stream.hello(hello, HELLO_TIMEOUT_MS);
+      const { rank, adapter, conformanceTolerance: tolerance } = theirs;
+      logger.info({ shard: address, rank, adapter, tolerance }, "shard says hello");
       this.#state = { kind: "away", reason: "its placement is being loaded" };
       const placement = await Promise.race([onHello(theirs), gone]);
       const ack = await stream.place(placement, PLACEMENT_TIMEOUT_MS);
-      logger.info(
-        { shard: address, rank: theirs.rank, adapter: theirs.adapter, ...ack },
-        "shard ready",
-      );
+      logger.info({ shard: address, rank, adapter, ...ack }, "shard ready");
       this.#state = { kind: "ready", stream };
       ready = true;
       this.#loggedReason = undefined;

@@ -1,7 +1,13 @@
 import assert from "node:assert/strict";
 import { describe, it, test } from "node:test";
 
-import { checkHellos, decideExperts, decideWeights, HandshakeError } from "../../core/handshake.ts";
+import {
+  checkHellos,
+  checkTolerance,
+  decideExperts,
+  decideWeights,
+  HandshakeError,
+} from "../../core/handshake.ts";
 
 describe("a handshake", () => {
   const hello = { protocolVersion: 1, modelHash: "aa", weights: "auto", experts: "auto" };
@@ -60,4 +66,14 @@ test("experts come in what any member asks for, and different asks are refused",
     () => decideExperts(["int8", "auto", "mxfp4"]),
     new HandshakeError("experts: int8 and mxfp4 are asked for"),
   );
+});
+
+test("a shard's kernels may declare the error of f16 products at most", () => {
+  for (const fine of [0, 1e-6, 5e-4, Math.fround(5e-4)]) checkTolerance(fine);
+  for (const wrong of [Number.NaN, Number.POSITIVE_INFINITY, -1e-6, 6e-4]) {
+    assert.throws(
+      () => checkTolerance(wrong),
+      (error) => error instanceof HandshakeError && /tolerance.* 0 to 0\.0005/.test(error.message),
+    );
+  }
 });

@@ -1,6 +1,7 @@
-import type { WeightsDtype } from "../../core/expert-device.ts";
+import type { ExpertSizes, WeightsDtype } from "../../core/expert-device.ts";
 import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
+import type { ExpertKernels } from "../../core/gpu/expert-kernels.ts";
 import type { ProductChoice } from "../../core/gpu/products.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
@@ -13,6 +14,8 @@ export interface GpuRunnerSettings {
   readonly weights?: WeightsDtype;
   readonly wire?: WireSetting;
   readonly experts?: ExpertFormat;
+  /** The kernels that experts are computed with; default: the plain ones. */
+  readonly kernels?: (sizes: ExpertSizes) => ExpertKernels;
   /** Absent: as is good for the adapter. */
   readonly products?: ProductChoice;
 }
@@ -20,7 +23,7 @@ export interface GpuRunnerSettings {
 /** Runners on an open device with local experts, these as other weights; f32 unless told otherwise. */
 export function gpuRunnerFactory(
   gpu: Gpu,
-  { weights = "f32", wire = "f32", experts = weights, products }: GpuRunnerSettings = {},
+  { weights = "f32", wire = "f32", experts = weights, kernels, products }: GpuRunnerSettings = {},
 ): (...of: Parameters<RunnerFactory>) => Promise<ModelRunner> {
   return (checkpoint, limits) =>
     createGpuRunner(gpu, {
@@ -31,7 +34,15 @@ export function gpuRunnerFactory(
       products,
       experts: {
         kind: "local",
-        create: (buffers) => createLocalGpuExperts(gpu, checkpoint, allIn(experts), buffers),
+        create: (buffers) =>
+          createLocalGpuExperts(
+            gpu,
+            checkpoint,
+            allIn(experts),
+            buffers,
+            undefined,
+            kernels && (async () => kernels(checkpoint.config)),
+          ),
       },
     });
 }

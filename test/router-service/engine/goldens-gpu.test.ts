@@ -1,6 +1,8 @@
 import { after } from "node:test";
 
+import type { ExpertSizes } from "../../../core/expert-device.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
+import { tunedKernels } from "../../../core/gpu/expert-tuning.ts";
 import { FAST_PRODUCTS } from "../../support/fast-products.ts";
 import { goldenSuite } from "../../support/golden-suite.ts";
 import { FAMILY_GOLDENS } from "../../support/goldens.ts";
@@ -33,4 +35,27 @@ for (const name of ["deepseek_v3", "variants/qwen2_moe_mixed"]) {
 for (const [name, products] of Object.entries(FAST_PRODUCTS)) {
   const create = gpuRunnerFactory(gpu, { products });
   await goldenSuite("a GPU with kernels for real ones", `test/goldens/${name}`, create);
+}
+
+// What a real GPU would choose: a workgroup per few outputs for few rows, tiles in workgroup memory for many.
+const kernels = (sizes: ExpertSizes) =>
+  tunedKernels(sizes, [
+    {
+      pairsPerSlot: 1,
+      candidate: {
+        kind: "matvec",
+        rows: 1,
+        shape: { threads: 64, columns: 4, reduce: gpu.offers.subgroups ? "subgroup" : "workgroup" },
+      },
+      seconds: 1,
+    },
+    {
+      pairsPerSlot: 4,
+      candidate: { kind: "gemm", shape: { threads: [8, 8], block: [4, 2], tile: "f32" } },
+      seconds: 1,
+    },
+  ]);
+for (const name of ["deepseek_v3", "gpt_oss", "qwen2_moe"]) {
+  const create = gpuRunnerFactory(gpu, { kernels });
+  await goldenSuite("a GPU with expert kernels for real ones", `test/goldens/${name}`, create);
 }

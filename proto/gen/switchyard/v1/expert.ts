@@ -118,7 +118,7 @@ export interface ShardHello {
   memoryBytes: number;
   /**
    * The largest error of the shard's kernels against plain loops on its adapter, as a share of the magnitudes added up;
-   * 0 on the CPU, whose loops are the measure.
+   * 0 on the CPU, whose loops are the measure. A router refuses a shard that declares more than 0.0005.
    */
   conformanceTolerance: number;
   /** The shard's --experts-bits: "auto", or the name of a format in core/expert-format.ts. */
