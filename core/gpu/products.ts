@@ -84,8 +84,8 @@ export function productsFor({ device: { limits }, offers }: Gpu): ProductChoice 
 const TILED_FROM = 24;
 const WIDE_TILED_FROM = 256;
 
-const TILE: GemmShape = { threads: [8, 8], block: [4, 4], tile: "f32" };
-const WIDE_TILE: GemmShape = { threads: [16, 16], block: [4, 4], tile: "f32" };
+const TILE = { threads: [8, 8], block: [4, 4], tile: "f32" } as const satisfies GemmShape;
+const WIDE_TILE = { threads: [16, 16], block: [4, 4], tile: "f32" } as const satisfies GemmShape;
 
 /**
  * Matrix-vector kernels for few rows, tiles for many. Workgroups of a matrix-vector kernel share K so that each invocation
