@@ -19,6 +19,11 @@ const onGpu = onTwoShards("webgpu", (runExperts, checkpoint, limits) =>
   }),
 );
 
-for (const directory of FAMILY_GOLDENS) {
+/** Variants whose routing or attention no family's golden has. */
+const VARIANTS = ["deepseek_v2_group", "mixtral_window", "qwen2_moe_mixed"].map(
+  (name) => `test/goldens/variants/${name}`,
+);
+
+for (const directory of [...FAMILY_GOLDENS, ...VARIANTS]) {
   await goldenSuite("a router's GPU with two GPU shards", directory, onGpu);
 }

@@ -8,10 +8,15 @@ import { goldenSuite } from "../../support/golden-suite.ts";
 import { FAMILY_GOLDENS } from "../../support/goldens.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
 
-/** Variants that take other kernels than their families; those that are only stored otherwise run on the CPU. */
-const VARIANTS = ["deepseek_v2_group", "mixtral_window", "olmoe_clip", "qwen2_moe_mixed"].map(
-  (name) => `test/goldens/variants/${name}`,
-);
+/** Variants that take other kernels than their families, or whose weights take another way to the GPU. */
+const VARIANTS = [
+  "deepseek_v2_group",
+  "deepseek_v3_fp8",
+  "gpt_oss_bf16",
+  "mixtral_window",
+  "olmoe_clip",
+  "qwen2_moe_mixed",
+].map((name) => `test/goldens/variants/${name}`);
 
 const gpu = await openGpu();
 after(() => gpu.close());
