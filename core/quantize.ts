@@ -128,17 +128,6 @@ export function unpackMatrix(
   return values;
 }
 
-/** Root of (sum of squared differences / sum of the exact values' squares); 0 where both are 0. */
-export function relativeRmsError(exact: ArrayLike<number>, actual: ArrayLike<number>): number {
-  let difference = 0;
-  let size = 0;
-  for (let i = 0; i < exact.length; i++) {
-    difference += (exact[i] - actual[i]) ** 2;
-    size += exact[i] ** 2;
-  }
-  return difference === 0 ? 0 : Math.sqrt(difference / size);
-}
-
 const floatWord = new Float32Array(1);
 const wordBits = new Uint32Array(floatWord.buffer);
 

@@ -45,10 +45,14 @@ export function bindServer(server: Server, address: string): Promise<number> {
   });
 }
 
-/** Stops a server: lets calls end for `graceMs`, then breaks them. */
+/** Stops a server: lets calls end for `graceMs`, then breaks them and waits for no peer. */
 export function stopServer(server: Server, graceMs: number): Promise<void> {
   return new Promise((resolve) => {
-    const timer = setTimeout(() => server.forceShutdown(), graceMs);
+    const timer = setTimeout(() => {
+      server.forceShutdown();
+      // Node closes a connection only when the peer closes its end, which a frozen one never does.
+      resolve();
+    }, graceMs);
     server.tryShutdown(() => {
       clearTimeout(timer);
       resolve();
