@@ -1,6 +1,7 @@
 /** Kernels: WGSL source and launch geometry as one value, and the pipelines and bind groups made from them once. */
 
 import { errorMessage } from "../error-message.ts";
+import { inTime } from "./deadline.ts";
 import type { Gpu } from "./device.ts";
 
 /** Source and geometry of one kernel. `Sizes` are the counts that change from step to step. */
@@ -67,7 +68,7 @@ function pipelineOf(gpu: Gpu, kernel: Kernel<never>): Promise<Pipeline> {
   pipelines.set(gpu.device, known);
   let pipeline = known.get(kernel.wgsl);
   if (pipeline === undefined) {
-    pipeline = compilePipeline(gpu, kernel);
+    pipeline = inTime(`the compilation of ${kernel.label}`, compilePipeline(gpu, kernel));
     known.set(kernel.wgsl, pipeline);
     // The next caller gets a report of its own.
     pipeline.catch(() => known.delete(kernel.wgsl));
@@ -114,7 +115,7 @@ async function compilePipeline({ device }: Gpu, kernel: Kernel<never>): Promise<
 
 /**
  * Compiles a kernel, or takes the pipeline that a kernel of the same source has on the device already.
- * Rejects with KernelError: line, column, message and source line, or the limit that it passes.
+ * Rejects with KernelError: line, column, message and source line, or the limit that it passes; DeviceTimeoutError.
  */
 export async function compileKernel<Sizes>(
   gpu: Gpu,

@@ -1,5 +1,6 @@
 /** Runs the model's layers on the router's GPU: one submission and one read-back per step, more only where experts are remote. */
 
+import { inTime } from "../../core/gpu/deadline.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { ExpertBuffers } from "../../core/gpu/expert-ffn.ts";
 import { GROUPED_FROM } from "../../core/gpu/expert-kernels.ts";
@@ -149,7 +150,8 @@ class GpuRunner implements ModelRunner {
         values: new Float32Array(tokens * hiddenSize),
       });
       const runExperts = experts.kind === "local" ? this.#runExperts : noExperts;
-      await this.#lanes[0].run(batch, { signal: new AbortController().signal }, runExperts);
+      const signal = new AbortController().signal;
+      await inTime("a first step", this.#lanes[0].run(batch, { signal }, runExperts));
     }
   }
 

@@ -50,6 +50,21 @@ describe("a shard's hello", () => {
     await onGpu.close();
   });
 
+  it("comes after one check, of the formats that the shard will hold", async () => {
+    const checks: (readonly string[])[] = [];
+    const one = await startTestShard({
+      experts: "int4-g32",
+      wrapDevice: (device) => ({
+        ...device,
+        check: async (formats) => {
+          checks.push(formats);
+        },
+      }),
+    });
+    assert.deepEqual(checks, [["int4-g32"]]);
+    await one.close();
+  });
+
   it("is never said where a kernel does not conform: the shard does not start", async () => {
     const error = new ConformanceError("expert down", "llvmpipe", 0.5, 1e-5);
     const starting = startTestShard({

@@ -1,0 +1,60 @@
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+
+import { DeviceTimeoutError, inTime } from "../../../core/gpu/deadline.ts";
+import { openGpu } from "../../../core/gpu/device.ts";
+import { largestPart } from "../../../core/gpu/expert-banks.ts";
+import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
+import { plainExpertKernels } from "../../../core/gpu/expert-kernels.ts";
+import { KernelError } from "../../../core/gpu/kernel.ts";
+import { SyntheticExperts } from "../../../core/gpu/synthetic-experts.ts";
+import { OutOfDeviceMemoryError } from "../../../core/expert-device.ts";
+import { countBuffers } from "../../support/counted-buffers.ts";
+
+const gpu = await openGpu();
+after(() => gpu.close());
+
+const SIZES = {
+  hiddenSize: 64,
+  expertIntermediateSize: 32,
+  activation: { kind: "silu" },
+  expertBias: false,
+} as const;
+
+test("experts to measure on that do not fit leave nothing allocated", async () => {
+  const bytes = countBuffers(gpu);
+  const numSlots = 1 + Math.ceil(gpu.maxBindingBytes / largestPart(SIZES, "f16"));
+  const options = { sizes: SIZES, numSlots, tokens: 1, topK: 1, batches: 1 };
+  await assert.rejects(
+    SyntheticExperts.create(gpu, { ...options, format: "f16" }),
+    OutOfDeviceMemoryError,
+  );
+  assert.equal(bytes(), 0);
+});
+
+test("an expert device whose kernels do not compile leaves nothing allocated", async () => {
+  const bytes = countBuffers(gpu);
+  const plain = plainExpertKernels(SIZES);
+  const kernels = {
+    ...plain,
+    regimes: plain.regimes.map((regime) => ({
+      group: regime.group,
+      limit: regime.limit,
+      bank: (format: Parameters<typeof regime.bank>[0]) => {
+        const { gateUp, down } = regime.bank(format);
+        return { gateUp, down: { ...down, wgsl: `${down.wgsl}\nno WGSL` } };
+      },
+    })),
+  };
+  await assert.rejects(createGpuExpertDevice(gpu, SIZES, ["f16"], { kernels }), KernelError);
+  assert.equal(bytes(), 0);
+});
+
+test("an answer that does not come in time is told by what was asked and how long", async () => {
+  assert.equal(await inTime("a question", Promise.resolve(1)), 1);
+  await assert.rejects(inTime("a question", new Promise(() => {}), 1), (error) => {
+    assert.ok(error instanceof DeviceTimeoutError);
+    assert.equal(error.message, "no answer to a question within 1 ms");
+    return true;
+  });
+});
