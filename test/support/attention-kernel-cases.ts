@@ -6,6 +6,7 @@ import { test } from "node:test";
 import * as cpu from "../../core/cpu/attention.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { attention, type AttentionOptions } from "../../core/gpu/kernels/attention.ts";
+import { attentionTiles } from "../../core/gpu/kernels/attention-tiles.ts";
 import { attentionSplits, fitsSplits } from "../../core/gpu/kernels/attention-splits.ts";
 import { assertClose, randomValues, readF32, runKernel, zeros } from "./gpu-fixture.ts";
 
@@ -65,44 +66,146 @@ export function attentionCases(gpu: Gpu): void {
       const width = rank + ropeDim;
       const values = randomValues(NUM_SLOTS * width, 33);
       const shape = { numHeads, numKvHeads: 1, keyDim: width, sinks: false, lanes } as const;
-      const { query, results } = await runAttention(
-        gpu,
-        { ...shape, valueDim: rank, slotWidth: width, valuesAt: 0 },
-        values,
-      );
-      // For the plain loops every slot holds the vector twice, as key and as value.
-      const doubled = new Float32Array(values.length * 2);
-      for (let slot = 0; slot < NUM_SLOTS; slot++) {
-        const vector = values.subarray(slot * width, (slot + 1) * width);
-        doubled.set(vector, 2 * slot * width);
-        doubled.set(vector, (2 * slot + 1) * width);
-      }
-      const wide = expectedAttention(query, doubled, {
-        numHeads,
-        numKvHeads: 1,
-        headDim: width,
-        scale: 0.3,
-      });
-      const expected = wide.filter((_, i) => i % width < rank);
+      const options = { ...shape, valueDim: rank, slotWidth: width, valuesAt: 0 };
+      const { query, results } = await runAttention(gpu, options, values);
+      const expected = expectedLatent(query, values, shape, rank);
       for (const result of results) assertClose(result, expected, 1e-5);
       assert.deepEqual(results[0], results[1], "bits do not depend on the tokens of a workgroup");
     });
   }
+
+  tileCases(gpu);
+}
+
+const WIDE = { numHeads: 16, numKvHeads: 2, keyDim: 20, window: 70, sinks: true } as const;
+const WIDE_IN_CACHE = { valueDim: 20, slotWidth: 80, valuesAt: 40, lanes: 32 } as const;
+
+/** Attention in tiles, which leaves the first token to others as it stands alone. */
+function tileCases(gpu: Gpu): void {
+  for (const shape of [WIDE, { numHeads: 3, numKvHeads: 3, keyDim: 64, sinks: false }]) {
+    const { numHeads, numKvHeads, keyDim } = shape;
+    test(`attention in tiles ${numHeads}/${numKvHeads}×${keyDim}: chunks of prompts of three sequences`, async () => {
+      const kv = numKvHeads * keyDim;
+      const values = randomValues(NUM_SLOTS * 2 * kv, 34);
+      const query = randomValues(TOKENS.length * numHeads * keyDim, 35, 2);
+      const terms = randomValues(numHeads, 36, 3);
+      const inCache = { valueDim: keyDim, slotWidth: 2 * kv, valuesAt: kv, lanes: 32 } as const;
+      const [actual, staged] = await runTiles(gpu, { ...shape, ...inCache }, query, values, terms);
+      const sinks = shape.sinks ? terms : undefined;
+      const expected = expectedAttention(query, values, {
+        ...shape,
+        headDim: keyDim,
+        scale: 0.3,
+        sinks,
+      });
+      expected.fill(0, 0, numHeads * keyDim);
+      assertClose(actual, expected, 1e-5);
+      assert.deepEqual(staged ?? actual, actual, "bits do not depend on the columns staged");
+    });
+  }
+
+  for (const [numHeads, rank, ropeDim] of [
+    [35, 64, 16],
+    [5, 512, 64],
+  ]) {
+    test(`attention in tiles of ${numHeads} heads over latent vectors ${rank} + ${ropeDim}`, async () => {
+      const width = rank + ropeDim;
+      const shape = { numHeads, numKvHeads: 1, keyDim: width, sinks: false } as const;
+      const values = randomValues(NUM_SLOTS * width, 33);
+      const query = randomValues(TOKENS.length * numHeads * width, 35, 2);
+      const inCache = { valueDim: rank, slotWidth: width, valuesAt: 0, lanes: 32 } as const;
+      const [actual] = await runTiles(gpu, { ...shape, ...inCache }, query, values);
+      const expected = expectedLatent(query, values, shape, rank);
+      expected.fill(0, 0, numHeads * rank);
+      assertClose(actual, expected, 1e-5);
+    });
+  }
+
+  test("attention in tiles gives a token the same bits wherever its tile begins", async () => {
+    const options = { ...WIDE, ...WIDE_IN_CACHE };
+    const values = randomValues(NUM_SLOTS * 80, 34);
+    const query = randomValues(TOKENS.length * 320, 35, 2);
+    const sinks = randomValues(16, 36, 3);
+    const [all] = await runTiles(gpu, options, query, values, sinks);
+    for (const first of [1, 4, 8]) {
+      const rest = query.subarray(first * 320);
+      const [some] = await runTiles(gpu, options, rest, values, sinks, first);
+      assert.deepEqual(some, all.subarray(first * 320), `without the first ${first}`);
+    }
+  });
+
+  test("attention of tokens that stand alone computes these and no others", async () => {
+    const values = randomValues(NUM_SLOTS * 64, 34);
+    const query = randomValues(TOKENS.length * 32, 35, 2);
+    const shape = { numHeads: 2, numKvHeads: 2, keyDim: 16, sinks: false } as const;
+    const inCache = { valueDim: 16, slotWidth: 64, valuesAt: 32, lanes: 32 } as const;
+    const kernel = attention({ ...shape, ...inCache, ...PAGES, tokens: "alone" });
+    const out = zeros(gpu, query.length);
+    await runKernel(gpu, kernel, sizesOf(TOKENS), [...inputsOf(TOKENS, query, values), out]);
+    const expected = expectedAttention(query, values, { ...shape, headDim: 16, scale: 0.3 });
+    assertClose(await readF32(gpu, out, query.length), expected.fill(0, 32), 1e-5);
+  });
+}
+
+/** Runs attention in tiles with few columns staged and, where that makes a difference, with many. */
+async function runTiles(
+  gpu: Gpu,
+  options: CaseOptions,
+  query: Float32Array,
+  values: Float32Array,
+  sinks?: Float32Array,
+  first = 0,
+): Promise<Float32Array[]> {
+  const tokens = TOKENS.slice(first);
+  const length = tokens.length * options.numHeads * options.valueDim;
+  const results: Float32Array[] = [];
+  for (const staged of options.keyDim === 64 ? ([16, 32] as const) : ([16] as const)) {
+    const out = zeros(gpu, length);
+    await runKernel(gpu, attentionTiles({ ...options, ...PAGES }, { staged }), sizesOf(tokens), [
+      ...inputsOf(tokens, query, values),
+      out,
+      ...(options.sinks && sinks ? [sinks] : []),
+    ]);
+    results.push(await readF32(gpu, out, length));
+  }
+  return results;
+}
+
+const PAGES = { scale: 0.3, blockSize: 16, blocksPerSequence: BLOCKS_PER_SEQUENCE } as const;
+
+type CaseOptions = Omit<AttentionOptions, "scale" | "blockSize" | "blocksPerSequence" | "tokens">;
+
+const sizesOf = (tokens: typeof TOKENS) => ({
+  tokens: tokens.length,
+  samples: 0,
+  topK: 1,
+  numSlots: 1,
+});
+
+/** Queries, cache, positions, sequence rows and block tables. */
+function inputsOf(tokens: typeof TOKENS, query: Float32Array, values: Float32Array) {
+  const tables = new Uint32Array(TABLES.length * BLOCKS_PER_SEQUENCE);
+  TABLES.forEach((table, i) => tables.set(table, i * BLOCKS_PER_SEQUENCE));
+  return [
+    query,
+    values,
+    Uint32Array.from(tokens, ([, position]) => position),
+    Uint32Array.from(tokens, ([sequence]) => sequence),
+    tables,
+  ];
 }
 
 /** Runs all kernels: one token per workgroup, several, and without rounds where heads are narrow. */
 async function runAttention(
   gpu: Gpu,
-  options: Omit<AttentionOptions, "scale" | "blockSize" | "blocksPerSequence" | "tokens">,
+  options: CaseOptions,
   values: Float32Array,
   sinks?: Float32Array,
 ) {
   const { numHeads, keyDim, valueDim } = options;
   const query = randomValues(TOKENS.length * numHeads * keyDim, 31, 2);
-  const tables = new Uint32Array(TABLES.length * BLOCKS_PER_SEQUENCE);
-  TABLES.forEach((table, i) => tables.set(table, i * BLOCKS_PER_SEQUENCE));
   const results: Float32Array[] = [];
-  const all = { ...options, scale: 0.3, blockSize: 16, blocksPerSequence: BLOCKS_PER_SEQUENCE };
+  const all = { ...options, ...PAGES };
   const kernels = [
     attention({ ...all, tokens: "one" }),
     attention({ ...all, tokens: "several" }),
@@ -112,12 +215,8 @@ async function runAttention(
   ];
   for (const kernel of kernels) {
     const out = zeros(gpu, TOKENS.length * numHeads * valueDim);
-    await runKernel(gpu, kernel, { tokens: TOKENS.length, samples: 0, topK: 1, numSlots: 1 }, [
-      query,
-      values,
-      Uint32Array.from(TOKENS, ([, position]) => position),
-      Uint32Array.from(TOKENS, ([sequence]) => sequence),
-      tables,
+    await runKernel(gpu, kernel, sizesOf(TOKENS), [
+      ...inputsOf(TOKENS, query, values),
       out,
       ...(options.sinks && sinks ? [sinks] : []),
     ]);
@@ -135,4 +234,26 @@ function expectedAttention(
     TABLES[TOKENS[token][0]][Math.floor(position / 16)] * 16 + (position % 16);
   const positions = Uint32Array.from(TOKENS, ([, position]) => position);
   return cpu.attention(query, positions, { values, slotOf }, options);
+}
+
+function expectedLatent(
+  query: Float32Array,
+  values: Float32Array,
+  { numHeads, keyDim: width }: Pick<AttentionOptions, "numHeads" | "keyDim">,
+  rank: number,
+): Float32Array {
+  // For the plain loops every slot holds the vector twice, as key and as value.
+  const doubled = new Float32Array(values.length * 2);
+  for (let slot = 0; slot < NUM_SLOTS; slot++) {
+    const vector = values.subarray(slot * width, (slot + 1) * width);
+    doubled.set(vector, 2 * slot * width);
+    doubled.set(vector, (2 * slot + 1) * width);
+  }
+  const wide = expectedAttention(query, doubled, {
+    numHeads,
+    numKvHeads: 1,
+    headDim: width,
+    scale: 0.3,
+  });
+  return wide.filter((_, i) => i % width < rank);
 }

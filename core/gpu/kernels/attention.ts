@@ -23,8 +23,11 @@ export interface AttentionOptions {
   readonly blockSize: number;
   /** Block ids of one row of the block tables. */
   readonly blocksPerSequence: number;
-  /** `one` token per workgroup, for decodes; or `several` that share the keys and values that are loaded, for prompts. */
-  readonly tokens: "one" | "several";
+  /**
+   * `one` token per workgroup, for decodes; `several` that share the keys and values that are loaded, for prompts; or one
+   * per workgroup where it stands `alone`, as no neighbour in the batch is of its sequence, and nothing for the others.
+   */
+  readonly tokens: "one" | "several" | "alone";
   /** Lanes of a workgroup: many wait for memory together, few have more to compute on each load. */
   readonly lanes: 32 | 128;
 }
@@ -38,6 +41,21 @@ export const SINKS = {
     // A sink is a key before all others: its exp(sink - top) is 1 as long as it is the top.
     sum: "select(0.0, 1.0, split == 0u)",
   },
+} as const;
+
+/** Whether a token stands beside another one of its sequence. */
+export const HAS_NEIGHBOUR = /* wgsl */ `
+fn has_neighbour(token: u32) -> bool {
+  let before = max(token, 1u) - 1u;
+  let after = min(token + 1u, counts.tokens - 1u);
+  let own = sequence_rows[token];
+  return (before < token && sequence_rows[before] == own) || (after > token && sequence_rows[after] == own);
+}`;
+
+/** How workgroups begin that take all tokens, and those that take tokens that stand alone. */
+const TAKES = {
+  all: { functions: "", check: "" },
+  alone: { functions: HAS_NEIGHBOUR, check: "if (has_neighbour(run.x)) { return; }" },
 } as const;
 
 /** Keys of a round. */
@@ -62,7 +80,8 @@ export function attention(options: AttentionOptions): Kernel<StepSizes> {
   const group = numHeads / numKvHeads;
   const headTiles = ceilDiv(group, MAX_ROWS);
   const heads = ceilDiv(group, headTiles);
-  const tokens = options.tokens === "one" ? 1 : Math.floor(MAX_ROWS / heads);
+  const tokens = options.tokens === "several" ? Math.floor(MAX_ROWS / heads) : 1;
+  const takes = TAKES[options.tokens === "alone" ? "alone" : "all"];
   const rows = tokens * heads;
   const columns = Math.min(lanes, 2 ** Math.ceil(Math.log2(valueDim / 4)));
   const columnBlocks = ceilDiv(valueDim / 4, columns);
@@ -119,6 +138,7 @@ fn run_of(tile: u32, run: u32) -> vec2<u32> {
   return select(vec2<u32>(), vec2<u32>(first, end), number == run);
 }
 
+${takes.functions}
 fn head_of(tile: u32, row: u32) -> u32 {
   return tile / HEAD_TILES * GROUP + min(tile % HEAD_TILES * HEADS + row % HEADS, GROUP - 1u);
 }
@@ -127,6 +147,7 @@ fn head_of(tile: u32, row: u32) -> u32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let run = run_of(group.x, group.z);
   if (run.x == run.y) { return; }
+  ${takes.check}
   let kv_head = group.y / HEAD_TILES;
   let table = sequence_rows[run.x] * ${options.blocksPerSequence}u;
   let last = positions[run.y - 1u];

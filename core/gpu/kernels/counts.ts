@@ -6,6 +6,8 @@ export interface StepSizes {
   readonly tokens: number;
   /** Rows whose logits are wanted. */
   readonly samples: number;
+  /** Rows that stand beside another row of their sequence, so in a chunk of a prompt; absent where nobody counted them. */
+  readonly chunkTokens?: number;
   /** Experts per row. */
   readonly topK: number;
   /** Slots of the layer whose experts run. */
