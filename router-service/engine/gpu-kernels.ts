@@ -17,10 +17,11 @@ import type { ProductChoice } from "../../core/gpu/products.ts";
 import { compileLinear } from "../../core/gpu/sliced-linear.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
+import type { AttentionBlocks } from "./gpu-attention.ts";
 import { compileFfn } from "./gpu-ffn.ts";
 import { compileHeads } from "./gpu-heads.ts";
 import { compileLatent } from "./gpu-latent.ts";
-import { BLOCK_SIZE, MAX_CANDIDATES } from "./model-runner.ts";
+import { MAX_CANDIDATES } from "./model-runner.ts";
 import { logitStride } from "./step-buffers.ts";
 
 type Step = StepSizes;
@@ -35,7 +36,7 @@ export async function compileModelKernels(
   config: ModelConfig,
   weights: WeightsDtype,
   wire: WireSetting,
-  blocksPerSequence: number,
+  blocks: AttentionBlocks,
 ) {
   const { hiddenSize, rmsNormEps: eps, vocabSize, numExperts, multipliers } = config;
   const { denseIntermediateSize, sharedExpert } = config;
@@ -58,7 +59,7 @@ export async function compileModelKernels(
       wire === "f32"
         ? await compile(rmsNorm({ hiddenSize, eps, rows: "tokens" }))
         : await compile(rmsNormRound({ hiddenSize, eps, wire })),
-    attention: await compileAnyAttention(gpu, choice, config, weights, blocksPerSequence),
+    attention: await compileAnyAttention(gpu, choice, config, weights, blocks),
     gateLogits: await compileLinear(gpu, choice, {
       k: hiddenSize,
       n: numExperts + 1,
@@ -94,10 +95,9 @@ function compileAnyAttention(
   choice: ProductChoice,
   config: ModelConfig,
   weights: WeightsDtype,
-  blocksPerSequence: number,
+  blocks: AttentionBlocks,
 ) {
   const { attention } = config;
-  const blocks = { blockSize: BLOCK_SIZE, blocksPerSequence };
   return attention.kind === "heads"
     ? compileHeads(gpu, choice, config, attention, weights, blocks)
     : compileLatent(gpu, choice, config, attention, weights, blocks);

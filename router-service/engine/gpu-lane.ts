@@ -57,6 +57,7 @@ export class GpuLane {
     const sizes: StepSizes = {
       tokens: batch.tokenIds.length,
       samples: batch.samples.length,
+      chunkTokens: chunkTokens(batch.sequenceRows),
       topK: config.numExpertsPerToken,
       numSlots: config.numExperts,
     };
@@ -97,4 +98,14 @@ export class GpuLane {
       if (typeof buffer === "object" && "destroy" in buffer) buffer.destroy();
     }
   }
+}
+
+/** Tokens that stand beside another one of their sequence. */
+function chunkTokens(sequenceRows: ArrayLike<number>): number {
+  let count = 0;
+  for (let i = 0; i < sequenceRows.length; i++) {
+    const row = sequenceRows[i];
+    if (row === sequenceRows[i - 1] || row === sequenceRows[i + 1]) count++;
+  }
+  return count;
 }

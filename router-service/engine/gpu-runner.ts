@@ -8,6 +8,7 @@ import { type ProductChoice, productsFor } from "../../core/gpu/products.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
 import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
+import { attentionFor, type AttentionKernels } from "./gpu-attention.ts";
 import { compileModelKernels } from "./gpu-kernels.ts";
 import { GpuLane } from "./gpu-lane.ts";
 import { loadGpuWeights } from "./gpu-weights.ts";
@@ -33,6 +34,8 @@ export interface GpuRunnerOptions {
   readonly limits: RunnerLimits;
   /** How products with the router's own matrices are computed; absent: as is good for adapters of this one's kind. */
   readonly products?: ProductChoice;
+  /** Likewise for attention. */
+  readonly attention?: AttentionKernels;
   /** Called after each layer that was loaded. */
   readonly onProgress?: (loaded: number, total: number) => void;
   /** Local experts work on the runner's buffers and are made over them. */
@@ -48,13 +51,17 @@ export interface GpuRunnerOptions {
 /** Loads a model onto a GPU; the device stays the caller's. Rejects with KernelError, OutOfDeviceMemoryError, WeightOverflowError. */
 export async function createGpuRunner(gpu: Gpu, options: GpuRunnerOptions): Promise<ModelRunner> {
   const { checkpoint, limits, weights, wire, onProgress, experts } = options;
-  const { products = productsFor(gpu) } = options;
+  const { products = productsFor(gpu), attention = attentionFor(gpu) } = options;
   const { config } = checkpoint;
   const { maxModelLen } = limits;
   const caches = allocateCaches(gpu, config, limits);
-  const blocksPerSequence = Math.ceil(maxModelLen / BLOCK_SIZE);
+  const blocks = {
+    blockSize: BLOCK_SIZE,
+    blocksPerSequence: Math.ceil(maxModelLen / BLOCK_SIZE),
+    kernels: attention,
+  };
   const parts = {
-    kernels: await compileModelKernels(gpu, products, config, weights, wire, blocksPerSequence),
+    kernels: await compileModelKernels(gpu, products, config, weights, wire, blocks),
     weights: await loadGpuWeights(gpu, { checkpoint, weights, maxModelLen, onProgress }),
     caches,
     wire,

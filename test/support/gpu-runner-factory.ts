@@ -3,6 +3,7 @@ import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import type { ExpertKernels } from "../../core/gpu/expert-kernels.ts";
 import type { ProductChoice } from "../../core/gpu/products.ts";
+import type { AttentionKernels } from "../../router-service/engine/gpu-attention.ts";
 import { createGpuRunner } from "../../router-service/engine/gpu-runner.ts";
 import { createLocalGpuExperts } from "../../router-service/engine/local-gpu-experts.ts";
 import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
@@ -18,12 +19,21 @@ export interface GpuRunnerSettings {
   readonly kernels?: (sizes: ExpertSizes) => ExpertKernels;
   /** Absent: as is good for the adapter. */
   readonly products?: ProductChoice;
+  /** Absent: as is good for the adapter. */
+  readonly attention?: AttentionKernels;
 }
 
 /** Runners on an open device with local experts, these as other weights; f32 unless told otherwise. */
 export function gpuRunnerFactory(
   gpu: Gpu,
-  { weights = "f32", wire = "f32", experts = weights, kernels, products }: GpuRunnerSettings = {},
+  {
+    weights = "f32",
+    wire = "f32",
+    experts = weights,
+    kernels,
+    products,
+    attention,
+  }: GpuRunnerSettings = {},
 ): (...of: Parameters<RunnerFactory>) => Promise<ModelRunner> {
   return (checkpoint, limits) =>
     createGpuRunner(gpu, {
@@ -32,6 +42,7 @@ export function gpuRunnerFactory(
       wire,
       limits,
       products,
+      attention,
       experts: {
         kind: "local",
         create: (buffers) =>

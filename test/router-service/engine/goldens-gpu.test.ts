@@ -64,3 +64,8 @@ for (const name of ["deepseek_v3", "gpt_oss", "qwen2_moe"]) {
   const create = gpuRunnerFactory(gpu, { kernels });
   await goldenSuite("a GPU with expert kernels for real ones", `test/goldens/${name}`, create);
 }
+
+for (const name of ["deepseek_v3", "gpt_oss", "qwen3_moe"]) {
+  const create = gpuRunnerFactory(gpu, { attention: "hardware" });
+  await goldenSuite("a GPU with attention for real ones", `test/goldens/${name}`, create);
+}
