@@ -2,7 +2,7 @@
 
 import type { ExpertDevice, ExpertSizes, StoredExpert } from "./expert-device.ts";
 import type { ExpertFormat } from "./expert-format.ts";
-import { PackPool } from "./pack-pool.ts";
+import { PackPool } from "./packing/pack-pool.ts";
 import { packExpert, type PackedExpert } from "./weights.ts";
 
 /** An expert and where it goes. */

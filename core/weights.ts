@@ -4,9 +4,9 @@ import { isDeepStrictEqual } from "node:util";
 
 import type { ExpertSizes, StoredExpert, WeightsDtype } from "./expert-device.ts";
 import { emptyMatrix, type ExpertFormat, matrixBytes, type PackedMatrix } from "./expert-format.ts";
-import { decodeRows, mayOverflow, packMxfp4, plainFloats } from "./mxfp4-matrix.ts";
-import { packStagedInt4, stageRows } from "./packing.ts";
-import { packRows } from "./quantize.ts";
+import { decodeRows, mayOverflow, packMxfp4, plainFloats } from "./packing/mxfp4-matrix.ts";
+import { packStagedInt4, stageRows } from "./packing/wasm.ts";
+import { packRows } from "./packing/quantize.ts";
 import {
   bytesPerElement,
   F16_MAX,

@@ -1,10 +1,10 @@
-/** `npm run wasm`: core/packing.wat → core/packing.wasm, which is committed; a test holds the two together. */
+/** `npm run wasm`: core/packing/packing.wat → packing.wasm, which is committed; a test holds the two together. */
 
 import { readFile, writeFile } from "node:fs/promises";
 
 import wabt from "wabt";
 
-const core = new URL("../core/", import.meta.url);
+const core = new URL("../core/packing/", import.meta.url);
 const source = await readFile(new URL("packing.wat", core), "utf8");
 const module = (await wabt()).parseWat("packing.wat", source, { simd: true, multi_value: true });
 module.validate();

@@ -9,7 +9,7 @@ import {
   slotFormat,
 } from "../expert-device.ts";
 import type { ExpertFormat } from "../expert-format.ts";
-import { unpackRow } from "../quantize.ts";
+import { unpackRow } from "../packing/quantize.ts";
 import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
 import { activate } from "./activation.ts";
 

@@ -9,7 +9,7 @@
 import { activate } from "../cpu/activation.ts";
 import type { ExpertSizes } from "../expert-device.ts";
 import { type ExpertFormat, rowScaleWords, rowWords } from "../expert-format.ts";
-import { unpackRow } from "../quantize.ts";
+import { unpackRow } from "../packing/quantize.ts";
 import { allocate, type Gpu, STORAGE } from "./device.ts";
 import { largestPart } from "./expert-banks.ts";
 import { type ExpertKernels, type ExpertRegime, EXACT } from "./expert-kernels.ts";

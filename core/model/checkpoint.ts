@@ -3,7 +3,7 @@
 import { basename, isAbsolute, join, relative, resolve } from "node:path";
 
 import type { ExpertFormat } from "../expert-format.ts";
-import { plainFloats } from "../mxfp4-matrix.ts";
+import { plainFloats } from "../packing/mxfp4-matrix.ts";
 import type { HostTensor, StoredMatrix } from "../tensor.ts";
 import { CheckpointError } from "./checkpoint-error.ts";
 import type { GenerationConfig, ModelConfig } from "./config.ts";

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import type { ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { type ExpertLoad, loadExperts } from "../../core/load-experts.ts";
-import { PackPool } from "../../core/pack-pool.ts";
+import { PackPool } from "../../core/packing/pack-pool.ts";
 import { bytesOf } from "../../core/tensor.ts";
 import { packExpert, type PackedExpert, WeightOverflowError } from "../../core/weights.ts";
 import { testValues } from "../support/expert-reference.ts";

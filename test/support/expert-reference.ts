@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import type { ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
-import { unpackMatrix } from "../../core/quantize.ts";
+import { unpackMatrix } from "../../core/packing/quantize.ts";
 import type { HostTensor, StoredMatrix } from "../../core/tensor.ts";
 import { bytesOf, f32FromBytes, f32ToF16 } from "../../core/tensor.ts";
 import { packExpert } from "../../core/weights.ts";

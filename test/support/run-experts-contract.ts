@@ -7,7 +7,7 @@ import type { ExpertWeights, StoredExpert } from "../../core/expert-device.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
-import { plainFloats } from "../../core/mxfp4-matrix.ts";
+import { plainFloats } from "../../core/packing/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../core/tensor.ts";
 import type {
   ExpertSums,

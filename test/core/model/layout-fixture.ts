@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { TestContext } from "node:test";
 
 import { type Checkpoint, openCheckpoint } from "../../../core/model/checkpoint.ts";
-import { plainFloats } from "../../../core/mxfp4-matrix.ts";
+import { plainFloats } from "../../../core/packing/mxfp4-matrix.ts";
 import { mapTensors } from "../../support/expert-reference.ts";
 import { readExpert, readLayer, readModelWeights } from "../../../core/model/weights.ts";
 import {

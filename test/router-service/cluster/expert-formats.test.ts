@@ -8,7 +8,7 @@ import { formatsOf } from "../../../core/expert-formats.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { moeLayers } from "../../../core/model/config.ts";
 import { readExpert } from "../../../core/model/weights.ts";
-import { plainFloats } from "../../../core/mxfp4-matrix.ts";
+import { plainFloats } from "../../../core/packing/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../../core/tensor.ts";
 import { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
 import { planCluster } from "../../../router-service/cluster/plan.ts";

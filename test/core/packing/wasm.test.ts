@@ -4,9 +4,9 @@ import { test } from "node:test";
 
 import wabt from "wabt";
 
-import { emptyMatrix, type ExpertFormat } from "../../core/expert-format.ts";
-import { packStagedInt4, stageRows } from "../../core/packing.ts";
-import { packRows, unpackMatrix } from "../../core/quantize.ts";
+import { emptyMatrix, type ExpertFormat } from "../../../core/expert-format.ts";
+import { packStagedInt4, stageRows } from "../../../core/packing/wasm.ts";
+import { packRows, unpackMatrix } from "../../../core/packing/quantize.ts";
 import {
   bytesOf,
   type DType,
@@ -14,10 +14,10 @@ import {
   f32ToF16,
   type HostTensor,
   toF32,
-} from "../../core/tensor.ts";
-import { testValues } from "../support/expert-reference.ts";
+} from "../../../core/tensor.ts";
+import { testValues } from "../../support/expert-reference.ts";
 
-const core = new URL("../../core/", import.meta.url);
+const core = new URL("../../../core/packing/", import.meta.url);
 
 function matrix(values: Float32Array, columns: number): HostTensor {
   return { shape: [values.length / columns, columns], dtype: "F32", bytes: bytesOf(values) };

@@ -7,8 +7,8 @@ import {
   formatLayout,
   type PackedMatrix,
   rowScaleWords,
-} from "./expert-format.ts";
-import { bytesOf, bytesPerElement, type HostTensor, toF32 } from "./tensor.ts";
+} from "../expert-format.ts";
+import { bytesOf, bytesPerElement, type HostTensor, toF32 } from "../tensor.ts";
 
 /** A WebAssembly memory; TypeScript has these types in its DOM library only. */
 interface Memory {

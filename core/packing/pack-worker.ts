@@ -3,7 +3,7 @@
 import { parentPort } from "node:worker_threads";
 
 import type { PackAnswer, PackRequest } from "./pack-pool.ts";
-import { packExpert, type PackedExpert } from "./weights.ts";
+import { packExpert, type PackedExpert } from "../weights.ts";
 
 parentPort?.on("message", ({ name, weights, sizes, format }: PackRequest) => {
   let answer: PackAnswer;

@@ -3,11 +3,11 @@ import { describe, it, test } from "node:test";
 
 import fc from "fast-check";
 
-import { emptyMatrix, EXPERT_FORMATS, type ExpertFormat } from "../../core/expert-format.ts";
-import { packRows, unpackMatrix } from "../../core/quantize.ts";
-import { packMatrix, WeightOverflowError } from "../../core/weights.ts";
-import { bytesOf } from "../../core/tensor.ts";
-import { testValues } from "../support/expert-reference.ts";
+import { emptyMatrix, EXPERT_FORMATS, type ExpertFormat } from "../../../core/expert-format.ts";
+import { packRows, unpackMatrix } from "../../../core/packing/quantize.ts";
+import { packMatrix, WeightOverflowError } from "../../../core/weights.ts";
+import { bytesOf } from "../../../core/tensor.ts";
+import { testValues } from "../../support/expert-reference.ts";
 
 /** Root of (sum of squared differences / sum of the exact values' squares); 0 where both are 0. */
 function relativeRmsError(exact: ArrayLike<number>, actual: ArrayLike<number>): number {

@@ -9,7 +9,7 @@ import {
   type PackedMatrix,
   rowScaleWords,
   rowWords,
-} from "./expert-format.ts";
+} from "../expert-format.ts";
 import { packInt4Row, packInt8Row, unpackInt4Row, unpackInt8Row } from "./quantize-int.ts";
 import { packMxfp4Row, unpackMxfp4Row } from "./quantize-mxfp4.ts";
 
