@@ -14,7 +14,7 @@ import { packExpert, packMatrix, WeightOverflowError } from "../../../core/weigh
 import { testValues } from "../../support/expert-reference.ts";
 import { decodeSafetensors } from "../model/safetensors-writer.ts";
 
-const GPT_OSS = join(import.meta.dirname, "../goldens/gpt_oss");
+const GPT_OSS = join(import.meta.dirname, "../../goldens/gpt_oss");
 
 /** Every code under scales of any size, in views at odd offsets. */
 function randomMatrix(rows: number, columns: number, largestScale: number): Mxfp4Matrix {
