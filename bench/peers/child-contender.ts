@@ -7,6 +7,12 @@ import { createInterface } from "node:readline";
 import { exitOf } from "../../deploy/child-service.ts";
 import { type Contender, type Generation, PeerUnavailableError } from "./contender.ts";
 
+/**
+ * The environment as the user has it: opening a GPU sets what suits this project's kernels on a software driver, which
+ * is not to be imposed on a peer.
+ */
+const OWN_ENVIRONMENT = { ...process.env };
+
 /** First line of a child: it has loaded the model. */
 export interface ReadyLine {
   readonly ready: { readonly device: string; readonly details: string };
@@ -42,7 +48,7 @@ const STOP_MS = 5000;
 /** Starts a child and waits until it has loaded. Rejects with PeerUnavailableError and the end of its stderr. */
 export async function startChildContender(spec: ChildSpec): Promise<Contender> {
   const child = spawn(spec.command, spec.args, {
-    env: { ...process.env, ...spec.env },
+    env: { ...OWN_ENVIRONMENT, ...spec.env },
     stdio: ["pipe", "pipe", "pipe"],
   });
   const exited = exitOf(child);
