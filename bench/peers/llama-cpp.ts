@@ -76,10 +76,14 @@ async function onDevice(
   throw new PeerUnavailableError(`llama.cpp vulkan: no device "${wanted}", but ${found}`);
 }
 
-/** WebGPU names a device as Vulkan does, but for its case and everything between letters and digits. */
+/**
+ * WebGPU names a device as Vulkan does, but for its case and everything between letters and digits. The name of the
+ * software driver ends with the width of its vectors, which is a setting of each process.
+ */
 function slug(name: string): string {
   return name
     .toLowerCase()
+    .replace(/\d+[^a-z0-9]+bits/, "")
     .split(/[^a-z0-9]+/)
     .filter(Boolean)
     .join("-");
