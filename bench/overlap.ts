@@ -7,6 +7,7 @@ import { z } from "zod";
 
 import { defaultForeignEnvironment, loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
+import type { Gpu } from "../core/gpu/device.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startService, type ServiceProcess } from "../test/support/service-process.ts";
@@ -91,8 +92,9 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
   if (apart) defaultForeignEnvironment("LP_NUM_THREADS", "1");
   const started: ServiceProcess[] = [];
   const engines: Contender[] = [];
+  let gpu: Gpu | undefined;
   try {
-    const gpu = await openDevice(device, undefined, createLogger("bench", "warn"));
+    gpu = await openDevice(device, undefined, createLogger("bench", "warn"));
     for (const microBatches of SETTINGS) {
       engines.push(
         await openSwitchyard({
@@ -124,6 +126,7 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
     return 0;
   } finally {
     for (const engine of engines) await engine.close();
+    gpu?.close();
     await Promise.all(started.map((service) => service.stop(0)));
   }
 }

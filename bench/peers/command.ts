@@ -80,7 +80,7 @@ const schema = z.object({
     description: "Tokens of one batch of llama.cpp at most",
     placeholder: "N",
     defaultText:
-      "512; by Vulkan on a software adapter 64, as its kernels for more do not compile there",
+      "512; by Vulkan on a software adapter 64, as larger ones gave no answer there within minutes",
   }),
   flashAttention: z.boolean().default(false).meta({
     description: "llama.cpp with flash attention, which its package leaves off",
@@ -227,7 +227,7 @@ function entrantsOf(
         cache,
         gguf: await ggufOf(cache, model, onBytes),
         vulkanDevice: gpu?.device.adapterInfo.device,
-        // Its tile for more rows is not compiled on llvmpipe within ten minutes.
+        // More tokens gave no answer on llvmpipe within minutes; why is not known.
         batchSize: settings.llamaBatch ?? (isSoftware && backend === "vulkan" ? 64 : 512),
         flashAttention,
       }),

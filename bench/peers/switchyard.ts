@@ -1,5 +1,6 @@
 /** Switchyard's own engine as a contender, in this process: tokens in, tokens out, no HTTP. */
 
+import { inTime } from "../../core/gpu/deadline.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { decideWeights } from "../../core/handshake.ts";
 import { openCheckpoint } from "../../core/model/checkpoint.ts";
@@ -67,7 +68,7 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
       logger,
     });
   const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
-  await cluster?.ready();
+  if (cluster !== undefined) await inTime("the shards", cluster.ready(), timeoutMs);
   const engine = createEngine({
     runner,
     vocabSize: config.vocabSize,

@@ -15,7 +15,12 @@ import { groupBySlot } from "../../core/gpu/kernels/group-by-slot.ts";
 import { inputLoads } from "../../core/gpu/kernels/shared-input.ts";
 import { linear } from "../../core/gpu/kernels/linear.ts";
 import { qkvRope } from "../../core/gpu/kernels/qkv-rope.ts";
-import { GROUP_STRIDE, type Lookup, maxGroupedTiles } from "../../core/gpu/kernels/tile.ts";
+import {
+  GROUP_ROWS,
+  groupStride,
+  type Lookup,
+  maxGroupedTiles,
+} from "../../core/gpu/kernels/tile.ts";
 import { assertClose, randomValues, readF32, runKernel, weightsOf, zeros } from "./gpu-fixture.ts";
 
 const DTYPES: readonly WeightsDtype[] = ["f16", "f32"];
@@ -196,7 +201,7 @@ export function matrixKernelCases(gpu: Gpu): void {
         const tiles = allocate(
           gpu,
           "tiles",
-          maxGroupedTiles(rows, topK, numSlots) * GROUP_STRIDE * 4,
+          maxGroupedTiles(rows, topK, numSlots) * groupStride(GROUP_ROWS) * 4,
           STORAGE,
         );
         const [shared] = await runKernel(gpu, groupBySlot(), sizes, [routing.interleaved, tiles]);

@@ -28,9 +28,6 @@ export function groupStride(rows: GroupRows): number {
   return 1 + rows;
 }
 
-/** u32 of one grouped tile of GROUP_ROWS pairs. */
-export const GROUP_STRIDE = groupStride(GROUP_ROWS);
-
 /** Tiles that grouping `rows` rows with `topK` experts each can need. */
 export function maxGroupedTiles(
   rows: number,
