@@ -2,14 +2,14 @@
 
 import { crc32 } from "node:zlib";
 
-import type { Placement } from "../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type { Dispatch, PartialSum } from "../proto/gen/switchyard/v1/expert.ts";
 import { DispatchErrorCode, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
 import { bytesOf, f32FromBytes, u16FromBytes } from "./tensor.ts";
 import { bytesPerRow, isRowDtype, unpackRows, type WireRows } from "./wire-rows.ts";
 
 /** Version of the wire contract; both ends of a hop must have the same. */
-export const PROTOCOL_VERSION = 2;
+export const PROTOCOL_VERSION = 3;
 
 /** Expert id of a row's expert that is on another shard. */
 export const NO_EXPERT = 65535;
@@ -151,7 +151,7 @@ function partialSumCrc(message: PartialSum): number {
 }
 
 /** CRC-32 of a placement as cluster.proto defines it. */
-export function placementCrc(placement: Placement): number {
+export function placementCrc(placement: ShardPlacement): number {
   let crc = crcOfU64(placement.epoch, 0);
   crc = crcOfU64(placement.oldestLiveEpoch, crc);
   crc = crcOfU32s([placement.weights, placement.expertFormat, placement.layers.length], crc);

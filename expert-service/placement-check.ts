@@ -7,7 +7,7 @@ import { formatFromWire } from "../core/format-message.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { placementCrc } from "../core/wire.ts";
-import type { Placement, PhysicalExpert } from "../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement, PhysicalExpert } from "../proto/gen/switchyard/v1/cluster.ts";
 import {
   ExpertFormat as WireFormat,
   WeightsDtype as PlacementWeights,
@@ -40,7 +40,7 @@ export interface CheckedPlacement {
 }
 
 /** Checks every field of a placement. Throws PlacementRefusedError naming field, value and expectation. */
-export function checkPlacement(placement: Placement, shard: ShardAbilities): CheckedPlacement {
+export function checkPlacement(placement: ShardPlacement, shard: ShardAbilities): CheckedPlacement {
   const crc = placementCrc(placement);
   if (crc !== placement.crc32) {
     throw new PlacementRefusedError(
@@ -123,7 +123,7 @@ function checkWeights(weights: PlacementWeights, shard: ShardAbilities): Weights
 }
 
 /** The format of experts that say nothing of their own. */
-function checkFormat({ expertFormat }: Placement, shard: ShardAbilities): ExpertFormat {
+function checkFormat({ expertFormat }: ShardPlacement, shard: ShardAbilities): ExpertFormat {
   const format = formatFromWire(expertFormat);
   if (format === undefined) {
     throw new PlacementRefusedError(`placement: expert_format ${expertFormat} is unknown`);

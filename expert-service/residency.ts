@@ -5,7 +5,7 @@ import { NO_SLOT } from "../core/expert-device.ts";
 import type { ExpertFormat } from "../core/expert-format.ts";
 import { loadExperts } from "../core/load-experts.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
-import type { Placement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
 import type { ShardDevice } from "./device.ts";
 import type { CheckedPlacement, ShardAbilities } from "./placement-check.ts";
@@ -71,7 +71,7 @@ export class Residency {
    * Throws PlacementRefusedError for an epoch below the current one, and for another placement of the current epoch
    * while `shared` (other routers work by it); what goes wrong while loading leaves the shard without a placement.
    */
-  async apply(placement: Placement, shared: boolean): Promise<PlacementAck> {
+  async apply(placement: ShardPlacement, shared: boolean): Promise<PlacementAck> {
     const wanted = checkPlacement(placement, this.#options);
     const current = this.#target;
     if (current !== undefined && wanted.epoch < current.placement.epoch) {

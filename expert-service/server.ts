@@ -1,5 +1,7 @@
 /** ExpertService: one stream per router, from its hello over its placement to its dispatches. */
 
+import { randomUUID } from "node:crypto";
+
 import type { handleBidiStreamingCall, Server, ServerDuplexStream } from "@grpc/grpc-js";
 import { status } from "@grpc/grpc-js";
 
@@ -16,7 +18,7 @@ import {
   MAX_DISPATCH_ROWS,
   PROTOCOL_VERSION,
 } from "../core/wire.ts";
-import type { Placement } from "../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type {
   Dispatch,
   RouterHello,
@@ -32,6 +34,9 @@ import { startDispatchSpan } from "./spans.ts";
 
 /** A router that connects must say hello within this time. */
 const HELLO_TIMEOUT_MS = 5_000;
+
+/** Tells this start of the process from others. */
+const INCARNATION = randomUUID();
 
 /** What the service needs of its shard. */
 export interface ExpertServiceOptions {
@@ -127,7 +132,7 @@ class RouterSession {
       void this.#onPlacement(kind.value);
     } else if (kind.$case === "dispatch") {
       this.#onDispatch(kind.value);
-    } else {
+    } else if (kind.$case === "cancel") {
       this.#options.batcher.cancel(this, kind.value.dispatchId);
     }
   }
@@ -149,6 +154,8 @@ class RouterSession {
       shaderF16: device.shaderF16,
       memoryBytes: device.memoryBytes,
       conformanceTolerance: device.tolerance(),
+      incarnation: INCARNATION,
+      pairsPerSecond: 0,
     };
     try {
       checkHellos(hello, ours);
@@ -163,7 +170,7 @@ class RouterSession {
     this.#send({ kind: { $case: "hello", value: ours } });
   }
 
-  async #onPlacement(placement: Placement): Promise<void> {
+  async #onPlacement(placement: ShardPlacement): Promise<void> {
     const { residency, logger } = this.#options;
     const shared = [...this.#sessions].some((other) => other !== this && other.#epoch > 0);
     try {

@@ -6,7 +6,7 @@ import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
 import type { ExpertServiceServer, RouterMessage } from "../../proto/gen/switchyard/v1/expert.ts";
 
-const echo: ExpertServiceServer = {
+const echo: Pick<ExpertServiceServer, "connect"> = {
   connect(call) {
     call.on("data", (message: RouterMessage) => {
       if (message.kind?.$case !== "dispatch") return;

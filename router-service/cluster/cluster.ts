@@ -10,7 +10,7 @@ import type { ModelConfig } from "../../core/model/config.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import { PROTOCOL_VERSION } from "../../core/wire.ts";
-import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { RunExperts } from "../engine/run-experts.ts";
@@ -150,7 +150,7 @@ class ShardCluster implements Cluster {
     this.#readyWaiters = [];
   }
 
-  async #onHello(index: number, hello: ShardHello): Promise<Placement> {
+  async #onHello(index: number, hello: ShardHello): Promise<ShardPlacement> {
     checkHellos(this.#hello, hello);
     checkTolerance(hello.conformanceTolerance);
     const { shards } = this.#options;

@@ -7,7 +7,7 @@ import { placementCrc } from "../../core/wire.ts";
 import {
   ExpertFormat as WireFormat,
   WeightsDtype as PlacementWeights,
-  type Placement,
+  type ShardPlacement,
 } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { PlacementError } from "./errors.ts";
 
@@ -90,9 +90,9 @@ export function firstPlacementMessage(
   layers: readonly number[],
   range: { readonly from: number; readonly to: number },
   { weights, experts, formatOf }: ClusterFormats,
-): Placement {
+): ShardPlacement {
   const ids = Array.from({ length: range.to - range.from }, (_, index) => range.from + index);
-  const placement: Placement = {
+  const placement: ShardPlacement = {
     epoch: FIRST_EPOCH,
     weights:
       weights === "f16" ? PlacementWeights.WEIGHTS_DTYPE_F16 : PlacementWeights.WEIGHTS_DTYPE_F32,

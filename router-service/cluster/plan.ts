@@ -15,7 +15,7 @@ import {
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
-import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { ExpertLocations } from "./dispatch.ts";
 import {
@@ -40,7 +40,7 @@ export interface PlannedShard {
   readonly rank: number;
   /** Index of its address in the options. */
   readonly index: number;
-  readonly placement: Placement;
+  readonly placement: ShardPlacement;
 }
 
 /** The router's say in the plan, and the model's. */

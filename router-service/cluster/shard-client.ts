@@ -2,7 +2,7 @@
 
 import { errorMessage } from "../../core/error-message.ts";
 import type { Logger } from "../../core/platform/log.ts";
-import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import { ShardLostError } from "./errors.ts";
 import { ShardStream } from "./shard-stream.ts";
@@ -32,7 +32,7 @@ export interface ShardClientOptions {
   readonly hello: RouterHello;
   readonly logger: Logger;
   /** Judges the shard's hello and answers with its placement, once that is known. Rejects to refuse the shard. */
-  readonly onHello: (hello: ShardHello) => Promise<Placement>;
+  readonly onHello: (hello: ShardHello) => Promise<ShardPlacement>;
   /** The shard holds its placement. */
   readonly onReady: () => void;
   /** A shard that was ready is gone. */

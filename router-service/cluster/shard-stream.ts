@@ -7,7 +7,7 @@ import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { channelOptions } from "../../core/platform/grpc.ts";
 import type { DispatchHeader, PackedDispatch, ShardTimes } from "../../core/wire.ts";
 import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../core/wire.ts";
-import type { Placement, PlacementAck } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement, PlacementAck } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type {
   PartialSum,
   RouterHello,
@@ -95,7 +95,7 @@ export class ShardStream {
   }
 
   /** Sends a placement and waits until it is resident. Rejects with ShardLostError when the stream ends or time is over. */
-  place(placement: Placement, timeoutMs: number): Promise<PlacementAck> {
+  place(placement: ShardPlacement, timeoutMs: number): Promise<PlacementAck> {
     const { epoch } = placement;
     const text = `placement ${epoch} is not acknowledged within ${timeoutMs} ms`;
     const waiting = this.#wait<PlacementAck>(text, timeoutMs);
@@ -203,7 +203,7 @@ export class ShardStream {
       this.#ack.resolve(kind.value);
     } else if (kind.$case === "partialSum") {
       this.#onPartialSum(kind.value);
-    } else {
+    } else if (kind.$case === "error") {
       const { dispatchId, code, message } = kind.value;
       const pending = this.#take(dispatchId);
       pending?.reject(new DispatchFailedError(this.#shard, pending.header.layer, code, message));

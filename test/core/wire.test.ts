@@ -17,7 +17,7 @@ import {
   NO_EXPERT,
   placementCrc,
 } from "../../core/wire.ts";
-import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { Dispatch, DispatchErrorCode, WireDtype } from "../../proto/gen/switchyard/v1/expert.ts";
 import { testValues } from "../support/expert-reference.ts";
 
@@ -160,7 +160,7 @@ describe("a partial sum", () => {
 
 describe("a placement's checksum", () => {
   it("changes with every field", () => {
-    const placement: Placement = {
+    const placement: ShardPlacement = {
       epoch: 1,
       weights: 2,
       expertFormat: 1,
@@ -172,7 +172,7 @@ describe("a placement's checksum", () => {
       ],
     };
     const [first, second] = placement.layers;
-    const variants: Placement[] = [
+    const variants: ShardPlacement[] = [
       placement,
       { ...placement, epoch: 2 },
       { ...placement, weights: 1 },

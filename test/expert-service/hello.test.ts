@@ -23,7 +23,9 @@ describe("a shard's hello", () => {
   it("says who it is", async () => {
     const connection = openShardConnection(shard.address);
     connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
-    assert.deepEqual(await connection.next("hello"), {
+    const { incarnation, ...hello } = await connection.next("hello");
+    assert.match(incarnation, /^[0-9a-f-]{36}$/);
+    assert.deepEqual(hello, {
       protocolVersion: PROTOCOL_VERSION,
       modelHash: shard.checkpoint.modelHash,
       weights: "f32",
@@ -33,6 +35,7 @@ describe("a shard's hello", () => {
       shaderF16: false,
       memoryBytes: 123_456_789,
       conformanceTolerance: 0,
+      pairsPerSecond: 0,
     });
     connection.close();
   });

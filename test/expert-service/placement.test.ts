@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { status } from "@grpc/grpc-js";
 
 import { expertBytes } from "../../core/weights.ts";
-import type { ExpertFormat, Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ExpertFormat, ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import {
   dispatchOf,
@@ -153,7 +153,7 @@ describe("a placement", () => {
     });
   });
 
-  const refusals: [string, Partial<Placement>, RegExp][] = [
+  const refusals: [string, Partial<ShardPlacement>, RegExp][] = [
     ["of epoch 0", { epoch: 0 }, /epoch 0, expected 1 or more/],
     ["without a dtype", { weights: 0 }, /weights 0, expected F16 or F32/],
     [
@@ -211,7 +211,7 @@ describe("a placement", () => {
   it("that no shard can have is refused by name, and a good one works after it", async () => {
     await withShard(
       async (shard) => {
-        const send = async (placement: Placement) => {
+        const send = async (placement: ShardPlacement) => {
           const connection = openShardConnection(shard.address);
           connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
           await connection.next("hello");

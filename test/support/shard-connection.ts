@@ -7,7 +7,7 @@ import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { channelOptions } from "../../core/platform/grpc.ts";
 import { encodeDispatch, placementCrc, PROTOCOL_VERSION } from "../../core/wire.ts";
-import type { Placement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import {
   ExpertServiceService,
   RouterMessage,
@@ -113,9 +113,9 @@ export function helloFor(checkpoint: Checkpoint, change: Partial<RouterHello> = 
 export function placementOf(
   checkpoint: Checkpoint,
   expertIds: readonly number[],
-  change: Partial<Placement> = {},
-): Placement {
-  const placement: Placement = {
+  change: Partial<ShardPlacement> = {},
+): ShardPlacement {
+  const placement: ShardPlacement = {
     epoch: 1,
     weights: 2,
     expertFormat: 1,

@@ -205,4 +205,6 @@ const SHARD_HELLO = {
   shaderF16: false,
   memoryBytes: 1,
   conformanceTolerance: 0,
+  incarnation: "1",
+  pairsPerSecond: 0,
 };

@@ -48,7 +48,7 @@ export namespace ExpertFormat {
 }
 
 /** What one shard holds from this epoch on. A shard holds only what its placement says. */
-export interface Placement {
+export interface ShardPlacement {
   /** Version of the placement; only grows. A dispatch names the epoch that it was planned for. */
   epoch: number;
   /** The dtype of the cluster's weights. */
@@ -94,12 +94,12 @@ export interface PlacementAck {
   checkpointBytesRead: number;
 }
 
-function createBasePlacement(): Placement {
+function createBaseShardPlacement(): ShardPlacement {
   return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0, expertFormat: 0 };
 }
 
-export const Placement: MessageFns<Placement> = {
-  encode(message: Placement, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const ShardPlacement: MessageFns<ShardPlacement> = {
+  encode(message: ShardPlacement, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.epoch !== 0) {
       writer.uint32(8).uint64(message.epoch);
     }
@@ -121,7 +121,7 @@ export const Placement: MessageFns<Placement> = {
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Placement {
+  decode(input: BinaryReader | Uint8Array, length?: number): ShardPlacement {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -130,7 +130,7 @@ export const Placement: MessageFns<Placement> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBasePlacement();
+      const message = createBaseShardPlacement();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -194,11 +194,11 @@ export const Placement: MessageFns<Placement> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Placement>, I>>(base?: I): Placement {
-    return Placement.fromPartial(base ?? ({} as any));
+  create<I extends Exact<DeepPartial<ShardPlacement>, I>>(base?: I): ShardPlacement {
+    return ShardPlacement.fromPartial(base ?? ({} as any));
   },
-  fromPartial<I extends Exact<DeepPartial<Placement>, I>>(object: I): Placement {
-    const message = createBasePlacement();
+  fromPartial<I extends Exact<DeepPartial<ShardPlacement>, I>>(object: I): ShardPlacement {
+    const message = createBaseShardPlacement();
     message.epoch = object.epoch ?? 0;
     message.weights = object.weights ?? 0;
     message.layers = object.layers?.map((e) => LayerPlacement.fromPartial(e)) || [];

@@ -12,12 +12,14 @@ import {
   Client,
   type ClientDuplexStream,
   type ClientOptions,
+  type ClientReadableStream,
   type handleBidiStreamingCall,
+  type handleServerStreamingCall,
   makeGenericClientConstructor,
   type Metadata,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
-import { Placement, PlacementAck } from "./cluster.ts";
+import { ExpertFormat, PlacementAck, ShardPlacement } from "./cluster.ts";
 
 export const protobufPackage = "switchyard.v1";
 
@@ -74,9 +76,11 @@ export namespace DispatchErrorCode {
 export interface RouterMessage {
   kind:
     | { $case: "hello"; value: RouterHello }
-    | { $case: "placement"; value: Placement }
+    | { $case: "placement"; value: ShardPlacement }
     | { $case: "dispatch"; value: Dispatch }
     | { $case: "cancel"; value: CancelDispatch }
+    | { $case: "release"; value: ReleaseEpochs }
+    | { $case: "drain"; value: Drain }
     | undefined;
 }
 
@@ -86,6 +90,7 @@ export interface ShardMessage {
     | { $case: "placementAck"; value: PlacementAck }
     | { $case: "partialSum"; value: PartialSum }
     | { $case: "error"; value: DispatchError }
+    | { $case: "status"; value: ShardStatus }
     | undefined;
 }
 
@@ -123,6 +128,57 @@ export interface ShardHello {
   conformanceTolerance: number;
   /** The shard's --experts-bits: "auto", or the name of a format in core/expert-format.ts. */
   experts: string;
+  /** Made anew by every start of the process. */
+  incarnation: string;
+  /** Experts of a step's row that the shard computes in a second, measured at its start; 0 where it was not. */
+  pairsPerSecond: number;
+}
+
+/** What a shard says of itself unasked: once a second, and at once where draining or what it holds changes. */
+export interface ShardStatus {
+  /** The shard is to leave: nothing new is placed on it, and its last copies are to be re-homed. */
+  draining: boolean;
+  /** Nothing in any router's live epochs is placed on it: it may be terminated. */
+  released: boolean;
+  /** Device memory that expert weights take now, bytes. */
+  residentBytes: number;
+  /** Device memory that they may take, bytes. */
+  memoryBytes: number;
+  /** Dispatches that wait. */
+  waiting: number;
+  /** Live epochs, ascending. */
+  epochs: number[];
+}
+
+/** The router dispatches to no epoch below this one any more; the shard frees what no router needs. */
+export interface ReleaseEpochs {
+  oldestLiveEpoch: number;
+}
+
+/** An operator wants the shard gone, or, with `cancel`, to stay after all. */
+export interface Drain {
+  cancel: boolean;
+}
+
+/** Asks for one expert of the model that both ends have. */
+export interface FetchExpertRequest {
+  /** Identity of the checkpoint, hex. */
+  modelHash: string;
+  layer: number;
+  expertId: number;
+  format: ExpertFormat;
+}
+
+/**
+ * A piece of an expert: gate weights, gate scales, up weights, up scales, down weights, down scales, then the biases, where
+ * there are any; packed as core/weights.ts has them, one part after the other.
+ */
+export interface ExpertChunk {
+  data: Uint8Array;
+  /** Bytes of the whole; in the first chunk. */
+  totalBytes: number;
+  /** CRC-32 (IEEE) of the whole; in the last chunk. */
+  crc32: number;
 }
 
 /** Rows of hidden states of one MoE layer, for the experts that one shard holds. */
@@ -193,13 +249,19 @@ export const RouterMessage: MessageFns<RouterMessage> = {
         RouterHello.encode(message.kind.value, writer.uint32(10).fork()).join();
         break;
       case "placement":
-        Placement.encode(message.kind.value, writer.uint32(18).fork()).join();
+        ShardPlacement.encode(message.kind.value, writer.uint32(18).fork()).join();
         break;
       case "dispatch":
         Dispatch.encode(message.kind.value, writer.uint32(26).fork()).join();
         break;
       case "cancel":
         CancelDispatch.encode(message.kind.value, writer.uint32(34).fork()).join();
+        break;
+      case "release":
+        ReleaseEpochs.encode(message.kind.value, writer.uint32(42).fork()).join();
+        break;
+      case "drain":
+        Drain.encode(message.kind.value, writer.uint32(50).fork()).join();
         break;
     }
     return writer;
@@ -231,7 +293,7 @@ export const RouterMessage: MessageFns<RouterMessage> = {
               break;
             }
 
-            message.kind = { $case: "placement", value: Placement.decode(reader, reader.uint32()) };
+            message.kind = { $case: "placement", value: ShardPlacement.decode(reader, reader.uint32()) };
             continue;
           }
           case 3: {
@@ -248,6 +310,22 @@ export const RouterMessage: MessageFns<RouterMessage> = {
             }
 
             message.kind = { $case: "cancel", value: CancelDispatch.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.kind = { $case: "release", value: ReleaseEpochs.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.kind = { $case: "drain", value: Drain.decode(reader, reader.uint32()) };
             continue;
           }
         }
@@ -276,7 +354,7 @@ export const RouterMessage: MessageFns<RouterMessage> = {
       }
       case "placement": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
-          message.kind = { $case: "placement", value: Placement.fromPartial(object.kind.value) };
+          message.kind = { $case: "placement", value: ShardPlacement.fromPartial(object.kind.value) };
         }
         break;
       }
@@ -289,6 +367,18 @@ export const RouterMessage: MessageFns<RouterMessage> = {
       case "cancel": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
           message.kind = { $case: "cancel", value: CancelDispatch.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "release": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "release", value: ReleaseEpochs.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "drain": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "drain", value: Drain.fromPartial(object.kind.value) };
         }
         break;
       }
@@ -315,6 +405,9 @@ export const ShardMessage: MessageFns<ShardMessage> = {
         break;
       case "error":
         DispatchError.encode(message.kind.value, writer.uint32(34).fork()).join();
+        break;
+      case "status":
+        ShardStatus.encode(message.kind.value, writer.uint32(42).fork()).join();
         break;
     }
     return writer;
@@ -365,6 +458,14 @@ export const ShardMessage: MessageFns<ShardMessage> = {
             message.kind = { $case: "error", value: DispatchError.decode(reader, reader.uint32()) };
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.kind = { $case: "status", value: ShardStatus.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -404,6 +505,12 @@ export const ShardMessage: MessageFns<ShardMessage> = {
       case "error": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
           message.kind = { $case: "error", value: DispatchError.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "status": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "status", value: ShardStatus.fromPartial(object.kind.value) };
         }
         break;
       }
@@ -526,6 +633,8 @@ function createBaseShardHello(): ShardHello {
     memoryBytes: 0,
     conformanceTolerance: 0,
     experts: "",
+    incarnation: "",
+    pairsPerSecond: 0,
   };
 }
 
@@ -557,6 +666,12 @@ export const ShardHello: MessageFns<ShardHello> = {
     }
     if (message.experts !== "") {
       writer.uint32(74).string(message.experts);
+    }
+    if (message.incarnation !== "") {
+      writer.uint32(82).string(message.incarnation);
+    }
+    if (message.pairsPerSecond !== 0) {
+      writer.uint32(93).float(message.pairsPerSecond);
     }
     return writer;
   },
@@ -646,6 +761,22 @@ export const ShardHello: MessageFns<ShardHello> = {
             message.experts = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.incarnation = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 93) {
+              break;
+            }
+
+            message.pairsPerSecond = reader.float();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -672,6 +803,417 @@ export const ShardHello: MessageFns<ShardHello> = {
     message.memoryBytes = object.memoryBytes ?? 0;
     message.conformanceTolerance = object.conformanceTolerance ?? 0;
     message.experts = object.experts ?? "";
+    message.incarnation = object.incarnation ?? "";
+    message.pairsPerSecond = object.pairsPerSecond ?? 0;
+    return message;
+  },
+};
+
+function createBaseShardStatus(): ShardStatus {
+  return { draining: false, released: false, residentBytes: 0, memoryBytes: 0, waiting: 0, epochs: [] };
+}
+
+export const ShardStatus: MessageFns<ShardStatus> = {
+  encode(message: ShardStatus, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.draining !== false) {
+      writer.uint32(8).bool(message.draining);
+    }
+    if (message.released !== false) {
+      writer.uint32(16).bool(message.released);
+    }
+    if (message.residentBytes !== 0) {
+      writer.uint32(24).uint64(message.residentBytes);
+    }
+    if (message.memoryBytes !== 0) {
+      writer.uint32(32).uint64(message.memoryBytes);
+    }
+    if (message.waiting !== 0) {
+      writer.uint32(40).uint32(message.waiting);
+    }
+    if (message.epochs.length !== 0) {
+      writer.uint32(50).fork();
+      for (const v of message.epochs) {
+        writer.uint64(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ShardStatus {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseShardStatus();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.draining = reader.bool();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.released = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.residentBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.memoryBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.waiting = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag === 48) {
+              message.epochs.push(longToNumber(reader.uint64()));
+
+              continue;
+            }
+
+            if (tag === 50) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.epochs.push(longToNumber(reader.uint64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ShardStatus>, I>>(base?: I): ShardStatus {
+    return ShardStatus.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ShardStatus>, I>>(object: I): ShardStatus {
+    const message = createBaseShardStatus();
+    message.draining = object.draining ?? false;
+    message.released = object.released ?? false;
+    message.residentBytes = object.residentBytes ?? 0;
+    message.memoryBytes = object.memoryBytes ?? 0;
+    message.waiting = object.waiting ?? 0;
+    message.epochs = object.epochs?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseReleaseEpochs(): ReleaseEpochs {
+  return { oldestLiveEpoch: 0 };
+}
+
+export const ReleaseEpochs: MessageFns<ReleaseEpochs> = {
+  encode(message: ReleaseEpochs, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.oldestLiveEpoch !== 0) {
+      writer.uint32(8).uint64(message.oldestLiveEpoch);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReleaseEpochs {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReleaseEpochs();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.oldestLiveEpoch = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ReleaseEpochs>, I>>(base?: I): ReleaseEpochs {
+    return ReleaseEpochs.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ReleaseEpochs>, I>>(object: I): ReleaseEpochs {
+    const message = createBaseReleaseEpochs();
+    message.oldestLiveEpoch = object.oldestLiveEpoch ?? 0;
+    return message;
+  },
+};
+
+function createBaseDrain(): Drain {
+  return { cancel: false };
+}
+
+export const Drain: MessageFns<Drain> = {
+  encode(message: Drain, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.cancel !== false) {
+      writer.uint32(8).bool(message.cancel);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Drain {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDrain();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.cancel = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<Drain>, I>>(base?: I): Drain {
+    return Drain.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Drain>, I>>(object: I): Drain {
+    const message = createBaseDrain();
+    message.cancel = object.cancel ?? false;
+    return message;
+  },
+};
+
+function createBaseFetchExpertRequest(): FetchExpertRequest {
+  return { modelHash: "", layer: 0, expertId: 0, format: 0 };
+}
+
+export const FetchExpertRequest: MessageFns<FetchExpertRequest> = {
+  encode(message: FetchExpertRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.modelHash !== "") {
+      writer.uint32(10).string(message.modelHash);
+    }
+    if (message.layer !== 0) {
+      writer.uint32(16).uint32(message.layer);
+    }
+    if (message.expertId !== 0) {
+      writer.uint32(24).uint32(message.expertId);
+    }
+    if (message.format !== 0) {
+      writer.uint32(32).int32(message.format);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): FetchExpertRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFetchExpertRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.modelHash = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.layer = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.expertId = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.format = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<FetchExpertRequest>, I>>(base?: I): FetchExpertRequest {
+    return FetchExpertRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<FetchExpertRequest>, I>>(object: I): FetchExpertRequest {
+    const message = createBaseFetchExpertRequest();
+    message.modelHash = object.modelHash ?? "";
+    message.layer = object.layer ?? 0;
+    message.expertId = object.expertId ?? 0;
+    message.format = object.format ?? 0;
+    return message;
+  },
+};
+
+function createBaseExpertChunk(): ExpertChunk {
+  return { data: new Uint8Array(0), totalBytes: 0, crc32: 0 };
+}
+
+export const ExpertChunk: MessageFns<ExpertChunk> = {
+  encode(message: ExpertChunk, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.data.length !== 0) {
+      writer.uint32(10).bytes(message.data);
+    }
+    if (message.totalBytes !== 0) {
+      writer.uint32(16).uint64(message.totalBytes);
+    }
+    if (message.crc32 !== 0) {
+      writer.uint32(29).fixed32(message.crc32);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExpertChunk {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExpertChunk();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.data = reader.bytes();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.totalBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 29) {
+              break;
+            }
+
+            message.crc32 = reader.fixed32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ExpertChunk>, I>>(base?: I): ExpertChunk {
+    return ExpertChunk.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ExpertChunk>, I>>(object: I): ExpertChunk {
+    const message = createBaseExpertChunk();
+    message.data = object.data ?? new Uint8Array(0);
+    message.totalBytes = object.totalBytes ?? 0;
+    message.crc32 = object.crc32 ?? 0;
     return message;
   },
 };
@@ -1167,6 +1709,19 @@ export const ExpertServiceService = {
     responseSerialize: (value: ShardMessage): Buffer => Buffer.from(ShardMessage.encode(value).finish()),
     responseDeserialize: (value: Buffer): ShardMessage => ShardMessage.decode(value),
   },
+  /**
+   * A resident expert's packed weights, in the order of its parts, for a shard that is to hold it too. NOT_FOUND where it is
+   * not resident in that format.
+   */
+  fetchExpert: {
+    path: "/switchyard.v1.ExpertService/FetchExpert" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: FetchExpertRequest): Buffer => Buffer.from(FetchExpertRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): FetchExpertRequest => FetchExpertRequest.decode(value),
+    responseSerialize: (value: ExpertChunk): Buffer => Buffer.from(ExpertChunk.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ExpertChunk => ExpertChunk.decode(value),
+  },
 } as const;
 
 export interface ExpertServiceServer extends UntypedServiceImplementation {
@@ -1175,6 +1730,11 @@ export interface ExpertServiceServer extends UntypedServiceImplementation {
    * Refused with FAILED_PRECONDITION, naming the field, where the hellos do not agree.
    */
   connect: handleBidiStreamingCall<RouterMessage, ShardMessage>;
+  /**
+   * A resident expert's packed weights, in the order of its parts, for a shard that is to hold it too. NOT_FOUND where it is
+   * not resident in that format.
+   */
+  fetchExpert: handleServerStreamingCall<FetchExpertRequest, ExpertChunk>;
 }
 
 export interface ExpertServiceClient extends Client {
@@ -1185,6 +1745,16 @@ export interface ExpertServiceClient extends Client {
   connect(): ClientDuplexStream<RouterMessage, ShardMessage>;
   connect(options: Partial<CallOptions>): ClientDuplexStream<RouterMessage, ShardMessage>;
   connect(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<RouterMessage, ShardMessage>;
+  /**
+   * A resident expert's packed weights, in the order of its parts, for a shard that is to hold it too. NOT_FOUND where it is
+   * not resident in that format.
+   */
+  fetchExpert(request: FetchExpertRequest, options?: Partial<CallOptions>): ClientReadableStream<ExpertChunk>;
+  fetchExpert(
+    request: FetchExpertRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<ExpertChunk>;
 }
 
 export const ExpertServiceClient = makeGenericClientConstructor(

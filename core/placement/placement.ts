@@ -1,0 +1,47 @@
+/** Who holds which expert in a whole cluster. Imports nothing. */
+
+/**
+ * Rank of the routers' own devices: a copy there is resident on every router, each router's rows stay with it, and
+ * nothing goes over the wire.
+ */
+export const LOCAL_RANK = 65_535;
+
+/** One resident copy of a logical expert. */
+export interface Replica {
+  /** The shard that has it, or LOCAL_RANK. */
+  readonly rank: number;
+  /** Split weight: share of the expert's tokens that it is planned to take, 0 to 1; all copies of an expert sum to 1. */
+  readonly share: number;
+}
+
+/** Copies of each logical expert of a layer, ascending by rank, no rank twice [numExperts][at least 1]. */
+export type LayerReplicas = readonly (readonly Replica[])[];
+
+/** Who holds what from an epoch on. */
+export interface Placement {
+  /** Only grows. */
+  readonly epoch: number;
+  /** By MoE layer. */
+  readonly layers: ReadonlyMap<number, LayerReplicas>;
+}
+
+/** The logical experts of each layer that a rank holds, ascending; layers without one are left out. */
+export function expertsOfRank(placement: Placement, rank: number): Map<number, number[]> {
+  const held = new Map<number, number[]>();
+  for (const [layer, replicas] of placement.layers) {
+    const experts = replicas.flatMap((copies, expert) =>
+      copies.some((copy) => copy.rank === rank) ? [expert] : [],
+    );
+    if (experts.length > 0) held.set(layer, experts);
+  }
+  return held;
+}
+
+/** Every rank that holds something, ascending. */
+export function ranksOf({ layers }: Placement): number[] {
+  const ranks = new Set<number>();
+  for (const replicas of layers.values()) {
+    for (const copies of replicas) for (const { rank } of copies) ranks.add(rank);
+  }
+  return [...ranks].sort((a, b) => a - b);
+}
