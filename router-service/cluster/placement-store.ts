@@ -1,0 +1,89 @@
+/**
+ * Where the placement of a model stands, for all of its routers: in Redis, version 1, or in memory.
+ *
+ * `{hash}` is the model hash in braces, as in core/statistics/encoding.ts.
+ *
+ * | key                               | type   | content                                                      | expires after   |
+ * | --------------------------------- | ------ | ------------------------------------------------------------ | --------------- |
+ * | `switchyard:v1:{hash}:placement`  | hash   | `epoch`: decimal; `body`: JSON of stored-placement.ts        | 1 day, renewed by every look at it |
+ * | `switchyard:v1:{hash}:lease`      | string | token of the router that plans (lease.ts)                    | 3 s, renewed    |
+ *
+ * A placement replaces another by one script that compares the lease's token and the epoch: what a router publishes
+ * that has lost its lease, or has not seen the last epoch, is refused.
+ */
+
+import type { RedisConnection } from "../../core/platform/redis.ts";
+import { decodePlacement, encodePlacement, type StoredPlacement } from "./stored-placement.ts";
+
+/** What became of a placement: it stands; the lease is another's; an epoch stands that the planner has not seen. */
+export type PublishOutcome = "published" | "not leading" | "outdated";
+
+/** Holds the placement that all routers of a model use. Its methods reject with a RedisUnavailableError. */
+export interface PlacementStore {
+  /** Epoch that stands; 0 where there is none. */
+  epoch(): Promise<number>;
+  /** The placement that stands; undefined where there is none. Rejects with a StoredPlacementError where it can not be read. */
+  read(): Promise<StoredPlacement | undefined>;
+  /** Puts a placement in the place of the one of epoch `after`, 0 for none. */
+  publish(
+    stored: StoredPlacement,
+    terms: { readonly after: number; readonly token: string },
+  ): Promise<PublishOutcome>;
+}
+
+/** Keys of one model. */
+export function placementKeys(modelHash: string) {
+  const prefix = `switchyard:v1:{${modelHash}}`;
+  return { placement: `${prefix}:placement`, lease: `${prefix}:lease` };
+}
+
+/** The store of a router that plans for itself. */
+export function createMemoryStore(): PlacementStore {
+  let current: StoredPlacement | undefined;
+  const epoch = () => current?.placement.epoch ?? 0;
+  return {
+    epoch: async () => epoch(),
+    read: async () => current,
+    publish: async (stored, { after }) => {
+      if (epoch() !== after) return "outdated";
+      current = stored;
+      return "published";
+    },
+  };
+}
+
+const EXPIRY_SECONDS = 86_400;
+
+const PUBLISH = `
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'not leading' end
+if (redis.call('HGET', KEYS[1], 'epoch') or '0') ~= ARGV[2] then return 'outdated' end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[3], 'body', ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 'published'
+`;
+
+/** The store of several routers. */
+export function createRedisStore(redis: RedisConnection, modelHash: string): PlacementStore {
+  const keys = placementKeys(modelHash);
+  return {
+    epoch: async () => {
+      const [epoch] = await redis.pipeline([
+        ["HGET", keys.placement, "epoch"],
+        ["EXPIRE", keys.placement, EXPIRY_SECONDS],
+      ]);
+      return Number(epoch ?? 0);
+    },
+    read: async () => {
+      const [body] = await redis.pipeline([["HGET", keys.placement, "body"]]);
+      return body === null ? undefined : decodePlacement((body as Buffer).toString("utf8"));
+    },
+    publish: async (stored, { after, token }) => {
+      const { epoch } = stored.placement;
+      const values = [token, after, epoch, encodePlacement(stored), EXPIRY_SECONDS];
+      const [outcome] = await redis.pipeline([
+        ["EVAL", PUBLISH, 2, keys.placement, keys.lease, ...values],
+      ]);
+      return String(outcome) as PublishOutcome;
+    },
+  };
+}
