@@ -9,7 +9,7 @@ import { bytesOf, f32FromBytes, u16FromBytes } from "./tensor.ts";
 import { bytesPerRow, isRowDtype, unpackRows, type WireRows } from "./wire-rows.ts";
 
 /** Version of the wire contract; both ends of a hop must have the same. */
-export const PROTOCOL_VERSION = 3;
+export const PROTOCOL_VERSION = 4;
 
 /** Expert id of a row's expert that is on another shard. */
 export const NO_EXPERT = 65535;
@@ -160,6 +160,19 @@ export function placementCrc(placement: ShardPlacement): number {
     for (const { expertId, format, splitWeight } of experts) {
       crc = crcOfU32s([expertId, format], crc);
       crc = crc32(bytesOf(Float32Array.of(splitWeight)), crc);
+    }
+  }
+  return peersCrc(placement, crc);
+}
+
+function peersCrc({ peers }: ShardPlacement, before: number): number {
+  let crc = crcOfU32s([peers.length], before);
+  for (const { address, layers } of peers) {
+    const name = Buffer.from(address, "utf8");
+    crc = crc32(name, crcOfU32s([name.length], crc));
+    crc = crcOfU32s([layers.length], crc);
+    for (const { layer, expertIds } of layers) {
+      crc = crcOfU32s([layer, expertIds.length, ...expertIds], crc);
     }
   }
   return crc;

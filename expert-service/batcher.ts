@@ -153,7 +153,8 @@ export class Batcher {
       const computeUs = Math.round((now() - startedAt) * 1000);
       for (const [index, { dispatch }] of ready.entries()) {
         const queueUs = Math.round((startedAt - dispatch.receivedAt) * 1000);
-        dispatch.onSums(sums[index], { queueUs, computeUs });
+        if (allFinite(sums[index])) dispatch.onSums(sums[index], { queueUs, computeUs });
+        else refuseSums(dispatch);
       }
     } catch (error) {
       for (const { dispatch } of ready) refuse(dispatch, error);
@@ -178,6 +179,25 @@ function prepare(dispatch: QueuedDispatch, held: HeldLayer, now: number): SlotRo
   } catch (error) {
     refuse(dispatch, error);
     return undefined;
+  }
+}
+
+/** Whether every value is finite. */
+function allFinite(values: Float32Array): boolean {
+  for (let i = 0; i < values.length; i++) if (!Number.isFinite(values[i])) return false;
+  return true;
+}
+
+/** Answers a dispatch whose sums are not finite: by whose fault. */
+function refuseSums(dispatch: QueuedDispatch): void {
+  const { rows, topkWeights } = dispatch.payload;
+  const { layer, onError } = dispatch;
+  if (allFinite(rows) && allFinite(topkWeights)) {
+    const text = `layer ${layer}: the device computed sums that are not finite`;
+    onError(DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_RESULT, text);
+  } else {
+    const text = `layer ${layer}: hidden states or weights are not finite`;
+    onError(DispatchErrorCode.DISPATCH_ERROR_CODE_INVALID, text);
   }
 }
 

@@ -113,6 +113,7 @@ export function firstPlacementMessage(
             }),
           })),
     oldestLiveEpoch: FIRST_EPOCH,
+    peers: [],
     crc32: 0,
   };
   placement.crc32 = placementCrc(placement);

@@ -165,6 +165,7 @@ describe("a placement's checksum", () => {
       weights: 2,
       expertFormat: 1,
       oldestLiveEpoch: 1,
+      peers: [{ address: "a:1", layers: [{ layer: 2, expertIds: [4] }] }],
       crc32: 0,
       layers: [
         { layer: 0, experts: [{ expertId: 0, splitWeight: 1, format: 0 }] },
@@ -190,6 +191,10 @@ describe("a placement's checksum", () => {
         ...placement,
         layers: [first, { layer: 1, experts: [{ expertId: 1, splitWeight: 1, format: 0 }] }],
       },
+      { ...placement, peers: [] },
+      { ...placement, peers: [{ ...placement.peers[0], address: "a:2" }] },
+      { ...placement, peers: [{ address: "a:1", layers: [{ layer: 3, expertIds: [4] }] }] },
+      { ...placement, peers: [{ address: "a:1", layers: [{ layer: 2, expertIds: [5] }] }] },
     ];
     assert.equal(new Set(variants.map(placementCrc)).size, variants.length);
   });

@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
 import { takeBatch, type QueuedDispatch } from "../../expert-service/batcher.ts";
+import { packRows } from "../../core/wire-rows.ts";
+import { dispatchCrc } from "../../core/wire.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import { createGate } from "../support/gated-device.ts";
 import { dispatchOf, placedConnection, type ShardConnection } from "../support/shard-connection.ts";
@@ -138,6 +140,40 @@ describe("a shard's queue", () => {
     gate.failWith(undefined);
     connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5]) });
     await connection.next("partialSum");
+    connection.close();
+    await shard.close();
+  });
+
+  it("sends no sums that are not finite: it answers whose fault they are", async () => {
+    const gate = createGate();
+    gate.open();
+    let spoil = true;
+    const shard = await startTestShard({
+      wrapDevice: (device) => ({
+        ...device,
+        create: async (formats) => {
+          const inner = await gate.wrap(device).create(formats);
+          const run: typeof inner.run = async (...call) => {
+            const sums = await inner.run(...call);
+            if (spoil) sums[77] = Number.NaN;
+            return sums;
+          };
+          return { ...inner, run };
+        },
+      }),
+    });
+    const connection = await placedConnection(shard.address, shard.checkpoint, HELD);
+    connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5, 0, 2, 3, 5]) });
+    const wrong = await connection.next("error");
+    assert.equal(wrong.code, codes.DISPATCH_ERROR_CODE_WRONG_RESULT);
+    spoil = false;
+    connection.send({ $case: "dispatch", value: dispatchOf([0, 2, 3, 5, 0, 2, 3, 5]) });
+    await connection.next("partialSum");
+    const rows = packRows(new Float32Array(64).fill(Number.POSITIVE_INFINITY), 64, "f32");
+    const message = { ...dispatchOf([0, 2, 3, 5]), hiddenStates: rows.bytes };
+    const value = { ...message, crc32: dispatchCrc(message) };
+    connection.send({ $case: "dispatch", value });
+    assert.equal((await connection.next("error")).code, codes.DISPATCH_ERROR_CODE_INVALID);
     connection.close();
     await shard.close();
   });

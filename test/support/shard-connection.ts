@@ -124,6 +124,7 @@ export function placementOf(
       experts: expertIds.map((expertId) => ({ expertId, splitWeight: 1, format: 0 })),
     })),
     oldestLiveEpoch: 1,
+    peers: [],
     crc32: 0,
     ...change,
   };

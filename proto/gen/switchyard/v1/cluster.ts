@@ -47,7 +47,7 @@ export namespace ExpertFormat {
   export type EXPERT_FORMAT_MXFP4 = typeof ExpertFormat.EXPERT_FORMAT_MXFP4;
 }
 
-/** What one shard holds from this epoch on. A shard holds only what its placement says. */
+/** What one shard holds in one epoch. A shard holds what the placements of its live epochs say together, nothing else. */
 export interface ShardPlacement {
   /** Version of the placement; only grows. A dispatch names the epoch that it was planned for. */
   epoch: number;
@@ -60,11 +60,27 @@ export interface ShardPlacement {
   /**
    * CRC-32 (IEEE) of epoch and oldest_live_epoch as u64, weights, expert_format and the number of layers as u32; then for
    * each layer its index and number of experts as u32, and for each expert its id and format as u32 and split_weight as
-   * f32; all little-endian.
+   * f32; then the number of peers as u32, for each the bytes of its address as u32 and the address in UTF-8, its number
+   * of layers as u32, and for each layer its index, its number of experts and their ids as u32; all little-endian.
    */
   crc32: number;
   /** The format of experts that say nothing of their own. */
   expertFormat: ExpertFormat;
+  /** Shards that hold experts of this placement now, from which they may be fetched; may be left out. */
+  peers: ExpertPeer[];
+}
+
+/** A shard that has experts to give. */
+export interface ExpertPeer {
+  /** Host and port of its ExpertService. */
+  address: string;
+  layers: PeerLayer[];
+}
+
+/** The experts of a layer that a peer has. */
+export interface PeerLayer {
+  layer: number;
+  expertIds: number[];
 }
 
 /** The experts of one layer that a shard holds. */
@@ -95,7 +111,7 @@ export interface PlacementAck {
 }
 
 function createBaseShardPlacement(): ShardPlacement {
-  return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0, expertFormat: 0 };
+  return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0, expertFormat: 0, peers: [] };
 }
 
 export const ShardPlacement: MessageFns<ShardPlacement> = {
@@ -117,6 +133,9 @@ export const ShardPlacement: MessageFns<ShardPlacement> = {
     }
     if (message.expertFormat !== 0) {
       writer.uint32(48).int32(message.expertFormat);
+    }
+    for (const v of message.peers) {
+      ExpertPeer.encode(v!, writer.uint32(58).fork()).join();
     }
     return writer;
   },
@@ -182,6 +201,14 @@ export const ShardPlacement: MessageFns<ShardPlacement> = {
             message.expertFormat = reader.int32() as any;
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.peers.push(ExpertPeer.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -205,6 +232,155 @@ export const ShardPlacement: MessageFns<ShardPlacement> = {
     message.oldestLiveEpoch = object.oldestLiveEpoch ?? 0;
     message.crc32 = object.crc32 ?? 0;
     message.expertFormat = object.expertFormat ?? 0;
+    message.peers = object.peers?.map((e) => ExpertPeer.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseExpertPeer(): ExpertPeer {
+  return { address: "", layers: [] };
+}
+
+export const ExpertPeer: MessageFns<ExpertPeer> = {
+  encode(message: ExpertPeer, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.address !== "") {
+      writer.uint32(10).string(message.address);
+    }
+    for (const v of message.layers) {
+      PeerLayer.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExpertPeer {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExpertPeer();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.layers.push(PeerLayer.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ExpertPeer>, I>>(base?: I): ExpertPeer {
+    return ExpertPeer.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ExpertPeer>, I>>(object: I): ExpertPeer {
+    const message = createBaseExpertPeer();
+    message.address = object.address ?? "";
+    message.layers = object.layers?.map((e) => PeerLayer.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBasePeerLayer(): PeerLayer {
+  return { layer: 0, expertIds: [] };
+}
+
+export const PeerLayer: MessageFns<PeerLayer> = {
+  encode(message: PeerLayer, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.layer !== 0) {
+      writer.uint32(8).uint32(message.layer);
+    }
+    if (message.expertIds.length !== 0) {
+      writer.uint32(18).fork();
+      for (const v of message.expertIds) {
+        writer.uint32(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PeerLayer {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePeerLayer();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.layer = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag === 16) {
+              message.expertIds.push(reader.uint32());
+
+              continue;
+            }
+
+            if (tag === 18) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.expertIds.push(reader.uint32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<PeerLayer>, I>>(base?: I): PeerLayer {
+    return PeerLayer.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PeerLayer>, I>>(object: I): PeerLayer {
+    const message = createBasePeerLayer();
+    message.layer = object.layer ?? 0;
+    message.expertIds = object.expertIds?.map((e) => e) || [];
     return message;
   },
 };

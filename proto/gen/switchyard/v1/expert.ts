@@ -44,7 +44,7 @@ export namespace WireDtype {
 
 export const DispatchErrorCode = {
   DISPATCH_ERROR_CODE_UNSPECIFIED: 0,
-  /** DISPATCH_ERROR_CODE_WRONG_EPOCH - The epoch is not the shard's. */
+  /** DISPATCH_ERROR_CODE_WRONG_EPOCH - The epoch is not one that the shard has live. */
   DISPATCH_ERROR_CODE_WRONG_EPOCH: 1,
   /** DISPATCH_ERROR_CODE_EXPERT_NOT_HELD - The layer or an expert is not in the shard's placement. */
   DISPATCH_ERROR_CODE_EXPERT_NOT_HELD: 2,
@@ -58,6 +58,8 @@ export const DispatchErrorCode = {
   DISPATCH_ERROR_CODE_OVERLOADED: 6,
   /** DISPATCH_ERROR_CODE_INTERNAL - The device failed. */
   DISPATCH_ERROR_CODE_INTERNAL: 7,
+  /** DISPATCH_ERROR_CODE_WRONG_RESULT - The device computed sums that are not finite: they are not sent. */
+  DISPATCH_ERROR_CODE_WRONG_RESULT: 8,
 } as const;
 
 export type DispatchErrorCode = typeof DispatchErrorCode[keyof typeof DispatchErrorCode];
@@ -71,6 +73,7 @@ export namespace DispatchErrorCode {
   export type DISPATCH_ERROR_CODE_DEADLINE = typeof DispatchErrorCode.DISPATCH_ERROR_CODE_DEADLINE;
   export type DISPATCH_ERROR_CODE_OVERLOADED = typeof DispatchErrorCode.DISPATCH_ERROR_CODE_OVERLOADED;
   export type DISPATCH_ERROR_CODE_INTERNAL = typeof DispatchErrorCode.DISPATCH_ERROR_CODE_INTERNAL;
+  export type DISPATCH_ERROR_CODE_WRONG_RESULT = typeof DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_RESULT;
 }
 
 export interface RouterMessage {
