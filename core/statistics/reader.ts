@@ -11,6 +11,7 @@ import {
   MODELS_KEY,
   parseSeriesName,
   type ModelShape,
+  type SeriesSum,
 } from "./encoding.ts";
 import { sumBuckets, type Bucket, type StatisticsSum } from "./load.ts";
 
@@ -50,37 +51,80 @@ export async function readBuckets(
   modelHash: string,
   { windowSeconds, now }: { readonly windowSeconds: number; readonly now: number },
 ): Promise<{ readonly shape: ModelShape; readonly buckets: Bucket[] }> {
-  const keys = modelKeys(modelHash);
   const first = bucketOf(now - windowSeconds);
-  const last = bucketOf(now);
+  const { shape, names } = await readNames(redis, modelHash, first);
+  if (shape === undefined) throw new Error(`no statistics of model ${modelHash} in this Redis`);
+  const buckets: Bucket[] = [];
+  for (let bucket = first; bucket <= bucketOf(now); bucket++) {
+    const held = await readBucket(redis, modelHash, { shape, names, bucket });
+    if (held !== undefined) buckets.push(held);
+  }
+  return { shape, buckets };
+}
+
+/**
+ * Series of one model in the buckets from `first` to `last`, oldest first, one at a time; undefined for those without
+ * counts. Nothing where Redis does not know the model.
+ */
+export async function* seriesOfBuckets(
+  redis: RedisConnection,
+  modelHash: string,
+  { first, last }: { readonly first: number; readonly last: number },
+): AsyncGenerator<{ readonly bucket: number; readonly series: SeriesSum[] }, void> {
+  const { shape, names } = await readNames(redis, modelHash, first);
+  if (shape === undefined) return;
+  const keys = modelKeys(modelHash);
+  for (let bucket = first; bucket <= last; bucket++) {
+    const held = await readStrings(
+      redis,
+      names.map((name) => keys.bucket(bucket, name)),
+    );
+    yield { bucket, series: decodeAll(names, held, shape) };
+  }
+}
+
+async function readNames(redis: RedisConnection, modelHash: string, first: number) {
+  const keys = modelKeys(modelHash);
   const [shapeReply, seriesReply] = await redis.pipeline([
     ["GET", keys.shape],
     ["ZRANGEBYSCORE", keys.series, first * BUCKET_SECONDS, "+inf"],
   ]);
-  const shape = parseShape(shapeReply as Buffer | null);
-  if (shape === undefined) throw new Error(`no statistics of model ${modelHash} in this Redis`);
   const names = (seriesReply as Buffer[])
     .map(String)
     .filter((name) => parseSeriesName(name) !== undefined)
     .sort();
+  return { shape: parseShape(shapeReply as Buffer | null), names };
+}
 
-  const buckets: Bucket[] = [];
-  for (let bucket = first; bucket <= last; bucket++) {
-    const held = await readStrings(redis, [
-      keys.coactivation(bucket),
-      ...names.map((name) => keys.bucket(bucket, name)),
-    ]);
-    const series = names.flatMap((name, i) =>
-      held[i + 1] === null ? [] : [decodeSeries(name, held[i + 1], shape)],
-    );
-    if (series.length === 0 && held[0] === null) continue;
-    buckets.push({
-      startedAt: bucket * BUCKET_SECONDS,
-      series,
-      coactivation: decodeCells(held[0], coactivationCells(shape)),
-    });
-  }
-  return { shape, buckets };
+async function readBucket(
+  redis: RedisConnection,
+  modelHash: string,
+  {
+    shape,
+    names,
+    bucket,
+  }: { readonly shape: ModelShape; readonly names: readonly string[]; readonly bucket: number },
+): Promise<Bucket | undefined> {
+  const keys = modelKeys(modelHash);
+  const [pairs, ...held] = await readStrings(redis, [
+    keys.coactivation(bucket),
+    ...names.map((name) => keys.bucket(bucket, name)),
+  ]);
+  const series = decodeAll(names, held, shape);
+  if (series.length === 0 && pairs === null) return undefined;
+  return {
+    startedAt: bucket * BUCKET_SECONDS,
+    series,
+    coactivation: decodeCells(pairs, coactivationCells(shape)),
+  };
+}
+
+function decodeAll(
+  names: readonly string[],
+  held: readonly (Buffer | null)[],
+  shape: ModelShape,
+): SeriesSum[] {
+  return names.flatMap((name, i) => (held[i] === null ? [] : [decodeSeries(name, held[i], shape)]));
 }
 
 /** Counts of one model over the last `windowSeconds`, up to a bucket more. Rejects where Redis has none of the model. */
