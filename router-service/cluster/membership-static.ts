@@ -1,0 +1,38 @@
+/** Who the shards and routers of a cluster are, and the list that an operator gives. */
+
+/** A router that uses the placement. */
+export interface RouterMember {
+  readonly id: string;
+  /** Epoch that it dispatches by; 0 before its first. */
+  readonly epoch: number;
+}
+
+/** Who is there, as it is known now. */
+export interface Membership {
+  /** Addresses of the shards to be connected to, host:port. */
+  shards(): readonly string[];
+  /** Every router, this one among them. */
+  routers(): readonly RouterMember[];
+  /** Registers what to call when a shard comes or goes, or a router uses another epoch. */
+  onChange(callback: () => void): void;
+  /** Tells the others at once which epoch this router uses now. */
+  announce(): void;
+  close(): Promise<void>;
+}
+
+/** The shards of a list, and this router alone. */
+export function createStaticMembership(
+  shards: readonly string[],
+  self: () => RouterMember,
+): Membership {
+  const callbacks: (() => void)[] = [];
+  return {
+    shards: () => shards,
+    routers: () => [self()],
+    onChange: (callback) => void callbacks.push(callback),
+    announce: () => {
+      for (const callback of callbacks) callback();
+    },
+    close: async () => undefined,
+  };
+}
