@@ -110,6 +110,18 @@ export interface PlacementAck {
   checkpointBytesRead: number;
 }
 
+/**
+ * The shard's other answer to a placement: it is not resident and will not be. Epochs that are live stay as they are.
+ * Where no epoch is live on the stream, it is ended with the reason instead.
+ */
+export interface PlacementRefused {
+  epoch: number;
+  /** Names the thing, the value and the limit. */
+  reason: string;
+  /** The newer placement that took its place while it was being loaded; 0 where it was refused for another reason. */
+  supersededBy: number;
+}
+
 function createBaseShardPlacement(): ShardPlacement {
   return { epoch: 0, weights: 0, layers: [], oldestLiveEpoch: 0, crc32: 0, expertFormat: 0, peers: [] };
 }
@@ -618,6 +630,85 @@ export const PlacementAck: MessageFns<PlacementAck> = {
     message.numExperts = object.numExperts ?? 0;
     message.residentBytes = object.residentBytes ?? 0;
     message.checkpointBytesRead = object.checkpointBytesRead ?? 0;
+    return message;
+  },
+};
+
+function createBasePlacementRefused(): PlacementRefused {
+  return { epoch: 0, reason: "", supersededBy: 0 };
+}
+
+export const PlacementRefused: MessageFns<PlacementRefused> = {
+  encode(message: PlacementRefused, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.epoch !== 0) {
+      writer.uint32(8).uint64(message.epoch);
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message.supersededBy !== 0) {
+      writer.uint32(24).uint64(message.supersededBy);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PlacementRefused {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePlacementRefused();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.epoch = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.supersededBy = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<PlacementRefused>, I>>(base?: I): PlacementRefused {
+    return PlacementRefused.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PlacementRefused>, I>>(object: I): PlacementRefused {
+    const message = createBasePlacementRefused();
+    message.epoch = object.epoch ?? 0;
+    message.reason = object.reason ?? "";
+    message.supersededBy = object.supersededBy ?? 0;
     return message;
   },
 };

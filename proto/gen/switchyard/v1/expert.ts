@@ -19,7 +19,7 @@ import {
   type Metadata,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
-import { ExpertFormat, PlacementAck, ShardPlacement } from "./cluster.ts";
+import { ExpertFormat, PlacementAck, PlacementRefused, ShardPlacement } from "./cluster.ts";
 
 export const protobufPackage = "switchyard.v1";
 
@@ -94,6 +94,7 @@ export interface ShardMessage {
     | { $case: "partialSum"; value: PartialSum }
     | { $case: "error"; value: DispatchError }
     | { $case: "status"; value: ShardStatus }
+    | { $case: "placementRefused"; value: PlacementRefused }
     | undefined;
 }
 
@@ -412,6 +413,9 @@ export const ShardMessage: MessageFns<ShardMessage> = {
       case "status":
         ShardStatus.encode(message.kind.value, writer.uint32(42).fork()).join();
         break;
+      case "placementRefused":
+        PlacementRefused.encode(message.kind.value, writer.uint32(50).fork()).join();
+        break;
     }
     return writer;
   },
@@ -469,6 +473,14 @@ export const ShardMessage: MessageFns<ShardMessage> = {
             message.kind = { $case: "status", value: ShardStatus.decode(reader, reader.uint32()) };
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.kind = { $case: "placementRefused", value: PlacementRefused.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -514,6 +526,12 @@ export const ShardMessage: MessageFns<ShardMessage> = {
       case "status": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
           message.kind = { $case: "status", value: ShardStatus.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "placementRefused": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "placementRefused", value: PlacementRefused.fromPartial(object.kind.value) };
         }
         break;
       }
