@@ -4,7 +4,7 @@ import { z } from "zod";
 
 import { readModelConfig } from "../core/model/load-config.ts";
 import { moeLayers } from "../core/model/config.ts";
-import { loadConfig } from "../core/platform/config.ts";
+import { defaultForeignEnvironment, loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { hopCosts, hopTable, median, type HopMeasurement } from "./hop/cost.ts";
 import { openDeviceFloor } from "./hop/device-floor.ts";
@@ -12,7 +12,7 @@ import { startEchoShards, type HopSizes } from "./hop/echo-floor.ts";
 import { generateLoad } from "./load/generate.ts";
 import { loadSchema } from "./load/options.ts";
 import { timePerOutputToken } from "./load/statistics.ts";
-import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
+import { launcherEnvironment, withClusters, type MeasuredCluster } from "./measured-clusters.ts";
 
 const schema = z.object({
   model: serviceOptions.model,
@@ -68,6 +68,11 @@ export async function measureHop(
     wire: "f16",
   };
   const rowElements = sizes.hiddenSize + 2 * sizes.topK;
+  // The floor's device is to be as that of a shard beside others.
+  const most = Math.max(...clusters.map(({ shards }) => shards));
+  for (const [name, value] of Object.entries(launcherEnvironment(most))) {
+    defaultForeignEnvironment(name, value);
+  }
   const device = await openDeviceFloor(rowElements);
   const readBackMs: number[] = [];
   const writeRunReadMs: number[] = [];

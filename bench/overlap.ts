@@ -1,10 +1,13 @@
 /** What two micro-batches bring where the wire has a length: `npm run bench -- overlap`. */
 
 import { execFile } from "node:child_process";
+import { readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 
 import { z } from "zod";
 
+import { moeLayers } from "../core/model/config.ts";
+import { readModelConfig } from "../core/model/load-config.ts";
 import { defaultForeignEnvironment, loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import type { Gpu } from "../core/gpu/device.ts";
@@ -37,7 +40,7 @@ const schema = z.object({
   }),
   apart: z.boolean().default(false).meta({
     description:
-      "Router on the first core and shards on the second, one driver thread each: two devices instead of one that they share",
+      "Router on the first core and shards on the second, a software GPU computing there too: two devices instead of one that they share",
   }),
   repeats: z.int().min(1).default(5).meta({
     description: "Times that the clusters take turns",
@@ -61,8 +64,33 @@ async function pin(pid: number, core: number): Promise<void> {
   await run("taskset", ["--all-tasks", "--cpu-list", "--pid", `${core}`, `${pid}`]);
 }
 
+/** CPU time of a process and all its threads so far, milliseconds. Rejects where it is gone. */
+async function cpuMs(pid: number): Promise<number> {
+  const stat = await readFile(`/proc/${pid}/stat`, "latin1");
+  // After the name, which may hold anything: state is field 3, utime and stime are 14 and 15, in hundredths of a second.
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+}
+
+/** What a cluster of this bench is made of beside its router. */
+interface Apart {
+  readonly shards: ServiceProcess[];
+  readonly proxies: ServiceProcess[];
+}
+
+/** CPU time so far of the router, which is this process, of all shards and of all proxies, milliseconds. */
+async function cpuTimes({ shards, proxies }: Apart): Promise<[number, number, number]> {
+  const sum = async (processes: readonly ServiceProcess[]) =>
+    (await Promise.all(processes.map(({ pid }) => cpuMs(pid)))).reduce((a, b) => a + b, 0);
+  return [await cpuMs(process.pid), await sum(shards), await sum(proxies)];
+}
+
 /** Shards behind a delay proxy each, and the addresses of the proxies. */
-async function startShards(settings: z.output<typeof schema>, started: ServiceProcess[]) {
+async function startShards(
+  settings: z.output<typeof schema>,
+  started: ServiceProcess[],
+  cluster: Apart,
+): Promise<string[]> {
   const { model, device, delay, shards, apart } = settings;
   return Promise.all(
     Array.from({ length: shards }, async (_, rank) => {
@@ -72,6 +100,7 @@ async function startShards(settings: z.output<typeof schema>, started: ServicePr
         argv: ["--model", model, "--device", device, "--rank", `${rank}`, "--port", "0"],
       });
       started.push(shard);
+      cluster.shards.push(shard);
       if (apart) await pin(shard.pid, 1);
       const proxy = await startService({
         name: "delay proxy",
@@ -79,29 +108,41 @@ async function startShards(settings: z.output<typeof schema>, started: ServicePr
         argv: [`${shard.ready.port}`, `${delay}`],
       });
       started.push(proxy);
+      cluster.proxies.push(proxy);
       return `127.0.0.1:${proxy.ready.port}`;
     }),
   );
+}
+
+/** What one turn of one setting took. */
+interface Turn {
+  readonly tokensPerSecond: number;
+  /** A decode step, from its start to the next. */
+  readonly stepMs: number;
+  /** Part of the turn that router, shards and proxies computed, one core being 1. */
+  readonly busy: readonly number[];
 }
 
 /** Runs the program; returns the exit status. */
 export async function runOverlapCommand(argv: string[]): Promise<number> {
   const settings = loadConfig(schema, about, argv);
   const { model, device, sequences, outputLen, repeats, apart } = settings;
-  // A software GPU that computes on one core, here and in the shards.
-  if (apart) defaultForeignEnvironment("LP_NUM_THREADS", "1");
+  // A software GPU that computes where it is asked to, so on the one core that the process has.
+  if (apart) defaultForeignEnvironment("LP_NUM_THREADS", "0");
   const started: ServiceProcess[] = [];
   const engines: Contender[] = [];
+  const clusters = SETTINGS.map((): Apart => ({ shards: [], proxies: [] }));
   let gpu: Gpu | undefined;
   try {
+    const numMoeLayers = moeLayers(await readModelConfig(model)).length;
     gpu = await openDevice(device, undefined, createLogger("bench", "warn"));
-    for (const microBatches of SETTINGS) {
+    for (const [i, microBatches] of SETTINGS.entries()) {
       engines.push(
         await openSwitchyard({
           model,
           gpu,
           weights: "auto",
-          shards: await startShards(settings, started),
+          shards: await startShards(settings, started, clusters[i]),
           microBatches,
           maxStreams: sequences,
           maxStreamTokens: PROMPT_LEN + outputLen,
@@ -111,18 +152,27 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
       );
     }
     if (apart) await pin(process.pid, 0);
-    const rates = SETTINGS.map((): number[] => []);
+    const turns = SETTINGS.map((): Turn[] => []);
     // The first turn is to warm up.
     for (let repeat = 0; repeat <= repeats; repeat++) {
       const prompts = Array.from({ length: sequences }, (_, i) =>
         Array.from({ length: PROMPT_LEN }, (_, j) => (repeat * 131 + i * 17 + j * 5) % 300),
       );
       for (const [i, engine] of engines.entries()) {
+        const before = await cpuTimes(clusters[i]);
+        const startedAt = performance.now();
         const { decodedTokens, decodeMs } = await engine.generate(prompts, outputLen);
-        if (repeat > 0) rates[i].push((decodedTokens / decodeMs) * 1000);
+        const wallMs = performance.now() - startedAt;
+        const after = await cpuTimes(clusters[i]);
+        if (repeat === 0) continue;
+        turns[i].push({
+          tokensPerSecond: (decodedTokens / decodeMs) * 1000,
+          stepMs: (decodeMs / decodedTokens) * sequences,
+          busy: after.map((ms, who) => (ms - before[who]) / wallMs),
+        });
       }
     }
-    console.log(overlapTable(settings, rates));
+    console.log(overlapTable(settings, numMoeLayers, turns));
     return 0;
   } finally {
     for (const engine of engines) await engine.close();
@@ -133,18 +183,25 @@ export async function runOverlapCommand(argv: string[]): Promise<number> {
 
 function overlapTable(
   { shards, delay, sequences, outputLen, repeats, apart }: z.output<typeof schema>,
-  rates: readonly (readonly number[])[],
+  numMoeLayers: number,
+  turns: readonly (readonly Turn[])[],
 ): string {
   const cores = apart ? ", router and shards on cores of their own" : "";
-  const base = median(rates[0]);
+  const wireMs = numMoeLayers * 2 * delay;
+  const rate = (of: readonly Turn[]) => median(of.map(({ tokensPerSecond }) => tokensPerSecond));
+  const base = rate(turns[0]);
   return [
-    `${sequences} sequences of ${outputLen} tokens, ${shards} shards, ${delay} ms each way, ${repeats} turns${cores}\n`,
-    "| --micro-batches | decoded tok/s | median | / one |",
-    "|---|---|---|---|",
-    ...rates.map((of, i) => {
-      const all = of.map((rate) => rate.toFixed(1)).join(", ");
-      const cells = [SETTINGS[i], all, median(of).toFixed(1), (median(of) / base).toFixed(2)];
-      return `| ${cells.join(" | ")} |`;
+    `${sequences} sequences of ${outputLen} tokens, ${shards} shards, ${delay} ms each way, ${repeats} turns${cores};`,
+    `a step crosses the wire ${2 * numMoeLayers} times, ${wireMs} ms one after the other; CPU ms are those of a step\n`,
+    "| --micro-batches | decoded tok/s | median | / one | step ms | router CPU ms | shards CPU ms | proxies CPU ms |",
+    "|---|---|---|---|---|---|---|---|",
+    ...turns.map((of, i) => {
+      const all = of.map(({ tokensPerSecond }) => tokensPerSecond.toFixed(1)).join(", ");
+      const stepMs = median(of.map((turn) => turn.stepMs));
+      const busy = [0, 1, 2].map((who) => stepMs * median(of.map((turn) => turn.busy[who])));
+      const ratio = (rate(of) / base).toFixed(2);
+      const times = [stepMs, ...busy].map((ms) => ms.toFixed(1));
+      return `| ${[SETTINGS[i], all, rate(of).toFixed(1), ratio, ...times].join(" | ")} |`;
     }),
   ].join("\n");
 }

@@ -1,10 +1,11 @@
 /** `switchyard up`: a cluster of processes on this machine, started, watched and stopped together. */
 
 import { existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
-import { loadConfig, toArguments } from "../core/platform/config.ts";
+import { defaultForeignEnvironment, loadConfig, toArguments } from "../core/platform/config.ts";
 import { exitWithParent, startLifecycle, type Lifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger, formatLogLine, type Logger } from "../core/platform/log.ts";
 import { createProgressView, type ProgressView } from "../core/platform/progress.ts";
@@ -12,6 +13,7 @@ import { hostPort } from "../core/platform/service-options.ts";
 import { expertConfigSchema } from "../expert-service/config.ts";
 import { routerConfigSchema } from "../router-service/config.ts";
 import { keepRunning, startService, type ChildService } from "./child-service.ts";
+import { DRIVER_THREADS, driverThreads } from "./driver-threads.ts";
 import { hasRedisServer, startRedis } from "./redis-process.ts";
 import { upAbout, upConfigSchema, type UpConfig } from "./up-config.ts";
 
@@ -59,6 +61,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
 
 async function startCluster(launch: Launch): Promise<void> {
   const { config, lifecycle, view } = launch;
+  // Of all processes here: three software GPUs of a thread per core each would be in one another's way.
+  const threads = driverThreads(availableParallelism(), 1 + config.shards);
+  if (threads !== undefined) defaultForeignEnvironment(DRIVER_THREADS, threads);
   const ranks = Array.from({ length: config.shards }, (_, rank) => rank);
   const [redisUrl, shards] = await Promise.all([
     provideRedis(launch),
