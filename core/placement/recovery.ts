@@ -1,0 +1,86 @@
+/** What the loss of a shard would take to mend: the way home of every expert. */
+
+import { Holdings, type Copy } from "./holdings.ts";
+import type { PlacedLayers, PlannedShard, PlannerInput } from "./input.ts";
+
+/** What the loss of one shard means. */
+export interface LossRecovery {
+  readonly rank: number;
+  /** Experts that only this shard holds, and where each would be loaded; layer by layer. */
+  readonly homes: readonly Copy[];
+  /** Of them, bytes of those that have a home. */
+  readonly bytes: number;
+  /** Until all of them are loaded, each shard loading its own one after the other. */
+  readonly seconds: number;
+  /** Experts that no survivor has room for, even where others' spare copies give way. */
+  readonly homeless: readonly { readonly layer: number; readonly expert: number }[];
+}
+
+/** What mending takes of the planner's input. */
+export type RecoveryInput = Pick<PlannerInput, "layers" | "numExperts" | "bytes" | "shards">;
+
+/** For each shard that holds something, in the order of the input: what its loss would take. */
+export function lossRecovery(input: RecoveryInput, placed: PlacedLayers): LossRecovery[] {
+  const ranks = new Set<number>();
+  for (const replicas of placed.values()) {
+    for (const copies of replicas) for (const { rank } of copies) ranks.add(rank);
+  }
+  return input.shards
+    .filter(({ rank }) => ranks.has(rank))
+    .map(({ rank }) => recoveryOf(rank, input, placed));
+}
+
+/** What the loss of one rank would take. */
+export function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): LossRecovery {
+  const indexOf = new Map(input.layers.map((layer, index) => [layer, index]));
+  const bytesOf = (layer: number, expert: number): number =>
+    input.bytes[indexOf.get(layer)! * input.numExperts + expert];
+  const survivors = input.shards.filter(({ rank, draining }) => rank !== lost && !draining);
+  const held = new Holdings(placed, {
+    memory: new Map(survivors.map(({ rank, memoryBytes }) => [rank, memoryBytes])),
+    bytes: bytesOf,
+  });
+  const last = [...held.copies()].filter(
+    ({ layer, expert, rank }) => rank === lost && held.ranksOf(layer, expert).size === 1,
+  );
+  // A set may lose what is being visited.
+  for (const copy of held.copies()) if (copy.rank === lost) held.remove(copy);
+  // Large ones first: what is left over fits into less.
+  last.sort((a, b) => bytesOf(b.layer, b.expert) - bytesOf(a.layer, a.expert));
+  const busy = new Map<number, number>();
+  const homes: Copy[] = [];
+  const homeless: { layer: number; expert: number }[] = [];
+  let bytes = 0;
+  for (const { layer, expert } of last) {
+    const size = bytesOf(layer, expert);
+    const home = soonestHome(survivors, busy, held, { layer, expert }, size);
+    if (home === undefined) {
+      homeless.push({ layer, expert });
+      continue;
+    }
+    const copy = { layer, expert, rank: home.rank };
+    held.add(copy);
+    homes.push(copy);
+    bytes += size;
+    busy.set(home.rank, (busy.get(home.rank) ?? 0) + size * home.loadSecondsPerByte);
+  }
+  return { rank: lost, homes, bytes, seconds: Math.max(0, ...busy.values()), homeless };
+}
+
+/** The survivor that has it loaded first, beside what it has to load already; spare copies give way on it where they must. */
+function soonestHome(
+  survivors: readonly PlannedShard[],
+  busy: ReadonlyMap<number, number>,
+  held: Holdings,
+  expert: Omit<Copy, "rank">,
+  size: number,
+): PlannedShard | undefined {
+  const bySoonest = [...survivors].sort((a, b) => loadedAt(a) - loadedAt(b));
+  const free = bySoonest.find(({ rank }) => held.fits({ ...expert, rank }));
+  if (free !== undefined) return free;
+  return bySoonest.find(({ rank }) => held.giveWay(rank, size));
+
+  function loadedAt({ rank, loadSecondsPerByte }: PlannedShard): number {
+    return (busy.get(rank) ?? 0) + size * loadSecondsPerByte;
+  }
+}
