@@ -149,7 +149,9 @@ const loop = createEngine({
   available: () => cluster?.unavailableReason(),
 });
 void loop.lost.then((reason) => lifecycle.stop(reason, 1));
-cluster?.onLost((reason) => loop.failRunning(reason));
+cluster?.onChange(({ kind, member }) => {
+  if (kind === "lost") loop.failRunning(`shard ${member?.address} is lost: ${member?.reason}`);
+});
 engine.resolve(loop);
 
 await cluster?.ready();

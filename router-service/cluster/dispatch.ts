@@ -6,56 +6,64 @@ import type { Routing } from "../engine/run-experts.ts";
 
 /** The rows of a batch that one shard computes. */
 export interface ShardRows extends PackedDispatch {
-  /** Index of the shard, in rank order. */
-  readonly shard: number;
+  readonly rank: number;
   /** Tokens of the batch that the rows are [numRows], ascending. */
   readonly tokens: Uint32Array;
+  /** The experts of tokens that the shard computes, as indices into the routing's ids, ascending. */
+  readonly pairs: Uint32Array;
 }
 
-/** Index of the shard that holds each logical expert of a layer [numExperts]. */
-export type ExpertLocations = Uint16Array;
+/** Every expert of every token, as indices into the routing's ids. Throws RangeError where there is no such expert. */
+export function allPairs({ ids }: Routing, numExperts: number): Uint32Array {
+  for (const id of ids) {
+    if (id >= numExperts) throw new RangeError(`expert ${id}, the layer has ${numExperts}`);
+  }
+  return Uint32Array.from(ids, (_, pair) => pair);
+}
 
-/** Splits a batch: each shard gets the rows that have an expert there, shards without one get nothing. */
-export function splitByShard(
+/**
+ * Splits pairs by shard: each gets the rows that have one of its pairs, shards without one get nothing.
+ * @param pairs indices into the routing's ids, ascending
+ * @param ranks the shard of each pair [numPairs]
+ * @returns ascending by rank
+ */
+export function splitByRank(
   rows: WireRows,
-  routing: Routing,
-  locations: ExpertLocations,
-  numShards: number,
+  { ids, weights, topK }: Routing,
+  pairs: Uint32Array,
+  ranks: Uint16Array,
 ): ShardRows[] {
-  const { ids, weights, topK } = routing;
-  const numTokens = ids.length / topK;
-  const tokensOf: number[][] = Array.from({ length: numShards }, () => []);
-  for (let token = 0; token < numTokens; token++) {
-    for (let k = 0; k < topK; k++) {
-      const expertId = ids[token * topK + k];
-      if (expertId >= locations.length) {
-        throw new RangeError(`expert ${expertId}, the layer has ${locations.length}`);
-      }
-      const tokens = tokensOf[locations[expertId]];
+  const pairsOf = new Map<number, number[]>();
+  for (const [index, rank] of ranks.entries()) {
+    const own = pairsOf.get(rank);
+    if (own === undefined) pairsOf.set(rank, [pairs[index]]);
+    else own.push(pairs[index]);
+  }
+  const byRank = [...pairsOf].sort(([a], [b]) => a - b);
+  return byRank.map(([rank, own]) => {
+    const tokens: number[] = [];
+    for (const pair of own) {
+      const token = Math.floor(pair / topK);
       if (tokens.at(-1) !== token) tokens.push(token);
     }
-  }
-  return tokensOf.flatMap((tokens, shard) => {
-    if (tokens.length === 0) return [];
     const expertIds = new Uint16Array(tokens.length * topK).fill(NO_EXPERT);
     const topkWeights = new Float32Array(tokens.length * topK);
-    for (const [row, token] of tokens.entries()) {
-      for (let k = 0; k < topK; k++) {
-        const expertId = ids[token * topK + k];
-        if (locations[expertId] !== shard) continue;
-        expertIds[row * topK + k] = expertId;
-        topkWeights[row * topK + k] = weights[token * topK + k];
-      }
+    let row = 0;
+    for (const pair of own) {
+      const token = Math.floor(pair / topK);
+      while (tokens[row] !== token) row++;
+      const at = row * topK + (pair % topK);
+      expertIds[at] = ids[pair];
+      topkWeights[at] = weights[pair];
     }
-    return [
-      {
-        shard,
-        tokens: Uint32Array.from(tokens),
-        rows: takeRows(rows, tokens),
-        expertIds,
-        topkWeights,
-      },
-    ];
+    return {
+      rank,
+      tokens: Uint32Array.from(tokens),
+      pairs: Uint32Array.from(own),
+      rows: takeRows(rows, tokens),
+      expertIds,
+      topkWeights,
+    };
   });
 }
 

@@ -33,3 +33,11 @@ export class DispatchFailedError extends UnavailableError {
 export class PlacementError extends Error {
   override readonly name = "PlacementError";
 }
+
+/** A shard does not hold a placement and will not; the epochs that it serves stay as they are. */
+export class PlacementRefusedError extends Error {
+  override readonly name = "PlacementRefusedError";
+  constructor(shard: string, epoch: number, reason: string) {
+    super(`${shard} refused placement ${epoch}: ${reason}`);
+  }
+}

@@ -1,14 +1,5 @@
 /** The placement of epoch 1, before any statistics: every layer's experts in contiguous runs over the shards; pure. */
 
-import type { WeightsDtype } from "../../core/expert-device.ts";
-import type { ExpertFormat, FormatOf } from "../../core/expert-format.ts";
-import { formatToWire } from "../../core/format-message.ts";
-import { placementCrc } from "../../core/wire.ts";
-import {
-  ExpertFormat as WireFormat,
-  WeightsDtype as PlacementWeights,
-  type ShardPlacement,
-} from "../../proto/gen/switchyard/v1/cluster.ts";
 import { PlacementError } from "./errors.ts";
 
 /** What the placement is made from. */
@@ -75,49 +66,6 @@ export function planFirstPlacement(
     next += share;
     return { from, to: next };
   });
-}
-
-/** The dtype of a cluster's weights, and the formats of its experts. */
-export interface ClusterFormats {
-  readonly weights: WeightsDtype;
-  /** The format of experts that have none of their own. */
-  readonly experts: ExpertFormat;
-  readonly formatOf: FormatOf;
-}
-
-/** The message that tells a shard to hold experts [from, to) of every layer from epoch 1 on. */
-export function firstPlacementMessage(
-  layers: readonly number[],
-  range: { readonly from: number; readonly to: number },
-  { weights, experts, formatOf }: ClusterFormats,
-): ShardPlacement {
-  const ids = Array.from({ length: range.to - range.from }, (_, index) => range.from + index);
-  const placement: ShardPlacement = {
-    epoch: FIRST_EPOCH,
-    weights:
-      weights === "f16" ? PlacementWeights.WEIGHTS_DTYPE_F16 : PlacementWeights.WEIGHTS_DTYPE_F32,
-    expertFormat: formatToWire(experts),
-    layers:
-      ids.length === 0
-        ? []
-        : layers.map((layer) => ({
-            layer,
-            experts: ids.map((expertId) => {
-              const format = formatOf(layer, expertId);
-              return {
-                expertId,
-                splitWeight: 1,
-                format:
-                  format === experts ? WireFormat.EXPERT_FORMAT_UNSPECIFIED : formatToWire(format),
-              };
-            }),
-          })),
-    oldestLiveEpoch: FIRST_EPOCH,
-    peers: [],
-    crc32: 0,
-  };
-  placement.crc32 = placementCrc(placement);
-  return placement;
 }
 
 /** Epoch of the placement that routers start with. */

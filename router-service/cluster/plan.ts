@@ -1,4 +1,4 @@
-/** Who holds what, from what every shard said of itself; pure. */
+/** Who holds what before any statistics, from what every shard said of itself; pure. */
 
 import {
   bytesByExpert,
@@ -15,33 +15,12 @@ import {
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
-import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
-import type { ExpertLocations } from "./dispatch.ts";
-import {
-  type ClusterFormats,
-  FIRST_EPOCH,
-  firstPlacementMessage,
-  planFirstPlacement,
-} from "./first-placement.ts";
+import { FIRST_EPOCH, planFirstPlacement } from "./first-placement.ts";
+import type { StoredPlacement } from "./stored-placement.ts";
 
-/** Who holds what, decided once when every shard has said hello. */
-export interface ClusterPlan {
-  readonly epoch: number;
-  readonly formats: ClusterFormats;
-  /** In rank order, as ExpertLocations count them. */
-  readonly shards: readonly PlannedShard[];
-  /** By MoE layer. */
-  readonly locations: ReadonlyMap<number, ExpertLocations>;
-}
-
-/** One shard of the plan. */
-export interface PlannedShard {
-  readonly rank: number;
-  /** Index of its address in the options. */
-  readonly index: number;
-  readonly placement: ShardPlacement;
-}
+/** What a cluster works by: a placement, and the formats of what it places. */
+export type ClusterPlacement = Pick<StoredPlacement, "placement" | "weights" | "experts">;
 
 /** The router's say in the plan, and the model's. */
 export interface PlanInput extends WeightsVote {
@@ -53,8 +32,8 @@ export interface PlanInput extends WeightsVote {
   readonly overlay?: ModelOverlay;
 }
 
-/** The plan of epoch 1 from every shard's hello, in the order of the addresses. Throws HandshakeError or PlacementError. */
-export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): ClusterPlan {
+/** The placement of epoch 1 from every shard's hello. Throws HandshakeError or PlacementError. */
+export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): ClusterPlacement {
   const { config, overlay, storedExperts } = router;
   const weights = decideWeights([
     router,
@@ -68,24 +47,19 @@ export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): C
     ...hellos.map((hello) => hello.experts as ExpertsSetting),
   ]);
   const experts = commonFormat(setting, weights, storedExperts);
-  const formats = { weights, experts, formatOf: formatsOf(overlay, experts) };
   const layers = moeLayers(config);
-  const byRank = [...hellos.entries()].sort(([, a], [, b]) => a.rank - b.rank);
+  const byRank = [...hellos].sort((a, b) => a.rank - b.rank);
   const ranges = planFirstPlacement({
     layers,
-    bytesByExpert: bytesByExpert(config, formats.formatOf),
-    memoryBytes: byRank.map(([, hello]) => hello.memoryBytes),
+    bytesByExpert: bytesByExpert(config, formatsOf(overlay, experts)),
+    memoryBytes: byRank.map(({ memoryBytes }) => memoryBytes),
   });
-  const locations = new Uint16Array(config.numExperts);
-  for (const [shard, { from, to }] of ranges.entries()) locations.fill(shard, from, to);
+  const replicas = byRank.flatMap(({ rank }, index) =>
+    Array.from({ length: ranges[index].to - ranges[index].from }, () => [{ rank, share: 1 }]),
+  );
   return {
-    epoch: FIRST_EPOCH,
-    formats,
-    shards: byRank.map(([index, { rank }], shard) => ({
-      rank,
-      index,
-      placement: firstPlacementMessage(layers, ranges[shard], formats),
-    })),
-    locations: new Map(layers.map((layer) => [layer, locations])),
+    placement: { epoch: FIRST_EPOCH, layers: new Map(layers.map((layer) => [layer, replicas])) },
+    weights,
+    experts,
   };
 }

@@ -2,11 +2,13 @@
 
 import { errorMessage } from "../../core/error-message.ts";
 import { packRows, type WireSetting } from "../../core/wire-rows.ts";
+import type { ShardTimes } from "../../core/wire.ts";
 import type { RunExperts, StepRouting } from "../engine/run-experts.ts";
-import { combine, splitByShard, type ShardRows } from "./dispatch.ts";
+import type { Placement } from "../../core/placement/placement.ts";
+import { chooseCopies, NO_RANK } from "./choose-copies.ts";
+import { allPairs, combine, splitByRank, type ShardRows } from "./dispatch.ts";
 import { DispatchFailedError, DispatchTimeoutError, ShardLostError } from "./errors.ts";
-import type { ClusterPlan } from "./plan.ts";
-import type { ShardClient } from "./shard-client.ts";
+import type { Member } from "./member.ts";
 import type { DispatchAnswer, DispatchHandle } from "./shard-stream.ts";
 import { startDispatchSpan, type DispatchSpan } from "./spans.ts";
 
@@ -33,9 +35,8 @@ export interface RemoteExpertsOptions {
   readonly dispatchTimeoutMs: number;
   readonly onDispatch?: (report: DispatchReport) => void;
   /** Who holds what; undefined before it is decided. */
-  readonly plan: () => ClusterPlan | undefined;
-  /** The shard with this index in the cluster's addresses. */
-  readonly shard: (index: number) => ShardClient;
+  readonly placement: () => Placement | undefined;
+  readonly shard: (rank: number) => Member | undefined;
   /** Why nothing can be dispatched. */
   readonly unavailable: () => Error;
 }
@@ -51,14 +52,23 @@ export function createRemoteExperts(options: RemoteExpertsOptions): RunExperts {
   return async (layer, hiddenStates, routing) => {
     const { rows, routing: chosen } = await routing.read();
     routing.signal.throwIfAborted();
-    const plan = options.plan();
-    const locations = plan?.locations.get(layer);
-    if (plan === undefined) throw options.unavailable();
-    if (locations === undefined) throw new RangeError(`layer ${layer} is not an MoE layer`);
+    const placement = options.placement();
+    if (placement === undefined) throw options.unavailable();
+    const { epoch } = placement;
+    const replicas = placement.layers.get(layer);
+    if (replicas === undefined) throw new RangeError(`layer ${layer} is not an MoE layer`);
     const { hiddenSize } = options;
     const packed = packRows(rows, hiddenSize, options.wire);
-    const parts = splitByShard(packed, chosen, locations, plan.shards.length);
-    const sent = send(options, plan, layer, routing, parts);
+    const pairs = allPairs(chosen, replicas.length);
+    const usable = (rank: number) => options.shard(rank)?.streamOf(epoch) !== undefined;
+    const ranks = chooseCopies(chosen, pairs, replicas, usable);
+    const homeless = ranks.indexOf(NO_RANK);
+    if (homeless >= 0) {
+      const expert = chosen.ids[pairs[homeless]];
+      throw lostCopies(options, epoch, layer, expert, replicas[expert][0].rank);
+    }
+    const parts = splitByRank(packed, chosen, pairs, ranks);
+    const sent = send(options, epoch, layer, routing, parts);
     const cancelAll = (reason: unknown) => {
       for (const { handle } of sent) handle.cancel(reason);
     };
@@ -80,30 +90,41 @@ export function createRemoteExperts(options: RemoteExpertsOptions): RunExperts {
   };
 }
 
-/** Sends every part. Throws ShardLostError before anything is sent where a shard is away. */
+function lostCopies(
+  options: RemoteExpertsOptions,
+  epoch: number,
+  layer: number,
+  expert: number,
+  rank: number,
+): ShardLostError {
+  const member = options.shard(rank);
+  const shard = member === undefined ? `shard of rank ${rank}` : `shard ${member.address}`;
+  const reason = member?.reasonAgainst(epoch) ?? "no shard has it";
+  return new ShardLostError(shard, `expert ${expert} of layer ${layer}: ${reason}`);
+}
+
+/** Sends every part. */
 function send(
   options: RemoteExpertsOptions,
-  plan: ClusterPlan,
+  epoch: number,
   layer: number,
   routing: StepRouting,
   parts: readonly ShardRows[],
 ): Sent[] {
-  const streams = parts.map(({ shard }) => {
-    const { state, address } = options.shard(plan.shards[shard].index);
-    if (state.kind === "ready") return state.stream;
-    throw new ShardLostError(`shard ${address}`, state.reason);
-  });
   const sent: Sent[] = [];
-  const sendPart = (part: ShardRows, index: number): Sent => {
-    const { rank } = plan.shards[part.shard];
+  const sendPart = (part: ShardRows): Sent => {
+    const { rank } = part;
+    const member = options.shard(rank);
+    const stream = member?.streamOf(epoch);
+    if (member === undefined || stream === undefined) throw options.unavailable();
     const span = startDispatchSpan(routing.traceContext, {
       "moe.layer": layer,
       "moe.shard.rank": rank,
       "moe.rows": part.tokens.length,
-      "moe.placement.epoch": plan.epoch,
+      "moe.placement.epoch": epoch,
     });
     const header = {
-      epoch: plan.epoch,
+      epoch,
       layer,
       timeoutMs: options.dispatchTimeoutMs,
       hiddenSize: options.hiddenSize,
@@ -111,23 +132,33 @@ function send(
       traceparent: span?.traceparent ?? "",
     };
     const startedAt = performance.now();
-    const handle = streams[index].dispatch(header, part);
-    const answer = observe(handle, span, (outcome, bytesIn) =>
+    const handle = stream.dispatch(header, part);
+    const answer = observe(handle, span, (outcome, bytesIn, times) => {
+      const seconds = (performance.now() - startedAt) / 1000;
+      if (times !== undefined) {
+        member.observe({
+          bytes: handle.bytesOut + bytesIn,
+          pairs: part.pairs.length,
+          seconds,
+          queueSeconds: times.queueUs / 1e6,
+          computeSeconds: times.computeUs / 1e6,
+        });
+      }
       options.onDispatch?.({
         rank,
         rows: part.tokens.length,
         bytesOut: handle.bytesOut,
         bytesIn,
-        seconds: (performance.now() - startedAt) / 1000,
+        seconds,
         outcome,
-      }),
-    );
+      });
+    });
     // Handled by whoever awaits the layer; until then it may fail unseen.
     answer.catch(() => {});
     return { handle, answer };
   };
   try {
-    for (const [index, part] of parts.entries()) sent.push(sendPart(part, index));
+    for (const part of parts) sent.push(sendPart(part));
   } catch (error) {
     for (const { handle } of sent) handle.cancel(error);
     throw error;
@@ -138,11 +169,11 @@ function send(
 async function observe(
   handle: DispatchHandle,
   span: DispatchSpan | undefined,
-  report: (outcome: DispatchOutcome, bytesIn: number) => void,
+  report: (outcome: DispatchOutcome, bytesIn: number, times?: ShardTimes) => void,
 ): Promise<DispatchAnswer> {
   try {
     const answer = await handle.answer;
-    report("ok", answer.bytesIn);
+    report("ok", answer.bytesIn, answer.times);
     span?.end({ "moe.dispatch.bytes": handle.bytesOut + answer.bytesIn });
     return answer;
   } catch (error) {

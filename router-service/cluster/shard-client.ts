@@ -1,10 +1,10 @@
-/** Keeps one shard connected: hello, placement, ready; and again, with a growing pause, whenever the stream ends. */
+/** Keeps one shard connected: hello, placements, dispatches; and again, with a growing pause, whenever the stream ends. */
 
 import { errorMessage } from "../../core/error-message.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
-import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
-import { ShardLostError } from "./errors.ts";
+import type { RouterHello, ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expert.ts";
+import { PlacementRefusedError, ShardLostError } from "./errors.ts";
 import { ShardStream } from "./shard-stream.ts";
 
 /** A shard that accepts a connection says hello within this time. */
@@ -21,22 +21,25 @@ export function reconnectPauseMs(attempt: number, random: number): number {
   return full / 2 + (full / 2) * random;
 }
 
-/** Where a shard stands. */
+/** Where a shard stands; `epochs`: those of which it holds all that it was told to. */
 export type ShardState =
   | { readonly kind: "away"; readonly reason: string }
-  | { readonly kind: "ready"; readonly stream: ShardStream };
+  | {
+      readonly kind: "connected";
+      readonly stream: ShardStream;
+      readonly epochs: ReadonlySet<number>;
+    };
 
 /** What a client needs. */
 export interface ShardClientOptions {
   readonly address: string;
   readonly hello: RouterHello;
   readonly logger: Logger;
-  /** Judges the shard's hello and answers with its placement, once that is known. Rejects to refuse the shard. */
-  readonly onHello: (hello: ShardHello) => Promise<ShardPlacement>;
-  /** The shard holds its placement. */
-  readonly onReady: () => void;
-  /** A shard that was ready is gone. */
-  readonly onLost: (reason: string) => void;
+  /** Judges the shard's hello; gives what to place on it first, in order. Throws to refuse the shard. */
+  readonly onHello: (hello: ShardHello) => readonly ShardPlacement[];
+  readonly onStatus: (status: ShardStatus) => void;
+  /** The shard connected, holds one more placement, or is away for another reason. */
+  readonly onChange: () => void;
 }
 
 /** A shard, connected or not. */
@@ -46,6 +49,9 @@ export class ShardClient {
   readonly #loop: Promise<void>;
   #state: ShardState = { kind: "away", reason: "not connected yet" };
   #stream: ShardStream | undefined;
+  #epochs = new Set<number>();
+  /** On the present stream, by epoch. */
+  #placing = new Map<number, Promise<void>>();
   #loggedReason: string | undefined;
 
   constructor(options: ShardClientOptions) {
@@ -61,60 +67,96 @@ export class ShardClient {
     return this.#state;
   }
 
+  /**
+   * Has the shard hold a placement, and settles when it does; one that was sent on this stream is not sent again.
+   * Rejects with PlacementRefusedError where the shard refuses it, with ShardLostError where it is away or lost meanwhile.
+   */
+  place(placement: ShardPlacement): Promise<void> {
+    const state = this.#state;
+    if (state.kind === "away") {
+      return Promise.reject(new ShardLostError(`shard ${this.address}`, state.reason));
+    }
+    const known = this.#placing.get(placement.epoch);
+    if (known !== undefined) return known;
+    const placed = this.#place(state.stream, placement);
+    this.#placing.set(placement.epoch, placed);
+    return placed;
+  }
+
+  /** Tells the shard that nothing is dispatched to an epoch below this one any more. */
+  release(oldestLiveEpoch: number): void {
+    if (this.#state.kind === "away") return;
+    for (const epoch of this.#epochs) if (epoch < oldestLiveEpoch) this.#epochs.delete(epoch);
+    this.#state.stream.release(oldestLiveEpoch);
+  }
+
   /** Ends the stream and stops reconnecting. */
-  async close(): Promise<void> {
+  async close(reason = "the router is stopping"): Promise<void> {
     this.#stop.abort();
-    this.#stream?.end("the router is stopping");
+    this.#stream?.end(reason);
     await this.#loop;
+  }
+
+  async #place(stream: ShardStream, placement: ShardPlacement): Promise<void> {
+    const { address, logger, onChange } = this.#options;
+    try {
+      const ack = await stream.place(placement, PLACEMENT_TIMEOUT_MS);
+      logger.info({ shard: address, ...ack }, "placement resident on shard");
+    } catch (error) {
+      if (this.#stream === stream) this.#placing.delete(placement.epoch);
+      if (error instanceof PlacementRefusedError) {
+        logger.warn({ shard: address, reason: error.message }, "placement refused by shard");
+      } else {
+        stream.end(errorMessage(error));
+      }
+      throw error;
+    }
+    if (this.#stream !== stream) return;
+    this.#epochs.add(placement.epoch);
+    onChange();
   }
 
   async #keepConnected(): Promise<void> {
     const { address, logger } = this.#options;
     let attempt = 0;
     while (!this.#stop.signal.aborted) {
-      const wasReady = await this.#connectOnce();
+      const wasConnected = await this.#connectOnce();
       if (this.#stop.signal.aborted) return;
-      if (wasReady) attempt = 0;
+      if (wasConnected) attempt = 0;
       const pauseMs = reconnectPauseMs(attempt++, Math.random());
       logger.debug({ shard: address, attempt, pauseMs }, "connecting again");
       await pause(pauseMs, this.#stop.signal);
     }
   }
 
-  /** One stream from its begin to its end; whether it became ready. */
+  /** One stream from its begin to its end; whether it held a placement. */
   async #connectOnce(): Promise<boolean> {
-    const { address, hello, onHello, onReady, onLost, logger } = this.#options;
-    const stream = new ShardStream(address, `shard ${address}`);
+    const { address, hello, onHello, onStatus, onChange, logger } = this.#options;
+    const stream = new ShardStream(address, `shard ${address}`, onStatus);
     this.#stream = stream;
-    const gone = stream.ended.then((reason) => {
-      throw new ShardLostError(`shard ${address}`, reason);
-    });
-    gone.catch(() => {});
-    let ready = false;
+    this.#epochs = new Set();
+    this.#placing = new Map();
     try {
       const theirs = await stream.hello(hello, HELLO_TIMEOUT_MS);
       const { rank, adapter, conformanceTolerance: tolerance } = theirs;
       logger.info({ shard: address, rank, adapter, tolerance }, "shard says hello");
-      this.#state = { kind: "away", reason: "its placement is being loaded" };
-      const placement = await Promise.race([onHello(theirs), gone]);
-      const ack = await stream.place(placement, PLACEMENT_TIMEOUT_MS);
-      logger.info({ shard: address, rank, adapter, ...ack }, "shard ready");
-      this.#state = { kind: "ready", stream };
-      ready = true;
-      this.#loggedReason = undefined;
-      onReady();
+      const placements = onHello(theirs);
+      this.#state = { kind: "connected", stream, epochs: this.#epochs };
+      for (const placement of placements) this.place(placement).catch(() => {});
+      onChange();
     } catch (error) {
       stream.end(errorMessage(error));
     }
     const reason = await stream.ended;
+    const held = this.#epochs.size > 0;
     this.#state = { kind: "away", reason };
     // Once per reason: a shard that stays away would fill the log.
     if (reason !== this.#loggedReason && !this.#stop.signal.aborted) {
-      logger.warn({ shard: address, reason }, ready ? "shard lost" : "shard not ready");
+      logger.warn({ shard: address, reason }, held ? "shard lost" : "shard not ready");
     }
-    this.#loggedReason = reason;
-    if (ready) onLost(reason);
-    return ready;
+    this.#loggedReason = held ? undefined : reason;
+    onChange();
+    return held;
   }
 }
 

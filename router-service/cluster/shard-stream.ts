@@ -14,8 +14,14 @@ import type {
   RouterMessage,
   ShardHello,
   ShardMessage,
+  ShardStatus,
 } from "../../proto/gen/switchyard/v1/expert.ts";
-import { DispatchFailedError, DispatchTimeoutError, ShardLostError } from "./errors.ts";
+import {
+  DispatchFailedError,
+  DispatchTimeoutError,
+  PlacementRefusedError,
+  ShardLostError,
+} from "./errors.ts";
 
 const ExpertClient = makeGenericClientConstructor(expertServiceDefinition, "ExpertService");
 
@@ -65,15 +71,18 @@ export class ShardStream {
   readonly #call: Call;
   readonly #pending = new Map<number, Pending>();
   readonly #resolveEnded: (reason: string) => void;
+  readonly #onStatus: ((status: ShardStatus) => void) | undefined;
   #hello: Waiting<ShardHello> | undefined;
-  #ack: (Waiting<PlacementAck> & { readonly epoch: number }) | undefined;
+  /** By epoch. */
+  readonly #acks = new Map<number, Waiting<PlacementAck>>();
   #endReason: string | undefined;
   #nextDispatchId = 1;
-  #lastMessageAt = 0;
+  #lastMessageAt = performance.now();
 
-  /** Connects to `address`; `shard` names it in errors. */
-  constructor(address: string, shard: string) {
+  /** Connects to `address`; `shard` names it in errors. `onStatus` hears what the shard says of itself. */
+  constructor(address: string, shard: string, onStatus?: (status: ShardStatus) => void) {
     this.#shard = shard;
+    this.#onStatus = onStatus;
     const { promise, resolve } = Promise.withResolvers<string>();
     this.ended = promise;
     this.#resolveEnded = resolve;
@@ -94,14 +103,32 @@ export class ShardStream {
     return waiting.promise;
   }
 
-  /** Sends a placement and waits until it is resident. Rejects with ShardLostError when the stream ends or time is over. */
+  /** Milliseconds of performance.now() when the last message came; before the first, when the stream was opened. */
+  get lastMessageAt(): number {
+    return this.#lastMessageAt;
+  }
+
+  /**
+   * Sends a placement and waits until it is resident. Rejects with PlacementRefusedError, or with ShardLostError when the
+   * stream ends or time is over.
+   */
   place(placement: ShardPlacement, timeoutMs: number): Promise<PlacementAck> {
     const { epoch } = placement;
     const text = `placement ${epoch} is not acknowledged within ${timeoutMs} ms`;
     const waiting = this.#wait<PlacementAck>(text, timeoutMs);
-    this.#ack = { ...waiting, epoch };
+    this.#acks.set(epoch, waiting);
     this.#send({ $case: "placement", value: placement });
     return waiting.promise;
+  }
+
+  /** Tells the shard that nothing is dispatched to an epoch below this one any more. */
+  release(oldestLiveEpoch: number): void {
+    this.#send({ $case: "release", value: { oldestLiveEpoch } });
+  }
+
+  /** Tells the shard that it is to leave, or to stay after all. */
+  drain(cancel: boolean): void {
+    this.#send({ $case: "drain", value: { cancel } });
   }
 
   /** Sends rows; the shard has `timeoutMs` to answer. */
@@ -137,7 +164,7 @@ export class ShardStream {
     this.#endReason = reason;
     const error = new ShardLostError(this.#shard, reason);
     for (const dispatchId of this.#pending.keys()) this.#take(dispatchId)?.reject(error);
-    for (const waiting of [this.#hello, this.#ack]) {
+    for (const waiting of [this.#hello, ...this.#acks.values()]) {
       clearTimeout(waiting?.timer);
       waiting?.reject(error);
     }
@@ -195,12 +222,22 @@ export class ShardStream {
       clearTimeout(this.#hello?.timer);
       this.#hello?.resolve(kind.value);
     } else if (kind.$case === "placementAck") {
-      if (kind.value.epoch !== this.#ack?.epoch) {
+      const waiting = this.#acks.get(kind.value.epoch);
+      if (waiting === undefined) {
         this.end(`acknowledges placement ${kind.value.epoch}, which was not sent`);
         return;
       }
-      clearTimeout(this.#ack.timer);
-      this.#ack.resolve(kind.value);
+      this.#acks.delete(kind.value.epoch);
+      clearTimeout(waiting.timer);
+      waiting.resolve(kind.value);
+    } else if (kind.$case === "placementRefused") {
+      const { epoch, reason } = kind.value;
+      const waiting = this.#acks.get(epoch);
+      this.#acks.delete(epoch);
+      clearTimeout(waiting?.timer);
+      waiting?.reject(new PlacementRefusedError(this.#shard, epoch, reason));
+    } else if (kind.$case === "status") {
+      this.#onStatus?.(kind.value);
     } else if (kind.$case === "partialSum") {
       this.#onPartialSum(kind.value);
     } else if (kind.$case === "error") {

@@ -5,7 +5,7 @@ import fc from "fast-check";
 
 import { packRows, unpackRows } from "../../../core/wire-rows.ts";
 import { NO_EXPERT } from "../../../core/wire.ts";
-import { combine, splitByShard } from "../../../router-service/cluster/dispatch.ts";
+import { allPairs, combine, splitByRank } from "../../../router-service/cluster/dispatch.ts";
 
 describe("splitting a batch by shard", () => {
   const routing = {
@@ -14,30 +14,45 @@ describe("splitting a batch by shard", () => {
     topK: 2,
   };
   const rows = packRows(Float32Array.of(1, 2, 3, 4, 5, 6), 2, "f16");
-  const locations = Uint16Array.of(0, 0, 0, 1, 1, 1);
+  const pairs = allPairs(routing, 6);
+  const ranks = Uint16Array.of(0, 1, 0, 0, 1, 1);
 
   it("sends each shard only the rows that have an expert there", () => {
-    const [first, second, ...others] = splitByShard(rows, routing, locations, 3);
+    const [first, second, ...others] = splitByRank(rows, routing, pairs, ranks);
     assert.deepEqual(others, []);
-    assert.equal(first.shard, 0);
+    assert.equal(first.rank, 0);
     assert.deepEqual([...first.tokens], [0, 1]);
     assert.deepEqual([...unpackRows(first.rows, 2)], [1, 2, 3, 4]);
     assert.deepEqual([...first.expertIds], [0, NO_EXPERT, 1, 2]);
     assert.deepEqual(first.topkWeights, Float32Array.of(0.1, 0, 0.3, 0.4));
-    assert.equal(second.shard, 1);
+    assert.equal(second.rank, 1);
+    assert.deepEqual([...second.pairs], [1, 4, 5]);
     assert.deepEqual([...second.tokens], [0, 2]);
     assert.deepEqual([...unpackRows(second.rows, 2)], [1, 2, 5, 6]);
     assert.deepEqual([...second.expertIds], [NO_EXPERT, 5, 4, 3]);
   });
 
+  it("splits some of the pairs, as after a shard's failure", () => {
+    const [only, ...others] = splitByRank(
+      rows,
+      routing,
+      Uint32Array.of(1, 5),
+      Uint16Array.of(7, 7),
+    );
+    assert.deepEqual(others, []);
+    assert.deepEqual([...only.tokens], [0, 2]);
+    assert.deepEqual([...only.expertIds], [NO_EXPERT, 5, NO_EXPERT, 3]);
+    assert.deepEqual(only.topkWeights, Float32Array.of(0, 0.2, 0, 0.6));
+  });
+
   it("does not copy rows for a shard that gets them all", () => {
-    const everywhere = splitByShard(rows, routing, new Uint16Array(6), 1);
+    const everywhere = splitByRank(rows, routing, pairs, new Uint16Array(6));
     assert.equal(everywhere[0].rows, rows);
   });
 
   it("refuses an expert that the layer does not have", () => {
     const wrong = { ...routing, ids: Uint32Array.of(0, 5, 1, 2, 4, 6) };
-    assert.throws(() => splitByShard(rows, wrong, locations, 3), /expert 6.* 6/);
+    assert.throws(() => allPairs(wrong, 6), /expert 6.* 6/);
   });
 
   it("loses and doubles no expert of any row, for any routing and placement", () => {
@@ -56,11 +71,11 @@ describe("splitting a batch by shard", () => {
           const weights = Float32Array.from(ids, (_, i) => i + 1);
           const hidden = Float32Array.from({ length: numTokens }, (_, i) => i);
 
-          const parts = splitByShard(
+          const parts = splitByRank(
             packRows(hidden, 1, wire),
             { ids, weights, topK },
-            Uint16Array.from(places),
-            4,
+            allPairs({ ids, weights, topK }, places.length),
+            Uint16Array.from(ids, (id) => places[id]),
           );
           const seen = new Map<number, number>();
           for (const part of parts) {
@@ -72,7 +87,7 @@ describe("splitting a batch by shard", () => {
                 if (id === NO_EXPERT) continue;
                 const at = token * topK + k;
                 assert.equal(ids[at], id);
-                assert.equal(places[id], part.shard);
+                assert.equal(places[id], part.rank);
                 assert.equal(part.topkWeights[row * topK + k], weights[at]);
                 seen.set(at, (seen.get(at) ?? 0) + 1);
               }

@@ -12,6 +12,7 @@ import { plainFloats } from "../../../core/packing/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../../core/tensor.ts";
 import { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
 import { planCluster } from "../../../router-service/cluster/plan.ts";
+import { shardPlacement } from "../../../router-service/cluster/shard-placement.ts";
 import { TINY_MODEL } from "../../support/cluster.ts";
 import {
   asFormatKeeps,
@@ -35,20 +36,18 @@ test("a cluster keeps experts of an MXFP4 checkpoint in MXFP4, unless a member a
       ShardHello.fromPartial({ rank, weights: "auto", shaderF16: true, experts, memoryBytes }),
     );
   const router = { weights: "auto", shaderF16: true, experts: "auto", config } as const;
-  const { formats, shards } = planCluster(
-    { ...router, storedExperts },
-    hellos("auto", halfInMxfp4),
-  );
-  assert.equal(formats.experts, "mxfp4");
-  assert.equal(formats.weights, "f16");
-  for (const { placement } of shards) {
+  const plan = planCluster({ ...router, storedExperts }, hellos("auto", halfInMxfp4));
+  assert.equal(plan.experts, "mxfp4");
+  assert.equal(plan.weights, "f16");
+  for (const rank of [0, 1]) {
+    const placement = shardPlacement(plan, rank, undefined, 1);
     assert.equal(formatFromWire(placement.expertFormat), "mxfp4");
     assert.equal(placement.layers[0].experts.length, 4);
   }
   const asked = planCluster({ ...router, storedExperts }, hellos("f16", 2 ** 30));
-  assert.equal(asked.formats.experts, "f16");
+  assert.equal(asked.experts, "f16");
   const floats = planCluster({ ...router, storedExperts: undefined }, hellos("auto", 2 ** 30));
-  assert.equal(floats.formats.experts, "f16");
+  assert.equal(floats.experts, "f16");
 });
 
 test("two shards hold each expert in the format that flag and overlay name, and sum accordingly", async (t) => {

@@ -3,12 +3,9 @@ import { describe, it } from "node:test";
 
 import fc from "fast-check";
 
-import { placementCrc } from "../../../core/wire.ts";
 import { PlacementError } from "../../../router-service/cluster/errors.ts";
 import {
-  type ClusterFormats,
   expertsPerShard,
-  firstPlacementMessage,
   planFirstPlacement,
 } from "../../../router-service/cluster/first-placement.ts";
 
@@ -71,35 +68,5 @@ describe("the first placement", () => {
         },
       ),
     );
-  });
-
-  it("becomes a message with every layer, whole experts and its checksum", () => {
-    const formats: ClusterFormats = {
-      weights: "f16",
-      experts: "int4-g32",
-      formatOf: (layer, expert) => (layer === 3 && expert === 2 ? "int8" : "int4-g32"),
-    };
-    const placement = firstPlacementMessage([1, 3], { from: 2, to: 4 }, formats);
-    assert.equal(placement.epoch, 1);
-    assert.equal(placement.weights, 1);
-    assert.equal(placement.expertFormat, 4);
-    assert.deepEqual(placement.layers, [
-      {
-        layer: 1,
-        experts: [
-          { expertId: 2, splitWeight: 1, format: 0 },
-          { expertId: 3, splitWeight: 1, format: 0 },
-        ],
-      },
-      {
-        layer: 3,
-        experts: [
-          { expertId: 2, splitWeight: 1, format: 3 },
-          { expertId: 3, splitWeight: 1, format: 0 },
-        ],
-      },
-    ]);
-    assert.equal(placement.crc32, placementCrc(placement));
-    assert.deepEqual(firstPlacementMessage([1, 3], { from: 4, to: 4 }, formats).layers, []);
   });
 });

@@ -4,7 +4,6 @@ import { after, before, describe, it } from "node:test";
 import { Server, type ServerDuplexStream } from "@grpc/grpc-js";
 import fc from "fast-check";
 
-import { allIn } from "../../../core/expert-format.ts";
 import { bindServer, serverOptions, stopServer } from "../../../core/platform/grpc.ts";
 import { encodePartialSum } from "../../../core/wire.ts";
 import {
@@ -14,12 +13,12 @@ import {
   type RouterMessage,
   type ShardMessage,
 } from "../../../proto/gen/switchyard/v1/expert.ts";
-import { firstPlacementMessage } from "../../../router-service/cluster/first-placement.ts";
 import {
   DispatchFailedError,
   DispatchTimeoutError,
   ShardLostError,
 } from "../../../router-service/cluster/errors.ts";
+import { shardPlacement } from "../../../router-service/cluster/shard-placement.ts";
 import { ShardStream } from "../../../router-service/cluster/shard-stream.ts";
 import { packRows } from "../../../core/wire-rows.ts";
 import { testValues } from "../../support/expert-reference.ts";
@@ -163,15 +162,9 @@ describe("a stream to a shard", () => {
     script = () => {};
     const mute = new ShardStream(address, "shard 1");
     await assert.rejects(mute.hello(HELLO, 50), /shard 1 is lost: no hello within 50 ms/);
-    const placement = firstPlacementMessage(
-      [0],
-      { from: 0, to: 1 },
-      {
-        weights: "f32",
-        experts: "f32",
-        formatOf: allIn("f32"),
-      },
-    );
+    const layers = new Map([[0, [[{ rank: 1, share: 1 }]]]]);
+    const stored = { placement: { epoch: 1, layers }, weights: "f32", experts: "f32" } as const;
+    const placement = shardPlacement(stored, 1, undefined, 1);
     const lazy = new ShardStream(address, "shard 1");
     await assert.rejects(lazy.place(placement, 50), /placement 1 is not acknowledged within 50 ms/);
     const ack = { numExperts: 1, residentBytes: 1, checkpointBytesRead: 1 };

@@ -1,0 +1,36 @@
+/** Lets many wait for the next change of a thing. */
+
+/** A change that can be waited for. */
+export class Changes {
+  #next = Promise.withResolvers<void>();
+
+  /** Settles at the next `notify`. */
+  get next(): Promise<void> {
+    return this.#next.promise;
+  }
+
+  notify(): void {
+    const { resolve } = this.#next;
+    this.#next = Promise.withResolvers<void>();
+    resolve();
+  }
+}
+
+/** Settles at the next change, or after `timeoutMs`. Rejects with the signal's reason. */
+export async function changeOrAbort(
+  changes: Changes,
+  signal: AbortSignal | undefined,
+  timeoutMs?: number,
+): Promise<void> {
+  signal?.throwIfAborted();
+  const over = Promise.withResolvers<void>();
+  const onAbort = () => over.reject(signal?.reason);
+  signal?.addEventListener("abort", onAbort);
+  const timer = timeoutMs === undefined ? undefined : setTimeout(over.resolve, timeoutMs);
+  try {
+    await Promise.race([changes.next, over.promise]);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", onAbort);
+  }
+}
