@@ -47,6 +47,18 @@ export type StoredExpert = ExpertWeights<StoredMatrix>;
 /** Slot id of a row's expert that is not on this device; it adds nothing to the row's sum. */
 export const NO_SLOT = 0xffffffff;
 
+/** Slots that are to take the place of a layer's, made beside them: until `commit` or `discard` both take memory. */
+export interface NewSlots {
+  /**
+   * Puts them in force: experts that stay are copied on the device, the old slots are freed. A run that is called before
+   * sees the old slots, one after it the new ones. Throws while a run is under way, or where the layer's slots have
+   * changed since; the old ones stay then.
+   */
+  commit(): void;
+  /** Frees them; the old ones stay. */
+  discard(): void;
+}
+
 /**
  * Holds expert weights in slots, per layer, and computes weighted partial sums over them.
  * Runs are answered one after another, in the order of the calls.
@@ -68,6 +80,28 @@ export interface ExpertDevice {
   load(layer: number, slot: number, weights: StoredExpert): void;
   /** Puts an expert that `packExpert` has converted into a slot. Throws RangeError where slot or format does not fit. */
   loadPacked(layer: number, slot: number, expert: PackedExpert): void;
+  /**
+   * The same a part at a time, of about `partBytes` each, so that runs come in between: yields the bytes of each part as it
+   * is written. The slot holds its expert when the generator is done; it must not change meanwhile.
+   */
+  loadParts(
+    layer: number,
+    slot: number,
+    expert: PackedExpert,
+    partBytes: number,
+  ): Generator<number, void>;
+  /** The expert in a slot as it was packed. Rejects with RangeError where there is none. */
+  read(layer: number, slot: number): Promise<PackedExpert>;
+  /**
+   * Makes other slots for a layer, one per format: slot i will have the expert of the present slot from[i], or be empty
+   * where that is NO_SLOT or empty itself. Until then the layer takes memory for both. Rejects with OutOfDeviceMemoryError
+   * naming bytes and limit, RangeError where a format or a slot does not fit; the present slots stay.
+   */
+  rearrange(
+    layer: number,
+    formats: readonly ExpertFormat[],
+    from: readonly number[],
+  ): Promise<NewSlots>;
   /** Settles when what was loaded is in device memory, and the host does not hold it any more. */
   settled(): Promise<void>;
   /**
@@ -131,6 +165,32 @@ export function slotFormat(
     throw new RangeError(`layer ${layer} slot ${slot}: the layer has ${formats.length} slots`);
   }
   return formats[slot];
+}
+
+/** Checks the arguments of `ExpertDevice.rearrange` against a layer's present formats. Throws RangeError. */
+export function checkSources(
+  layer: number,
+  formats: readonly ExpertFormat[],
+  from: readonly number[],
+  present: readonly ExpertFormat[],
+): void {
+  if (from.length !== formats.length) {
+    throw new RangeError(`layer ${layer}: ${formats.length} slots from ${from.length}`);
+  }
+  for (const [slot, source] of from.entries()) {
+    if (source === NO_SLOT) continue;
+    const format = slotFormat(layer, source, present);
+    if (format === formats[slot]) continue;
+    throw new RangeError(
+      `layer ${layer} slot ${slot}: in ${formats[slot]}, slot ${source} that it comes from is in ${format}`,
+    );
+  }
+}
+
+/** Throws where slots can not be put in force now: a run is under way, or others have taken the place of `old`. */
+export function checkCommit(layer: number, runs: number, old: unknown, present: unknown): void {
+  if (runs > 0) throw new Error(`layer ${layer}: its slots can not change during a run`);
+  if (old !== present) throw new Error(`layer ${layer}: its slots have changed meanwhile`);
 }
 
 /** Checks that an expert is packed as its slot wants it; `name` is the slot's. Throws RangeError. */

@@ -1,9 +1,11 @@
 /** Expert FFNs on the CPU in plain loops: the oracle of the GPU's, and what `--device cpu` computes with. */
 
-import type { ExpertDevice, ExpertSizes, StoredExpert } from "../expert-device.ts";
+import type { ExpertDevice, ExpertSizes, NewSlots, StoredExpert } from "../expert-device.ts";
 import {
+  checkCommit,
   checkPacked,
   checkRun,
+  checkSources,
   NO_SLOT,
   OutOfDeviceMemoryError,
   slotFormat,
@@ -51,6 +53,8 @@ class CpuExpertDevice implements ExpertDevice {
   readonly #config: CpuExpertDeviceConfig;
   readonly #layers = new Map<number, Layer>();
   #tail: Promise<unknown> = Promise.resolve();
+  /** Called and not answered. */
+  #runs = 0;
   #closed = false;
 
   constructor(config: CpuExpertDeviceConfig) {
@@ -59,15 +63,7 @@ class CpuExpertDevice implements ExpertDevice {
 
   allocate(layer: number, formats: readonly ExpertFormat[]): void {
     if (this.#layers.has(layer)) throw new RangeError(`layer ${layer} already has slots`);
-    const bytes = this.#bytesOf(formats);
-    const left = (this.#config.memoryBytes ?? Number.POSITIVE_INFINITY) - this.residentBytes();
-    if (bytes > left) {
-      throw new OutOfDeviceMemoryError(
-        `layer ${layer} with ${formats.length} experts`,
-        bytes,
-        left,
-      );
-    }
+    this.#checkMemory(layer, formats, []);
     this.#layers.set(layer, {
       formats: [...formats],
       experts: Array.from({ length: formats.length }),
@@ -86,6 +82,36 @@ class CpuExpertDevice implements ExpertDevice {
     of.experts[slot] = expert;
   }
 
+  *loadParts(layer: number, slot: number, expert: PackedExpert): Generator<number, void> {
+    this.loadPacked(layer, slot, expert);
+    yield expertBytes(this.#config, expert.format);
+  }
+
+  async read(layer: number, slot: number): Promise<PackedExpert> {
+    const expert = this.#layer(layer).experts[slot];
+    if (expert === undefined) {
+      throw new RangeError(`layer ${layer} slot ${slot}: no expert is loaded`);
+    }
+    return expert;
+  }
+
+  async rearrange(
+    layer: number,
+    formats: readonly ExpertFormat[],
+    from: readonly number[],
+  ): Promise<NewSlots> {
+    const old = this.#layers.get(layer);
+    checkSources(layer, formats, from, old?.formats ?? []);
+    // Experts are not copied here: what they take is never held twice.
+    this.#checkMemory(layer, formats, old?.formats ?? []);
+    const commit = () => {
+      checkCommit(layer, this.#runs, old, this.#layers.get(layer));
+      const experts = from.map((slot) => old?.experts[slot]);
+      this.#layers.set(layer, { formats: [...formats], experts });
+    };
+    return { commit, discard: () => {} };
+  }
+
   async settled(): Promise<void> {}
 
   run(
@@ -94,7 +120,10 @@ class CpuExpertDevice implements ExpertDevice {
     slots: Uint32Array,
     weights: Float32Array,
   ): Promise<Float32Array> {
-    const result = this.#tail.then(() => this.#runNow(layer, rows, slots, weights));
+    this.#runs++;
+    const result = this.#tail
+      .then(() => this.#runNow(layer, rows, slots, weights))
+      .finally(() => this.#runs--);
     this.#tail = result.catch(() => {});
     return result;
   }
@@ -135,6 +164,19 @@ class CpuExpertDevice implements ExpertDevice {
   close(): void {
     this.#closed = true;
     this.#layers.clear();
+  }
+
+  /** Throws OutOfDeviceMemoryError where a layer can not have these slots in place of others. */
+  #checkMemory(
+    layer: number,
+    formats: readonly ExpertFormat[],
+    instead: readonly ExpertFormat[],
+  ): void {
+    const bytes = this.#bytesOf(formats);
+    const limit = this.#config.memoryBytes ?? Number.POSITIVE_INFINITY;
+    const left = limit - this.residentBytes() + this.#bytesOf(instead);
+    if (bytes <= left) return;
+    throw new OutOfDeviceMemoryError(`layer ${layer} with ${formats.length} experts`, bytes, left);
   }
 
   #bytesOf(formats: readonly ExpertFormat[]): number {

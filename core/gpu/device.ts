@@ -183,6 +183,24 @@ export const READ_BACK = 0x01 | 0x08;
  * Throws OutOfDeviceMemoryError where a limit of the device is passed; where the driver has no memory left the device counts as lost, with the same message.
  */
 export function allocate(gpu: Gpu, label: string, size: number, usage: number): GPUBuffer {
+  const { buffer, failure } = tryAllocate(gpu, label, size, usage);
+  void (async () => {
+    const reason = await failure;
+    if (reason !== undefined) gpu.fail(reason);
+  })();
+  return buffer;
+}
+
+/** A buffer whose memory the driver may refuse. */
+export interface TriedBuffer {
+  readonly buffer: GPUBuffer;
+  readonly bytes: number;
+  /** Settles with the reason where the driver has no memory for it, else with undefined. */
+  readonly failure: Promise<string | undefined>;
+}
+
+/** The same for those who can do without: only the result tells that the driver has no memory left. Throws as `allocate`. */
+export function tryAllocate(gpu: Gpu, label: string, size: number, usage: number): TriedBuffer {
   const limits = gpu.device.limits;
   const bytes = Math.max(16, Math.ceil(size / 16) * 16);
   const limit =
@@ -194,15 +212,13 @@ export function allocate(gpu: Gpu, label: string, size: number, usage: number): 
   }
   gpu.device.pushErrorScope("out-of-memory");
   const buffer = gpu.device.createBuffer({ label, size: bytes, usage });
-  void (async () => {
+  const failureOf = async () => {
     const error = await gpu.device.popErrorScope();
-    if (error !== null) {
-      gpu.fail(
-        `out of device memory: ${label}, ${bytes} bytes on ${gpu.adapter}: ${error.message}`,
-      );
-    }
-  })();
-  return buffer;
+    return error === null
+      ? undefined
+      : `out of device memory: ${label}, ${bytes} bytes on ${gpu.adapter}: ${error.message}`;
+  };
+  return { buffer, bytes, failure: failureOf() };
 }
 
 /** Writes data at a byte offset; by its bytes, as `webgpu` ends the process by SIGFPE over a Float16Array. */

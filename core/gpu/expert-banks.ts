@@ -2,8 +2,10 @@
 
 import { type ExpertSizes, NO_SLOT, OutOfDeviceMemoryError } from "../expert-device.ts";
 import { type ExpertFormat, rowScaleWords, rowWords } from "../expert-format.ts";
-import type { PackedExpert } from "../weights.ts";
-import { allocate, type Gpu, STORAGE, write } from "./device.ts";
+import { expertOf, partsOf } from "../packed-bytes.ts";
+import { expertBytes, type PackedExpert } from "../weights.ts";
+import { allocate, type Gpu, READ_BACK, STORAGE, tryAllocate, write } from "./device.ts";
+import { mapForReading } from "./polling.ts";
 
 /** Weights of one half of an expert, for all slots of a bank. */
 export interface BankHalf {
@@ -89,11 +91,22 @@ function makeBank(
   };
 }
 
+/** A stretch of a bank's buffer: one part of one expert. */
+interface Stretch {
+  readonly buffer: GPUBuffer;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** Makes one buffer of a bank. */
+type MakeBuffer = (label: string, bytes: number) => GPUBuffer;
+
 /** Weights of a layer's slots. */
 export class ExpertBanks {
   readonly banks: readonly Bank[];
   readonly formats: readonly ExpertFormat[];
   readonly #gpu: Gpu;
+  readonly #sizes: ExpertSizes;
   readonly #loaded: boolean[];
   /** By slot. */
   readonly #bankOf: readonly { readonly bank: number; readonly place: number }[];
@@ -105,8 +118,10 @@ export class ExpertBanks {
     label: string,
     formats: readonly ExpertFormat[],
     bankBytes: number,
+    makeBuffer: MakeBuffer = (name, bytes) => allocate(gpu, name, bytes, STORAGE),
   ) {
     this.#gpu = gpu;
+    this.#sizes = sizes;
     this.formats = [...formats];
     this.#loaded = formats.map(() => false);
     const plans = planBanks(formats, sizes, bankBytes);
@@ -118,7 +133,7 @@ export class ExpertBanks {
     const banks: Bank[] = [];
     const buffers: GPUBuffer[] = [];
     const make = (part: string, bytes: number) => {
-      const buffer = allocate(gpu, `${label}: ${part}`, bytes, STORAGE);
+      const buffer = makeBuffer(`${label}: ${part}`, bytes);
       buffers.push(buffer);
       return buffer;
     };
@@ -136,6 +151,31 @@ export class ExpertBanks {
     this.banks = banks;
   }
 
+  /** Allocates empty slots where there is memory for them. Rejects with OutOfDeviceMemoryError, with nothing left allocated. */
+  static async tried(
+    gpu: Gpu,
+    sizes: ExpertSizes,
+    label: string,
+    formats: readonly ExpertFormat[],
+    bankBytes: number,
+  ): Promise<ExpertBanks> {
+    const tried: { readonly bytes: number; readonly failure: Promise<string | undefined> }[] = [];
+    const banks = new ExpertBanks(gpu, sizes, label, formats, bankBytes, (name, size) => {
+      const { buffer, bytes, failure } = tryAllocate(gpu, name, size, STORAGE);
+      tried.push({ bytes, failure });
+      return buffer;
+    });
+    const failed = await Promise.all(
+      tried.map(async ({ bytes, failure }) => ((await failure) === undefined ? 0 : bytes)),
+    );
+    const missing = failed.reduce((sum, bytes) => sum + bytes, 0);
+    if (missing === 0) return banks;
+    banks.destroy();
+    const needed = tried.reduce((sum, { bytes }) => sum + bytes, 0);
+    const what = `${label} with ${formats.length} experts on ${gpu.adapter}`;
+    throw new OutOfDeviceMemoryError(what, needed, needed - missing);
+  }
+
   /** Whether a slot holds an expert. */
   holds(slot: number): boolean {
     return this.#loaded[slot] ?? false;
@@ -143,23 +183,85 @@ export class ExpertBanks {
 
   /** Puts an expert of the slot's format into it. */
   put(slot: number, expert: PackedExpert): void {
-    const { bank, place } = this.#bankOf[slot];
-    const { gateUp, down } = this.banks[bank];
-    const { gate, up, biases } = expert;
-    const putInto = (buffer: GPUBuffer, index: number, data: Uint32Array | Float32Array) => {
-      if (data.length > 0) write(this.#gpu, buffer, index * data.byteLength, data);
-    };
-    for (const part of ["weights", "scales"] as const) {
-      putInto(gateUp[part], 2 * place, gate[part]);
-      putInto(gateUp[part], 2 * place + 1, up[part]);
-      putInto(down[part], place, expert.down[part]);
-    }
-    if (biases !== undefined) {
-      putInto(gateUp.biases, 2 * place, biases.gate);
-      putInto(gateUp.biases, 2 * place + 1, biases.up);
-      putInto(down.biases, place, biases.down);
+    for (const _ of this.putParts(slot, expert, Number.POSITIVE_INFINITY));
+  }
+
+  /** The same in parts of at most `partBytes`, or of one word; yields the bytes of each. */
+  *putParts(slot: number, expert: PackedExpert, partBytes: number): Generator<number, void> {
+    this.#loaded[slot] = false;
+    const stretches = this.#stretches(slot);
+    for (const [index, data] of partsOf(expert).entries()) {
+      const { buffer, offset } = stretches[index];
+      const length = Math.max(1, Math.floor(partBytes / 4));
+      for (let from = 0; from < data.length; from += length) {
+        const part = data.subarray(from, from + length);
+        write(this.#gpu, buffer, offset + 4 * from, part);
+        yield part.byteLength;
+      }
     }
     this.#loaded[slot] = true;
+  }
+
+  /** The expert in a slot, as it is when this is called. */
+  async read(slot: number): Promise<PackedExpert> {
+    const { device } = this.#gpu;
+    const format = this.formats[slot];
+    const bytes = expertBytes(this.#sizes, format);
+    const staging = allocate(this.#gpu, "read-back of an expert", bytes, READ_BACK);
+    try {
+      const encoder = device.createCommandEncoder();
+      let at = 0;
+      for (const part of this.#stretches(slot)) {
+        if (part.bytes > 0) {
+          encoder.copyBufferToBuffer(part.buffer, part.offset, staging, at, part.bytes);
+        }
+        at += part.bytes;
+      }
+      device.queue.submit([encoder.finish()]);
+      await mapForReading(staging, bytes);
+      return expertOf(this.#sizes, format, new Uint8Array(staging.getMappedRange(0, bytes)));
+    } finally {
+      staging.destroy();
+    }
+  }
+
+  /** Encodes the copies of experts from another layer's banks: slot i takes that of from[i], where there is one. */
+  copyFrom(encoder: GPUCommandEncoder, other: ExpertBanks, from: readonly number[]): void {
+    for (const [slot, source] of from.entries()) {
+      if (!other.holds(source)) continue;
+      const targets = this.#stretches(slot);
+      for (const [index, { buffer, offset, bytes }] of other.#stretches(source).entries()) {
+        const to = targets[index];
+        if (bytes > 0) encoder.copyBufferToBuffer(buffer, offset, to.buffer, to.offset, bytes);
+      }
+      this.#loaded[slot] = true;
+    }
+  }
+
+  /** Where a slot's parts lie, in the order of `partsOf`. */
+  #stretches(slot: number): Stretch[] {
+    const { bank, place } = this.#bankOf[slot];
+    const { format, gateUp, down } = this.banks[bank];
+    const { hiddenSize, expertIntermediateSize, expertBias } = this.#sizes;
+    const of = (half: BankHalf, index: number, rows: number, columns: number): Stretch[] => {
+      const stretch = (buffer: GPUBuffer, words: number) => {
+        const bytes = 4 * rows * words;
+        return { buffer, offset: index * bytes, bytes };
+      };
+      return [
+        stretch(half.weights, rowWords(format, columns)),
+        stretch(half.scales, rowScaleWords(format, columns)),
+        stretch(half.biases, expertBias ? 1 : 0),
+      ];
+    };
+    const gate = of(gateUp, 2 * place, expertIntermediateSize, hiddenSize);
+    const up = of(gateUp, 2 * place + 1, expertIntermediateSize, hiddenSize);
+    const downs = of(down, place, hiddenSize, expertIntermediateSize);
+    const all = [gate, up, downs];
+    return [
+      ...all.flatMap(([weights, scales]) => [weights, scales]),
+      ...(expertBias ? all.map(([, , biases]) => biases) : []),
+    ];
   }
 
   destroy(): void {

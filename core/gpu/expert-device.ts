@@ -5,6 +5,7 @@ import {
   checkRun,
   type ExpertDevice,
   type ExpertSizes,
+  type NewSlots,
   type StoredExpert,
 } from "../expert-device.ts";
 import type { ExpertFormat } from "../expert-format.ts";
@@ -82,6 +83,8 @@ class GpuExpertDevice implements ExpertDevice {
   readonly #buffers: RunBuffers;
   readonly #routing: Uint32Array<ArrayBuffer>;
   #tail: Promise<unknown> = Promise.resolve();
+  /** Called and not answered. */
+  #runs = 0;
   #closed = false;
 
   constructor(gpu: Gpu, sizes: ExpertSizes, ffn: GpuExpertFfn, buffers: RunBuffers) {
@@ -115,6 +118,27 @@ class GpuExpertDevice implements ExpertDevice {
     this.#ffn.loadPacked(layer, slot, expert);
   }
 
+  loadParts(
+    layer: number,
+    slot: number,
+    expert: PackedExpert,
+    partBytes: number,
+  ): Generator<number, void> {
+    return this.#ffn.loadParts(layer, slot, expert, partBytes);
+  }
+
+  read(layer: number, slot: number): Promise<PackedExpert> {
+    return this.#ffn.read(layer, slot);
+  }
+
+  rearrange(
+    layer: number,
+    formats: readonly ExpertFormat[],
+    from: readonly number[],
+  ): Promise<NewSlots> {
+    return this.#ffn.rearrange(layer, formats, from, () => this.#runs);
+  }
+
   settled(): Promise<void> {
     return settleWrites(this.#gpu);
   }
@@ -125,7 +149,10 @@ class GpuExpertDevice implements ExpertDevice {
     slots: Uint32Array,
     weights: Float32Array,
   ): Promise<Float32Array> {
-    const result = this.#tail.then(() => this.#runNow(layer, rows, slots, weights));
+    this.#runs++;
+    const result = this.#tail
+      .then(() => this.#runNow(layer, rows, slots, weights))
+      .finally(() => this.#runs--);
     this.#tail = result.catch(() => {});
     return result;
   }

@@ -1,8 +1,11 @@
 /** Routed experts on a GPU: weights in slots, per layer, and the kernels over them. Encodes only; who submits is the caller's business. */
 
 import {
+  checkCommit,
   checkPacked,
+  checkSources,
   type ExpertSizes,
+  type NewSlots,
   type StoredExpert,
   NO_SLOT,
   slotFormat,
@@ -122,6 +125,42 @@ export class GpuExpertFfn {
   /** Makes empty slots for a layer, one per format. Throws RangeError, SlotLimitError, OutOfDeviceMemoryError. */
   allocate(layer: number, formats: readonly ExpertFormat[]): void {
     if (this.#layers.has(layer)) throw new RangeError(`layer ${layer} already has slots`);
+    this.#checkFormats(layer, formats);
+    const label = `layer ${layer}`;
+    const banks = new ExpertBanks(this.#gpu, this.#sizes, label, formats, this.#bankBytes);
+    this.#layers.set(layer, { banks, regimes: this.#bind(layer, banks) });
+  }
+
+  /**
+   * As `ExpertDevice.rearrange`. What was submitted before `commit` computes by the old slots.
+   * @param runs runs under way now, for `commit` to refuse
+   */
+  async rearrange(
+    layer: number,
+    formats: readonly ExpertFormat[],
+    from: readonly number[],
+    runs: () => number,
+  ): Promise<NewSlots> {
+    const old = this.#layers.get(layer);
+    this.#checkFormats(layer, formats);
+    checkSources(layer, formats, from, old?.banks.formats ?? []);
+    const label = `layer ${layer}`;
+    const banks = await ExpertBanks.tried(this.#gpu, this.#sizes, label, formats, this.#bankBytes);
+    const { device } = this.#gpu;
+    const commit = () => {
+      checkCommit(layer, runs(), old, this.#layers.get(layer));
+      if (old !== undefined) {
+        const encoder = device.createCommandEncoder();
+        banks.copyFrom(encoder, old.banks, from);
+        device.queue.submit([encoder.finish()]);
+        old.banks.destroy();
+      }
+      this.#layers.set(layer, { banks, regimes: this.#bind(layer, banks) });
+    };
+    return { commit, discard: () => banks.destroy() };
+  }
+
+  #checkFormats(layer: number, formats: readonly ExpertFormat[]): void {
     if (formats.length > this.#maxSlots) {
       throw new SlotLimitError(
         `layer ${layer}: ${formats.length} experts on one GPU, at most ${this.#maxSlots}`,
@@ -132,9 +171,6 @@ export class GpuExpertFfn {
       const known = this.#compiled.formats.join(", ");
       throw new RangeError(`layer ${layer}: a slot in ${format}, the device is for ${known}`);
     }
-    const label = `layer ${layer}`;
-    const banks = new ExpertBanks(this.#gpu, this.#sizes, label, formats, this.#bankBytes);
-    this.#layers.set(layer, { banks, regimes: this.#bind(layer, banks) });
   }
 
   /** Puts an expert into a slot. Throws RangeError where slot or shape does not fit, WeightOverflowError. */
@@ -149,6 +185,27 @@ export class GpuExpertFfn {
     const { banks } = this.#layer(layer);
     checkPacked(`layer ${layer} slot ${slot}`, expert, slotFormat(layer, slot, banks.formats));
     banks.put(slot, expert);
+  }
+
+  /** As `ExpertDevice.loadParts`. */
+  loadParts(
+    layer: number,
+    slot: number,
+    expert: PackedExpert,
+    partBytes: number,
+  ): Generator<number, void> {
+    const { banks } = this.#layer(layer);
+    checkPacked(`layer ${layer} slot ${slot}`, expert, slotFormat(layer, slot, banks.formats));
+    return banks.putParts(slot, expert, partBytes);
+  }
+
+  /** As `ExpertDevice.read`. */
+  async read(layer: number, slot: number): Promise<PackedExpert> {
+    const { banks } = this.#layer(layer);
+    if (!banks.holds(slot)) {
+      throw new RangeError(`layer ${layer} slot ${slot}: no expert is loaded`);
+    }
+    return banks.read(slot);
   }
 
   /** Whether a slot holds an expert. Throws RangeError where the layer has no slots. */

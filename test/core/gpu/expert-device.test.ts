@@ -14,6 +14,7 @@ import {
   type ExpertDeviceFactory,
 } from "../../support/expert-device-contract.ts";
 import { expertFormatContract } from "../../support/expert-format-contract.ts";
+import { rearrangeContract } from "../../support/rearrange-contract.ts";
 import { assertClose, testExpert, testRun } from "../../support/expert-reference.ts";
 
 const gpu = await openGpu();
@@ -22,6 +23,7 @@ after(() => gpu.close());
 const create: ExpertDeviceFactory = (sizes, formats) => createGpuExpertDevice(gpu, sizes, formats);
 
 expertDeviceContract("the GPU's device", create);
+rearrangeContract("the GPU's device", create);
 // f32 is the other suite's; g64 differs from its neighbours by a constant.
 expertFormatContract("the GPU's device", create, ["f16", "int8", "int4-g128", "int4-g32", "mxfp4"]);
 

@@ -8,8 +8,9 @@ import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
 import { plainExpertKernels } from "../../../core/gpu/expert-kernels.ts";
 import { KernelError } from "../../../core/gpu/kernel.ts";
 import { SyntheticExperts } from "../../../core/gpu/synthetic-experts.ts";
-import { OutOfDeviceMemoryError } from "../../../core/expert-device.ts";
+import { NO_SLOT, OutOfDeviceMemoryError } from "../../../core/expert-device.ts";
 import { countBuffers } from "../../support/counted-buffers.ts";
+import { testExpert, testValues } from "../../support/expert-reference.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
@@ -48,6 +49,35 @@ test("an expert device whose kernels do not compile leaves nothing allocated", a
   };
   await assert.rejects(createGpuExpertDevice(gpu, SIZES, ["f16"], { kernels }), KernelError);
   assert.equal(bytes(), 0);
+});
+
+test("slots that the driver has no memory for are refused, and the present ones stay", async () => {
+  const lone = await openGpu();
+  const device = await createGpuExpertDevice(lone, SIZES, ["f32"]);
+  device.allocate(0, ["f32"]);
+  device.load(0, 0, testExpert(SIZES, 1));
+  const run = () => device.run(0, testValues(64, 2), Uint32Array.of(0), Float32Array.of(1));
+  const before = await run();
+  const held = countBuffers(lone);
+  // The driver of this machine has memory for all that a test can ask: it is made to say otherwise once.
+  const pop = lone.device.popErrorScope.bind(lone.device);
+  let refusals = 1;
+  lone.device.popErrorScope = async () => {
+    const error = await pop();
+    return refusals-- > 0 ? { message: "no more" } : error;
+  };
+  await assert.rejects(device.rearrange(0, ["f32", "f32"], [0, NO_SLOT]), (error) => {
+    assert.ok(error instanceof OutOfDeviceMemoryError);
+    assert.match(error.message, /layer 0 with 2 experts.*needs \d+ bytes/);
+    return true;
+  });
+  assert.equal(held(), 0, "nothing is left of them");
+  assert.deepEqual(await run(), before);
+  (await device.rearrange(0, ["f32", "f32"], [NO_SLOT, 0])).commit();
+  const moved = device.run(0, testValues(64, 2), Uint32Array.of(1), Float32Array.of(1));
+  assert.deepEqual(await moved, before);
+  device.close();
+  lone.close();
 });
 
 test("an answer that does not come in time is told by what was asked and how long", async () => {

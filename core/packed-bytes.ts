@@ -1,0 +1,59 @@
+/** A packed expert as bytes, one part after the other: how it travels between shards and lies in host memory. */
+
+import type { ExpertSizes } from "./expert-device.ts";
+import { type ExpertFormat, type PackedMatrix, rowScaleWords, rowWords } from "./expert-format.ts";
+import { expertBytes, type PackedExpert } from "./weights.ts";
+
+/** The arrays of an expert: weights and scales of gate, up and down, then the biases, where there are any. */
+export function partsOf({
+  gate,
+  up,
+  down,
+  biases,
+}: PackedExpert): (Uint32Array<ArrayBuffer> | Float32Array<ArrayBuffer>)[] {
+  return [
+    ...[gate, up, down].flatMap(({ weights, scales }) => [weights, scales]),
+    ...(biases === undefined ? [] : [biases.gate, biases.up, biases.down]),
+  ];
+}
+
+/** The expert whose parts these bytes are; they are copied. Throws RangeError where there are not as many as it has. */
+export function expertOf(
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  bytes: Uint8Array,
+): PackedExpert {
+  const { hiddenSize, expertIntermediateSize, expertBias } = sizes;
+  const expected = expertBytes(sizes, format);
+  if (bytes.length !== expected) {
+    throw new RangeError(`${bytes.length} bytes of an expert in ${format}, expected ${expected}`);
+  }
+  const { buffer } = bytes.slice();
+  let at = 0;
+  const words = (length: number): Uint32Array<ArrayBuffer> => {
+    const part = new Uint32Array(buffer, at, length);
+    at += part.byteLength;
+    return part;
+  };
+  const matrix = (rows: number, columns: number): PackedMatrix => ({
+    weights: words(rows * rowWords(format, columns)),
+    scales: words(rows * rowScaleWords(format, columns)),
+  });
+  const floats = (length: number): Float32Array<ArrayBuffer> => {
+    const part = words(length);
+    return new Float32Array(part.buffer, part.byteOffset, length);
+  };
+  return {
+    format,
+    gate: matrix(expertIntermediateSize, hiddenSize),
+    up: matrix(expertIntermediateSize, hiddenSize),
+    down: matrix(hiddenSize, expertIntermediateSize),
+    biases: expertBias
+      ? {
+          gate: floats(expertIntermediateSize),
+          up: floats(expertIntermediateSize),
+          down: floats(hiddenSize),
+        }
+      : undefined,
+  };
+}
