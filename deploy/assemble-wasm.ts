@@ -6,6 +6,10 @@ import wabt from "wabt";
 
 const core = new URL("../core/packing/", import.meta.url);
 const source = await readFile(new URL("packing.wat", core), "utf8");
-const module = (await wabt()).parseWat("packing.wat", source, { simd: true, multi_value: true });
+const module = (await wabt()).parseWat("packing.wat", source, {
+  simd: true,
+  relaxed_simd: true,
+  multi_value: true,
+});
 module.validate();
 await writeFile(new URL("packing.wasm", core), module.toBinary({}).buffer);

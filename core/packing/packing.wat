@@ -1,9 +1,9 @@
-;; What packing experts spends its time in, four values at a time. core/packing.ts loads the binary and says how memory is
-;; laid out; `npm run wasm` makes it from this file. Counts are multiples of 8.
+;; What packing experts spends its time in, four or eight values at a time. wasm.ts loads the binary and says how memory is
+;; laid out; `npm run wasm` makes it from this file. Counts are multiples of 8. The first 256 bytes are for a group at work.
 (module
   (memory (export "memory") 1)
 
-  ;; Adding and subtracting 1.5 · 2^23 rounds a small f32 to the nearest integer, ties to even.
+  ;; A small f32 plus 1.5 · 2^23 has the nearest integer in its low bits, ties to even.
   (global $round f32 (f32.const 12582912))
 
   ;; bf16 at $from → f32 at $to.
@@ -63,9 +63,11 @@
       (br_if $row (local.get $rows))))
 
   ;; The scale with the least squared error among those that eight reaches of the group's extreme value lead to.
+  ;; The search is in integers of 16 bits, eight at a time. The extreme value is 16385, one more than what a reach is for:
+  ;; so a reach between two integers takes it to the farther one.
   (func $scale (param $from i32) (param $end i32) (result f32)
     (local $at i32) (local $high v128) (local $low v128) (local $v v128)
-    (local $extreme f32) (local $least f32) (local $inverse v128)
+    (local $extreme f32) (local $least f32) (local $factor v128) (local $magic v128)
     (local $gains v128) (local $scales v128) (local $moreGains v128) (local $moreScales v128)
     (local.set $at (local.get $from))
     (loop $next
@@ -82,17 +84,32 @@
       (f32x4.extract_lane 0 (local.get $high)) (f32x4.extract_lane 1 (local.get $high))))
     (local.set $least (f32.min
       (f32x4.extract_lane 0 (local.get $low)) (f32x4.extract_lane 1 (local.get $low))))
-    (if (f32.gt (f32.neg (local.get $least)) (local.get $extreme))
-      (then (local.set $extreme (local.get $least))))
+    ;; Either sign is as likely: no branch.
+    (local.set $extreme (select (local.get $least) (local.get $extreme)
+      (f32.gt (f32.neg (local.get $least)) (local.get $extreme))))
     ;; Far below what an f16 scale can tell from zero, and dividing by it would overflow.
     (if (f32.lt (f32.abs (local.get $extreme)) (f32.const 1e-20))
       (then (return (f32.const 0))))
-    (local.set $inverse (f32x4.splat (local.get $extreme)))
-    (call $tryFar (local.get $from) (local.get $end)
-      (f32x4.div (v128.const f32x4 -8 -7.5 -8.5 -9) (local.get $inverse)))
+    ;; The group in 16 bits, at address 0.
+    (local.set $factor (f32x4.splat (f32.div (f32.const 16385) (local.get $extreme))))
+    (local.set $magic (f32x4.splat (global.get $round)))
+    (local.set $at (i32.const 0))
+    (loop $next
+      (v128.store (local.get $at) (i16x8.narrow_i32x4_s
+        (i32x4.sub
+          (f32x4.add (f32x4.mul (v128.load (local.get $from)) (local.get $factor)) (local.get $magic))
+          (local.get $magic))
+        (i32x4.sub
+          (f32x4.add
+            (f32x4.mul (v128.load offset=16 (local.get $from)) (local.get $factor))
+            (local.get $magic))
+          (local.get $magic))))
+      (local.set $at (i32.add (local.get $at) (i32.const 16)))
+      (local.set $from (i32.add (local.get $from) (i32.const 32)))
+      (br_if $next (i32.lt_u (local.get $from) (local.get $end))))
+    (call $tryFar (local.get $at))
     (local.set $scales) (local.set $gains)
-    (call $tryNear (local.get $from) (local.get $end)
-      (f32x4.div (v128.const f32x4 -7 -6.6 7 7.5) (local.get $inverse)))
+    (call $tryNear (local.get $at))
     (local.set $moreScales) (local.set $moreGains)
     (call $choose (local.get $gains) (local.get $scales)
       (local.get $moreGains) (local.get $moreScales))
@@ -105,7 +122,8 @@
       (i8x16.shuffle 4 5 6 7 0 1 2 3 12 13 14 15 8 9 10 11 (local.get $gains) (local.get $gains))
       (i8x16.shuffle 4 5 6 7 0 1 2 3 12 13 14 15 8 9 10 11 (local.get $scales) (local.get $scales)))
     (local.set $scales) (local.set $gains)
-    (f32x4.extract_lane 0 (local.get $scales)))
+    (f32.mul (f32x4.extract_lane 0 (local.get $scales))
+      (f32.div (local.get $extreme) (f32.const 16385))))
 
   ;; Lane by lane the scale with the larger gain, the first where they are equal: (gains, scales).
   (func $choose (param $gains v128) (param $scales v128) (param $otherGains v128)
@@ -115,52 +133,40 @@
     (v128.bitselect (local.get $otherGains) (local.get $gains) (local.get $other))
     (v128.bitselect (local.get $otherScales) (local.get $scales) (local.get $other)))
 
-  ;; A value times $inverse, rounded to −8 … 7.
-  (func $rounded (param $v v128) (param $inverse v128) (result v128)
-    (f32x4.sub
-      (f32x4.add
-        (f32x4.pmin
-          (f32x4.pmax (f32x4.mul (local.get $v) (local.get $inverse)) (v128.const f32x4 -8 -8 -8 -8))
-          (v128.const f32x4 7 7 7 7))
-        (f32x4.splat (global.get $round)))
-      (f32x4.splat (global.get $round))))
-
-  ;; For four inverse scales: what the best scale for the integers they give gains, and that scale.
+  ;; For the reaches −8, −7.5, −8.5 and −9: what the best scale for the integers they give gains, and that scale.
   ;; With integers q the scale Σvq/Σq² leaves the error Σv² − (Σvq)²/Σq².
-  ;; These reach no further than −7 … 7, which needs no bounds, but for the last.
-  (func $tryNear (param $at i32) (param $end i32) (param $inverses v128) (result v128 v128)
-    (local $v v128) (local $q v128) (local $m v128) (local $high v128)
-    (local $i0 v128) (local $i1 v128) (local $i2 v128) (local $i3 v128)
+  ;; The product of v with twice a reach, over 2^15 and rounded to nearest, is what v becomes with it.
+  (func $tryFar (param $end i32) (result v128 v128)
+    (local $at i32) (local $v v128) (local $q v128)
     (local $p0 v128) (local $p1 v128) (local $p2 v128) (local $p3 v128)
     (local $s0 v128) (local $s1 v128) (local $s2 v128) (local $s3 v128)
-    (local.set $high (v128.const f32x4 7 7 7 7))
-    (local.set $m (f32x4.splat (global.get $round)))
-    (local.set $i0 (f32x4.splat (f32x4.extract_lane 0 (local.get $inverses))))
-    (local.set $i1 (f32x4.splat (f32x4.extract_lane 1 (local.get $inverses))))
-    (local.set $i2 (f32x4.splat (f32x4.extract_lane 2 (local.get $inverses))))
-    (local.set $i3 (f32x4.splat (f32x4.extract_lane 3 (local.get $inverses))))
+    (local $r0 v128) (local $r1 v128) (local $r2 v128) (local $r3 v128) (local $high v128) (local $low v128)
+    (local.set $r0 (i16x8.splat (i32.const -16)))
+    (local.set $r1 (i16x8.splat (i32.const -15)))
+    (local.set $r2 (i16x8.splat (i32.const -17)))
+    (local.set $r3 (i16x8.splat (i32.const -18)))
+    (local.set $high (i16x8.splat (i32.const 7)))
+    (local.set $low (i16x8.splat (i32.const -8)))
     (loop $next
       (local.set $v (v128.load (local.get $at)))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.mul (local.get $v) (local.get $i0))
-        (local.get $m)) (local.get $m)))
-      (local.set $p0 (f32x4.add (local.get $p0) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s0 (f32x4.add (local.get $s0) (f32x4.mul (local.get $q) (local.get $q))))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.mul (local.get $v) (local.get $i1))
-        (local.get $m)) (local.get $m)))
-      (local.set $p1 (f32x4.add (local.get $p1) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s1 (f32x4.add (local.get $s1) (f32x4.mul (local.get $q) (local.get $q))))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.mul (local.get $v) (local.get $i2))
-        (local.get $m)) (local.get $m)))
-      (local.set $p2 (f32x4.add (local.get $p2) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s2 (f32x4.add (local.get $s2) (f32x4.mul (local.get $q) (local.get $q))))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.pmin (f32x4.mul (local.get $v) (local.get $i3)) (local.get $high))
-        (local.get $m)) (local.get $m)))
-      (local.set $p3 (f32x4.add (local.get $p3) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s3 (f32x4.add (local.get $s3) (f32x4.mul (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.min_s (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r0))
+        (local.get $high)))
+      (local.set $p0 (i32x4.add (local.get $p0) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s0 (i32x4.add (local.get $s0) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.min_s (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r1))
+        (local.get $high)))
+      (local.set $p1 (i32x4.add (local.get $p1) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s1 (i32x4.add (local.get $s1) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.min_s (i16x8.max_s (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r2))
+        (local.get $low))
+        (local.get $high)))
+      (local.set $p2 (i32x4.add (local.get $p2) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s2 (i32x4.add (local.get $s2) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.min_s (i16x8.max_s (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r3))
+        (local.get $low))
+        (local.get $high)))
+      (local.set $p3 (i32x4.add (local.get $p3) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s3 (i32x4.add (local.get $s3) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
       (local.set $at (i32.add (local.get $at) (i32.const 16)))
       (br_if $next (i32.lt_u (local.get $at) (local.get $end))))
     (local.set $v (call $sums (local.get $p0) (local.get $p1) (local.get $p2) (local.get $p3)))
@@ -168,41 +174,32 @@
     (f32x4.div (f32x4.mul (local.get $v) (local.get $v)) (local.get $q))
     (f32x4.div (local.get $v) (local.get $q)))
 
-  ;; The same for reaches beyond; the first two end at −8 by themselves.
-  (func $tryFar (param $at i32) (param $end i32) (param $inverses v128) (result v128 v128)
-    (local $v v128) (local $q v128) (local $m v128) (local $low v128) (local $high v128)
-    (local $i0 v128) (local $i1 v128) (local $i2 v128) (local $i3 v128)
+  ;; The same for −7, −6.5, 7 and 7.5: none reaches below −8 and only the last beyond 7.
+  (func $tryNear (param $end i32) (result v128 v128)
+    (local $at i32) (local $v v128) (local $q v128)
     (local $p0 v128) (local $p1 v128) (local $p2 v128) (local $p3 v128)
     (local $s0 v128) (local $s1 v128) (local $s2 v128) (local $s3 v128)
-    (local.set $low (v128.const f32x4 -8 -8 -8 -8))
-    (local.set $high (v128.const f32x4 7 7 7 7))
-    (local.set $m (f32x4.splat (global.get $round)))
-    (local.set $i0 (f32x4.splat (f32x4.extract_lane 0 (local.get $inverses))))
-    (local.set $i1 (f32x4.splat (f32x4.extract_lane 1 (local.get $inverses))))
-    (local.set $i2 (f32x4.splat (f32x4.extract_lane 2 (local.get $inverses))))
-    (local.set $i3 (f32x4.splat (f32x4.extract_lane 3 (local.get $inverses))))
+    (local $r0 v128) (local $r1 v128) (local $r2 v128) (local $r3 v128) (local $high v128)
+    (local.set $r0 (i16x8.splat (i32.const -14)))
+    (local.set $r1 (i16x8.splat (i32.const -13)))
+    (local.set $r2 (i16x8.splat (i32.const 14)))
+    (local.set $r3 (i16x8.splat (i32.const 15)))
+    (local.set $high (i16x8.splat (i32.const 7)))
     (loop $next
       (local.set $v (v128.load (local.get $at)))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.pmin (f32x4.mul (local.get $v) (local.get $i0)) (local.get $high))
-        (local.get $m)) (local.get $m)))
-      (local.set $p0 (f32x4.add (local.get $p0) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s0 (f32x4.add (local.get $s0) (f32x4.mul (local.get $q) (local.get $q))))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.pmin (f32x4.mul (local.get $v) (local.get $i1)) (local.get $high))
-        (local.get $m)) (local.get $m)))
-      (local.set $p1 (f32x4.add (local.get $p1) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s1 (f32x4.add (local.get $s1) (f32x4.mul (local.get $q) (local.get $q))))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.pmin (f32x4.pmax (f32x4.mul (local.get $v) (local.get $i2)) (local.get $low)) (local.get $high))
-        (local.get $m)) (local.get $m)))
-      (local.set $p2 (f32x4.add (local.get $p2) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s2 (f32x4.add (local.get $s2) (f32x4.mul (local.get $q) (local.get $q))))
-      (local.set $q (f32x4.sub (f32x4.add
-        (f32x4.pmin (f32x4.pmax (f32x4.mul (local.get $v) (local.get $i3)) (local.get $low)) (local.get $high))
-        (local.get $m)) (local.get $m)))
-      (local.set $p3 (f32x4.add (local.get $p3) (f32x4.mul (local.get $v) (local.get $q))))
-      (local.set $s3 (f32x4.add (local.get $s3) (f32x4.mul (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r0)))
+      (local.set $p0 (i32x4.add (local.get $p0) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s0 (i32x4.add (local.get $s0) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r1)))
+      (local.set $p1 (i32x4.add (local.get $p1) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s1 (i32x4.add (local.get $s1) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r2)))
+      (local.set $p2 (i32x4.add (local.get $p2) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s2 (i32x4.add (local.get $s2) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
+      (local.set $q (i16x8.min_s (i16x8.relaxed_q15mulr_s (local.get $v) (local.get $r3))
+        (local.get $high)))
+      (local.set $p3 (i32x4.add (local.get $p3) (i32x4.dot_i16x8_s (local.get $v) (local.get $q))))
+      (local.set $s3 (i32x4.add (local.get $s3) (i32x4.dot_i16x8_s (local.get $q) (local.get $q))))
       (local.set $at (i32.add (local.get $at) (i32.const 16)))
       (br_if $next (i32.lt_u (local.get $at) (local.get $end))))
     (local.set $v (call $sums (local.get $p0) (local.get $p1) (local.get $p2) (local.get $p3)))
@@ -210,43 +207,50 @@
     (f32x4.div (f32x4.mul (local.get $v) (local.get $v)) (local.get $q))
     (f32x4.div (local.get $v) (local.get $q)))
 
-  ;; The sums of the lanes of four vectors, as one.
+  ;; The sums of the lanes of four vectors of integers, as one of f32.
   (func $sums (param $a v128) (param $b v128) (param $c v128) (param $d v128) (result v128)
-    (local.set $a (f32x4.add
+    (local.set $a (i32x4.add
       (i8x16.shuffle 0 1 2 3 16 17 18 19 4 5 6 7 20 21 22 23 (local.get $a) (local.get $b))
       (i8x16.shuffle 8 9 10 11 24 25 26 27 12 13 14 15 28 29 30 31 (local.get $a) (local.get $b))))
-    (local.set $c (f32x4.add
+    (local.set $c (i32x4.add
       (i8x16.shuffle 0 1 2 3 16 17 18 19 4 5 6 7 20 21 22 23 (local.get $c) (local.get $d))
       (i8x16.shuffle 8 9 10 11 24 25 26 27 12 13 14 15 28 29 30 31 (local.get $c) (local.get $d))))
-    (f32x4.add
+    (f32x4.convert_i32x4_s (i32x4.add
       (i8x16.shuffle 0 1 2 3 4 5 6 7 16 17 18 19 20 21 22 23 (local.get $a) (local.get $c))
-      (i8x16.shuffle 8 9 10 11 12 13 14 15 24 25 26 27 28 29 30 31 (local.get $a) (local.get $c))))
+      (i8x16.shuffle 8 9 10 11 12 13 14 15 24 25 26 27 28 29 30 31 (local.get $a) (local.get $c)))))
 
   ;; Values · $inverse + 8, rounded to 0 … 15, eight to a u32.
   (func $nibbles (param $at i32) (param $end i32) (param $out i32) (param $scale f32)
-    (local $inverse v128) (local $word v128)
+    (local $inverse v128) (local $codes v128) (local $magic v128) (local $low v128) (local $high v128)
+    (local $pairs v128)
     (local.set $inverse (f32x4.splat (local.get $scale)))
+    (local.set $magic (f32x4.splat (global.get $round)))
+    (local.set $low (i16x8.splat (i32.const -8)))
+    (local.set $high (i16x8.splat (i32.const 7)))
+    (local.set $pairs (i32x4.splat (i32.const 0x100001)))
     (loop $next
-      (local.set $word (v128.or
-        (i32x4.mul (call $code (v128.load (local.get $at)) (local.get $inverse))
-          (v128.const i32x4 1 16 256 4096))
-        (i32x4.mul (call $code (v128.load offset=16 (local.get $at)) (local.get $inverse))
-          (v128.const i32x4 0x10000 0x100000 0x1000000 0x10000000))))
-      (local.set $word (v128.or (local.get $word)
-        (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $word) (local.get $word))))
-      (i32.store (local.get $out) (i32.or
-        (i32x4.extract_lane 0 (local.get $word)) (i32x4.extract_lane 1 (local.get $word))))
+      (local.set $codes (i16x8.sub
+        (i16x8.max_s (local.get $low)
+          (i16x8.min_s (local.get $high)
+            (i16x8.narrow_i32x4_s
+              (i32x4.sub
+                (f32x4.add
+                  (f32x4.mul (v128.load (local.get $at)) (local.get $inverse))
+                  (local.get $magic))
+                (local.get $magic))
+              (i32x4.sub
+                (f32x4.add
+                  (f32x4.mul (v128.load offset=16 (local.get $at)) (local.get $inverse))
+                  (local.get $magic))
+                (local.get $magic)))))
+        (local.get $low)))
+      ;; Two to a byte, the low one of a lane; then the four bytes together.
+      (local.set $codes (i32x4.dot_i16x8_s (local.get $codes) (local.get $pairs)))
+      (v128.store32_lane 0 (local.get $out)
+        (i8x16.shuffle 0 4 8 12 0 4 8 12 0 4 8 12 0 4 8 12 (local.get $codes) (local.get $codes)))
       (local.set $out (i32.add (local.get $out) (i32.const 4)))
       (local.set $at (i32.add (local.get $at) (i32.const 32)))
       (br_if $next (i32.lt_u (local.get $at) (local.get $end)))))
-
-  ;; The integers 0 … 15 of four values: the low bits of what rounding leaves.
-  (func $code (param $v v128) (param $inverse v128) (result v128)
-    (v128.and
-      (f32x4.add
-        (f32x4.add (call $rounded (local.get $v) (local.get $inverse)) (v128.const f32x4 8 8 8 8))
-        (f32x4.splat (global.get $round)))
-      (v128.const i32x4 15 15 15 15)))
 
   ;; Bits of the nearest f16, ties to even; beyond the largest it is that.
   (func $toF16 (param $value f32) (result i32)

@@ -1,4 +1,4 @@
-/** The inner loops of packing experts in WebAssembly, four values at a time: packing.wat is their source. */
+/** The inner loops of packing experts in WebAssembly, four or eight values at a time: packing.wat is their source. */
 
 import { readFileSync } from "node:fs";
 
@@ -42,6 +42,9 @@ interface Exports {
 
 const PAGE = 65536;
 
+/** Where staged rows begin: before them packing.wat works on a group of at most 128 values in 16 bits. */
+const STAGED_AT = 256;
+
 let loaded: Exports | undefined;
 
 /** The module, of one instance per thread. */
@@ -65,15 +68,16 @@ export function stageRows(rows: HostTensor): StagedRows {
   const { memory, fromBf16, maxBits } = packing();
   const count = rows.bytes.byteLength / bytesPerElement(rows.dtype);
   // Values, after them the bytes that they come from or go to: neither takes more than the values.
-  grow(memory, 8 * count);
+  const end = STAGED_AT + 4 * count;
+  grow(memory, end + 4 * count);
   if (rows.dtype === "BF16") {
-    new Uint8Array(memory.buffer).set(rows.bytes, 4 * count);
-    fromBf16(4 * count, 0, count);
+    new Uint8Array(memory.buffer).set(rows.bytes, end);
+    fromBf16(end, STAGED_AT, count);
   } else {
-    new Uint8Array(memory.buffer).set(bytesOf(toF32(rows)));
+    new Uint8Array(memory.buffer).set(bytesOf(toF32(rows)), STAGED_AT);
   }
-  const largest = new Float32Array(Uint32Array.of(maxBits(0, count)).buffer)[0];
-  return { values: new Float32Array(memory.buffer, 0, count), largest };
+  const largest = new Float32Array(Uint32Array.of(maxBits(STAGED_AT, count)).buffer)[0];
+  return { values: new Float32Array(memory.buffer, STAGED_AT, count), largest };
 }
 
 /** Packs the rows that were staged last into an int4 format, to rows from `fromRow` on. */
@@ -88,13 +92,14 @@ export function packStagedInt4(
   const rows = values.length / columns;
   const words = values.length / 8;
   const scaleWords = rowScaleWords(format, columns);
-  const outAt = values.byteLength;
+  const outAt = STAGED_AT + values.byteLength;
   const scalesAt = outAt + 4 * words;
   grow(memory, scalesAt + 4 * rows * scaleWords);
   const scales = new Uint32Array(memory.buffer, scalesAt, rows * scaleWords);
   // The half word that fills up a row.
   scales.fill(0);
-  packInt4(0, rows, columns, formatLayout(format).group!, outAt, scalesAt, 4 * scaleWords);
+  const group = formatLayout(format).group!;
+  packInt4(STAGED_AT, rows, columns, group, outAt, scalesAt, 4 * scaleWords);
   out.weights.set(new Uint32Array(memory.buffer, outAt, words), (fromRow * columns) / 8);
   out.scales.set(scales, fromRow * scaleWords);
 }

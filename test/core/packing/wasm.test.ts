@@ -40,7 +40,7 @@ function squaredError(exact: Float32Array, actual: Float32Array): number {
 
 test("the binary is what packing.wat assembles to", async () => {
   const source = await readFile(new URL("packing.wat", core), "utf8");
-  const features = { simd: true, multi_value: true };
+  const features = { simd: true, relaxed_simd: true, multi_value: true };
   const module = (await wabt()).parseWat("packing.wat", source, features);
   const { buffer } = module.toBinary({});
   assert.deepEqual(Buffer.from(buffer), await readFile(new URL("packing.wasm", core)));
