@@ -14,7 +14,6 @@ import { runLoadTimeCommand } from "./load-time.ts";
 import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
 import { runOverlapCommand } from "./overlap.ts";
 import { runPeersCommand } from "./peers/command.ts";
-import { runMovesCommand } from "./moves.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
 import { runBenchCommand } from "./serve.ts";
 import { runSyntheticCommand } from "./synthetic/command.ts";
@@ -94,9 +93,6 @@ switch (program) {
     break;
   case "hop":
     process.exitCode = await runHopCommand(rest);
-    break;
-  case "moves":
-    process.exitCode = await runMovesCommand(rest);
     break;
   case "overlap":
     process.exitCode = await runOverlapCommand(rest);

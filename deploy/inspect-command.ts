@@ -16,7 +16,7 @@ import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { openShardDevice } from "../expert-service/device.ts";
-import { routerConfigSchema } from "../router-service/config.ts";
+import { routerFields } from "../router-service/config.ts";
 import { runnerLimits } from "../router-service/engine/runner-limits.ts";
 import { planInspection } from "./inspect-plan.ts";
 import { formatInspection, inspectionJson, type InspectSubject } from "./inspect-report.ts";
@@ -47,7 +47,7 @@ const schema = z.object({
   weights: z.enum(["f16", "f32"]).default("f16").meta({
     description: "Dtype of weights in device memory",
   }),
-  ...routerConfigSchema.pick({
+  ...routerFields.pick({
     maxNumSeqs: true,
     maxNumBatchedTokens: true,
     maxModelLen: true,

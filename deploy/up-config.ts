@@ -3,7 +3,7 @@
 import { z } from "zod";
 
 import { expertConfigSchema } from "../expert-service/config.ts";
-import { routerConfigSchema } from "../router-service/config.ts";
+import { routerFields } from "../router-service/config.ts";
 
 const {
   model,
@@ -16,7 +16,7 @@ const {
   expertsBits,
   expertsGroup,
   ...others
-} = routerConfigSchema.omit({ shards: true }).shape;
+} = routerFields.omit({ shards: true, discover: true, minShards: true }).shape;
 
 /** Schema of `switchyard up`; what concerns a router or a shard alone is passed on to it. */
 export const upConfigSchema = z.object({

@@ -4,8 +4,8 @@ import { z } from "zod";
 
 import { portOption, redisUrl, serviceOptions } from "../core/platform/service-options.ts";
 
-/** Schema of a router's settings; flags, variables and `--help` come from it. */
-export const routerConfigSchema = z.object({
+/** Fields of a router's settings, each for itself. */
+export const routerFields = z.object({
   model: serviceOptions.model,
   servedModelName: z.string().min(1).optional().meta({
     description: "Name of the model for clients",
@@ -30,7 +30,22 @@ export const routerConfigSchema = z.object({
     }),
   redisUrl: redisUrl.optional().meta({
     ...redisUrl.meta(),
-    description: "Redis for the routing statistics; none: they stay in memory",
+    description:
+      "Redis for the routing statistics and what routers of a model agree on; none: both stay in memory, and only one router may use the shards",
+  }),
+  discover: z.boolean().default(false).meta({
+    description: "Find the expert shards that register in Redis, instead of --shards",
+  }),
+  minShards: z.int().min(1).max(65_535).default(1).meta({
+    description: "Shards that the first placement waits for, with --discover",
+    unit: "shards",
+    placeholder: "N",
+  }),
+  planInterval: z.number().min(0).max(86_400).default(10).meta({
+    description:
+      "Time between two plans of where experts live; 0: they move only where a shard is lost or to leave",
+    unit: "s",
+    placeholder: "SECONDS",
   }),
   device: serviceOptions.device,
   adapter: serviceOptions.adapter,
@@ -82,6 +97,16 @@ export const routerConfigSchema = z.object({
     placeholder: "N",
   }),
   logLevel: serviceOptions.logLevel,
+});
+
+/** Schema of a router's settings; flags, variables and `--help` come from it. */
+export const routerConfigSchema = routerFields.superRefine((settings, context) => {
+  const { discover, redisUrl, shards } = settings;
+  const refuse = (message: string) => context.addIssue({ code: "custom", path: [], message });
+  if (discover && redisUrl === undefined) {
+    refuse("--discover needs --redis-url: shards are found by what they register there");
+  }
+  if (discover && shards.length > 0) refuse("--discover and --shards: shards are found or listed");
 });
 
 /** Settings of a router, parsed and frozen. */

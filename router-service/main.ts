@@ -17,6 +17,7 @@ import { createApi } from "./api/api.ts";
 import { createRouterMetrics } from "./api/metrics.ts";
 import { createRequestTracing } from "./api/request-tracing.ts";
 import { createCluster } from "./cluster/cluster.ts";
+import { type ControlPlane, createRouterId, startControlPlane } from "./control-plane.ts";
 import { routerAbout, routerConfigSchema } from "./config.ts";
 import { DeferredEngine } from "./engine/deferred-engine.ts";
 import { createEngine } from "./engine/engine.ts";
@@ -54,7 +55,8 @@ if (gpu !== undefined) {
   void gpu.lost.then((reason) => lifecycle.stop(reason, 1));
 }
 const limits = runnerLimits(settings, config, gpu?.maxBindingBytes);
-if (settings.shards.length > 0) checkMessageSize(limits, config, MAX_MESSAGE_BYTES);
+const isRemote = settings.discover || settings.shards.length > 0;
+if (isRemote) checkMessageSize(limits, config, MAX_MESSAGE_BYTES);
 if (limits.contextLimitedBy !== undefined) {
   const { maxModelLen, contextLimitedBy } = limits;
   logger.warn(
@@ -68,14 +70,18 @@ const metrics = createRouterMetrics({
   maxModelLen: limits.maxModelLen,
   numExperts: config.numExperts,
   state: () => engine.state(),
+  planner: () => controlPlane?.planner.state(),
 });
-const statistics = createStatistics({
-  redisUrl: settings.redisUrl,
-  modelHash,
+const shape = {
   modelName,
   layers,
   numExperts: config.numExperts,
   topK: config.numExpertsPerToken,
+};
+const statistics = createStatistics({
+  redisUrl: settings.redisUrl,
+  modelHash,
+  ...shape,
   log: logger,
   onWindow: (window) => metrics.onWindow(window),
   onFlush: (outcome) => metrics.onFlush(outcome),
@@ -83,24 +89,29 @@ const statistics = createStatistics({
 });
 lifecycle.onStop("statistics", () => statistics.close());
 
-const cluster =
-  settings.shards.length === 0
-    ? undefined
-    : createCluster({
-        shards: settings.shards,
-        routerId: `router ${process.pid}`,
-        modelHash,
-        config,
-        weights: settings.weights,
-        shaderF16: gpu?.shaderF16 ?? false,
-        experts: expertsSetting(settings),
-        storedExperts: checkpoint.storedExperts,
-        overlay: checkpoint.overlay,
-        wire: settings.wire,
-        dispatchTimeoutMs: settings.dispatchTimeout * 1000,
-        logger,
-        onDispatch: (report) => metrics.onDispatch(report),
-      });
+const routerId = createRouterId();
+const first = {
+  config,
+  weights: settings.weights,
+  shaderF16: gpu?.shaderF16 ?? false,
+  experts: expertsSetting(settings),
+  storedExperts: checkpoint.storedExperts,
+  overlay: checkpoint.overlay,
+};
+const cluster = isRemote
+  ? createCluster({
+      ...first,
+      shards: settings.shards,
+      // With a Redis, the router that leads decides for all.
+      plansFirst: settings.redisUrl === undefined,
+      routerId,
+      modelHash,
+      wire: settings.wire,
+      dispatchTimeoutMs: settings.dispatchTimeout * 1000,
+      logger,
+      onDispatch: (report) => metrics.onDispatch(report),
+    })
+  : undefined;
 if (cluster !== undefined) lifecycle.onStop("cluster", () => cluster.close());
 
 const engine = new DeferredEngine(limits.maxModelLen);
@@ -114,9 +125,10 @@ const api = createApi({
   unavailableReason: () => cluster?.unavailableReason() ?? engine.unavailableReason(),
   metricsText: () => metrics.text(),
   onPrompt: (report) => metrics.onPrompt(report),
-  numShards: () => settings.shards.length,
+  numShards: () => cluster?.members().length ?? 0,
   log: logger,
 });
+let controlPlane: ControlPlane | undefined;
 let runner: ModelRunner | undefined;
 lifecycle.onStop("doors and engine", async () => {
   await api.close();
@@ -127,6 +139,23 @@ lifecycle.onStop("doors and engine", async () => {
 const httpPort = await api.listenHttp(settings.host, settings.httpPort);
 const grpcPort = await api.listenGrpc(settings.host, settings.grpcPort);
 logger.info({ httpPort, grpcPort }, "listening");
+
+if (cluster !== undefined) {
+  const started = startControlPlane({
+    settings,
+    checkpoint,
+    shape,
+    statistics,
+    cluster,
+    routerId,
+    first,
+    httpPort,
+    grpcPort,
+    logger,
+  });
+  controlPlane = started;
+  lifecycle.onStop("control plane", () => started.close());
+}
 
 runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger }).catch(
   (error) => {

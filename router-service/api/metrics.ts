@@ -4,6 +4,7 @@ import { createMetrics, type Metrics } from "../../core/platform/metrics.ts";
 import { PHASES } from "../../core/statistics/counters.ts";
 import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
+import type { PlannerState } from "../cluster/planner-loop.ts";
 import type { DispatchReport } from "../cluster/remote-experts.ts";
 import type { EngineObserver, StepReport } from "../engine/observer.ts";
 import type { PromptReport } from "./serving.ts";
@@ -18,6 +19,8 @@ const DISPATCH_BUCKETS = [
 export interface RouterMetricsOptions extends EngineMetricsOptions {
   /** Logical experts of a layer. */
   readonly numExperts: number;
+  /** What the planner has come to; undefined where there are no shards. Absent: never any. */
+  readonly planner?: () => PlannerState | undefined;
 }
 
 /** The router's metrics and those who feed them. */
@@ -39,6 +42,7 @@ export function createRouterMetrics(options: RouterMetricsOptions): RouterMetric
   const metrics = createMetrics();
   const engine = engineMetrics(metrics, options);
   const experts = expertMetrics(metrics, options.numExperts);
+  if (options.planner !== undefined) plannerMetrics(metrics, options.planner);
   return {
     observer: {
       onStep: (report) => {
@@ -113,4 +117,36 @@ function expertMetrics(metrics: Metrics, numExperts: number) {
     onFlush: (outcome: FlushOutcome) => flushes.inc({ outcome }),
     onDropped: (count: number) => dropped.inc(count),
   };
+}
+
+/** Metrics of the placement and of who plans it, as they are when the page is asked for. */
+function plannerMetrics(metrics: Metrics, planner: () => PlannerState | undefined): void {
+  const gauge = (name: string, help: string, value: (state: PlannerState) => number | undefined) =>
+    metrics.gauge(name, help, [], (one) => {
+      const state = planner();
+      one.set((state === undefined ? undefined : value(state)) ?? 0);
+    });
+  gauge("moe_planner_leader", "1 where this router plans placements, else 0", ({ leading }) =>
+    Number(leading),
+  );
+  gauge("moe_placement_epoch", "Epoch that this router dispatches by", ({ epoch }) => epoch);
+  gauge(
+    "moe_predicted_step_seconds",
+    "Expected time of a step's MoE layers as this router's last plan left it; 0 where it made none",
+    ({ stepSeconds }) => stepSeconds,
+  );
+  gauge(
+    "moe_predicted_imbalance",
+    "(max - mean) / mean of the shards' expected seconds in this router's last plan; 0 where it made none",
+    ({ imbalance }) => imbalance,
+  );
+  metrics.gauge(
+    "moe_plans",
+    "Since the start: placements that this router published, and plans that were not worth their moves (kept)",
+    ["outcome"],
+    (one) => {
+      one.set({ outcome: "published" }, planner()?.published ?? 0);
+      one.set({ outcome: "kept" }, planner()?.kept ?? 0);
+    },
+  );
 }

@@ -34,3 +34,19 @@ export async function changeOrAbort(
     signal?.removeEventListener("abort", onAbort);
   }
 }
+
+/** Whether a condition, looked at again at every change, holds within `timeoutMs`; false at once where the signal aborts. */
+export async function waitFor(
+  changes: Changes,
+  condition: () => boolean,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const endsAt = performance.now() + timeoutMs;
+  while (!condition()) {
+    const left = endsAt - performance.now();
+    if (left <= 0 || signal.aborted) return false;
+    await changeOrAbort(changes, signal, left).catch(() => undefined);
+  }
+  return true;
+}

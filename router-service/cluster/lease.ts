@@ -9,6 +9,8 @@ import { RedisUnavailableError, type RedisConnection } from "../../core/platform
 export interface Lease {
   /** What the placement store asks for before it takes a placement; undefined while this router does not lead. */
   token(): string | undefined;
+  /** Tries to lead now rather than at the next turn. */
+  campaign(): void;
   /** Registers what to call when this router begins to lead. */
   onLeading(callback: () => void): void;
   /** Gives the lease up, so that another router may lead at once. */
@@ -18,7 +20,12 @@ export interface Lease {
 /** The lease of a router that plans for itself: always held. */
 export function createOwnLease(): Lease {
   const token = randomUUID();
-  return { token: () => token, onLeading: (callback) => callback(), close: async () => undefined };
+  return {
+    token: () => token,
+    campaign: () => undefined,
+    onLeading: (callback) => callback(),
+    close: async () => undefined,
+  };
 }
 
 /** How a lease in Redis is kept. */
@@ -27,6 +34,8 @@ export interface RedisLeaseOptions {
   /** Key of the lease: `placementKeys(modelHash).lease`. */
   readonly key: string;
   readonly log: Pick<Log, "info" | "warn">;
+  /** Whether this router may lead now; absent: always. */
+  readonly eligible?: () => boolean;
   /** How long the lease holds without being renewed, milliseconds. */
   readonly holdMs?: number;
 }
@@ -67,10 +76,10 @@ class RedisLease implements Lease {
   constructor(options: RedisLeaseOptions) {
     this.#options = options;
     this.#holdMs = options.holdMs ?? HOLD_MS;
-    this.#timer = setInterval(() => this.#campaign(), this.#holdMs / 3);
+    this.#timer = setInterval(() => this.campaign(), this.#holdMs / 3);
     this.#timer.unref();
     void options.redis.ready(this.#holdMs).then(
-      () => this.#campaign(),
+      () => this.campaign(),
       () => undefined,
     );
   }
@@ -79,23 +88,7 @@ class RedisLease implements Lease {
     return performance.now() < this.#holdsUntil ? this.#token : undefined;
   }
 
-  onLeading(callback: () => void): void {
-    this.#callbacks.push(callback);
-    if (this.token() !== undefined) callback();
-  }
-
-  async close(): Promise<void> {
-    this.#closed = true;
-    clearInterval(this.#timer);
-    await this.#running;
-    const token = this.#token;
-    this.#lose();
-    if (token === undefined || !this.#options.redis.isReady()) return;
-    // Unanswered: it ends by itself.
-    await this.#script(RELEASE, token).catch(() => undefined);
-  }
-
-  #campaign(): void {
+  campaign(): void {
     if (this.#closed) return;
     this.#running ??= this.#attempt()
       .catch((error: unknown) => {
@@ -110,10 +103,26 @@ class RedisLease implements Lease {
       });
   }
 
+  onLeading(callback: () => void): void {
+    this.#callbacks.push(callback);
+    if (this.token() !== undefined) callback();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    await this.#running;
+    await this.#release();
+  }
+
   async #attempt(): Promise<void> {
-    const { redis, key } = this.#options;
+    const { redis, key, eligible = () => true } = this.#options;
     if (!redis.isReady()) return;
     const sentAt = performance.now();
+    if (!eligible()) {
+      await this.#release();
+      return;
+    }
     if (this.#token !== undefined) {
       if ((await this.#script(RENEW, this.#token, this.#holdMs)) === 1) {
         this.#holdsUntil = sentAt + this.#holdMs;
@@ -128,6 +137,14 @@ class RedisLease implements Lease {
     this.#holdsUntil = sentAt + this.#holdMs;
     this.#options.log.info({}, "this router plans");
     for (const callback of this.#callbacks) callback();
+  }
+
+  async #release(): Promise<void> {
+    const token = this.#token;
+    this.#lose();
+    if (token === undefined || !this.#options.redis.isReady()) return;
+    // Unanswered: it ends by itself.
+    await this.#script(RELEASE, token).catch(() => undefined);
   }
 
   async #script(script: string, token: string, ...args: number[]): Promise<unknown> {

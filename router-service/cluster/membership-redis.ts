@@ -44,8 +44,12 @@ export function createRedisMembership(options: RedisMembershipOptions): Membersh
   return {
     shards: () => options.shards ?? watch.shards(),
     routers: () => watch.routers(),
+    seen: () => watch.seen,
     onChange: (callback) => watch.onChange(callback),
-    announce: () => heartbeat.changed(),
+    announce: () => {
+      heartbeat.changed();
+      watch.notify();
+    },
     close: async () => {
       await watch.close();
       await heartbeat.close();
@@ -65,6 +69,8 @@ class MemberWatch {
   readonly #timer: NodeJS.Timeout;
   readonly #shards = new Map<number, SeenShard>();
   readonly #callbacks: (() => void)[] = [];
+  /** Whether Redis has answered. */
+  seen = false;
   #routers: readonly RouterRegistration[] = [];
   #running: Promise<void> | undefined;
   #known = "";
@@ -95,6 +101,10 @@ class MemberWatch {
 
   onChange(callback: () => void): void {
     this.#callbacks.push(callback);
+  }
+
+  notify(): void {
+    for (const callback of this.#callbacks) callback();
   }
 
   async close(): Promise<void> {
@@ -131,10 +141,11 @@ class MemberWatch {
       this.#options.log.info({ rank, shard: address, adapter, before }, "shard registered");
     }
     this.#routers = routers;
+    this.seen = true;
     const known = JSON.stringify([this.shards(), this.routers()]);
     if (known === this.#known) return;
     this.#known = known;
-    for (const callback of this.#callbacks) callback();
+    this.notify();
   }
 
   #forget(rank: number, { registration }: SeenShard): void {

@@ -13,7 +13,9 @@ export interface Membership {
   shards(): readonly string[];
   /** Every router, this one among them. */
   routers(): readonly RouterMember[];
-  /** Registers what to call when a shard comes or goes, or a router uses another epoch. */
+  /** Others have been looked for at least once. */
+  seen(): boolean;
+  /** Registers what to call when a shard comes or goes, a router uses another epoch, or this one announces. */
   onChange(callback: () => void): void;
   /** Tells the others at once which epoch this router uses now. */
   announce(): void;
@@ -29,6 +31,7 @@ export function createStaticMembership(
   return {
     shards: () => shards,
     routers: () => [self()],
+    seen: () => true,
     onChange: (callback) => void callbacks.push(callback),
     announce: () => {
       for (const callback of callbacks) callback();

@@ -20,6 +20,8 @@ export type PublishOutcome = "published" | "not leading" | "outdated";
 
 /** Holds the placement that all routers of a model use. Its methods reject with a RedisUnavailableError. */
 export interface PlacementStore {
+  /** Other routers may publish to it. */
+  readonly shared: boolean;
   /** Epoch that stands; 0 where there is none. */
   epoch(): Promise<number>;
   /** The placement that stands; undefined where there is none. Rejects with a StoredPlacementError where it can not be read. */
@@ -42,6 +44,7 @@ export function createMemoryStore(): PlacementStore {
   let current: StoredPlacement | undefined;
   const epoch = () => current?.placement.epoch ?? 0;
   return {
+    shared: false,
     epoch: async () => epoch(),
     read: async () => current,
     publish: async (stored, { after }) => {
@@ -66,6 +69,7 @@ return 'published'
 export function createRedisStore(redis: RedisConnection, modelHash: string): PlacementStore {
   const keys = placementKeys(modelHash);
   return {
+    shared: true,
     epoch: async () => {
       const [epoch] = await redis.pipeline([
         ["HGET", keys.placement, "epoch"],

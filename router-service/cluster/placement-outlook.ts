@@ -1,0 +1,121 @@
+/** What a router knows that placements are planned from: its shards as they are, and the load that is ahead. */
+
+import { formatsOf } from "../../core/expert-formats.ts";
+import type { ModelConfig } from "../../core/model/config.ts";
+import type { ModelOverlay } from "../../core/model/overlay.ts";
+import { RedisUnavailableError } from "../../core/platform/redis.ts";
+import type { FeedReading, LoadFeed } from "../../core/statistics/load-feed.ts";
+import type { WireSetting } from "../../core/wire-rows.ts";
+import type { Cluster } from "./cluster.ts";
+import type { MemberView } from "./member.ts";
+import type { ClusterPlacement } from "./plan.ts";
+import { type PlanFacts, plannerInput, type ShardFacts } from "./planner-input.ts";
+
+/** What an outlook is made of. */
+export interface OutlookOptions {
+  readonly config: ModelConfig;
+  readonly overlay: ModelOverlay | undefined;
+  readonly wire: WireSetting;
+  readonly cluster: Pick<Cluster, "members">;
+  readonly feed: LoadFeed;
+  /** Seconds between two plans. */
+  readonly planIntervalSeconds: number;
+}
+
+/** A reading of the statistics serves for this long, milliseconds. */
+const READING_MS = 1_000;
+
+/** Seconds that a placement is expected to stand: what its moves cost is spread over the steps in them. */
+const STANDS_SECONDS = 120;
+
+/** Part of the time between two plans that one may spend on loading experts. */
+const LOADING_PART = 0.5;
+
+/** Of a shard that says nothing of it, bytes per second. */
+const LOAD_BYTES_PER_SECOND = 2e8;
+
+/** The shard can be planned with: it is connected, and not found wrong. */
+export function isUsable(member: MemberView, now: number): boolean {
+  const { rank, hello, state, quarantinedUntil = 0 } = member;
+  return rank !== undefined && hello !== undefined && state !== "away" && quarantinedUntil <= now;
+}
+
+/** What the planner is told of a usable shard. */
+export function shardFacts({ rank, hello, status, speed }: MemberView): ShardFacts {
+  const declared = hello?.pairsPerSecond ?? 0;
+  return {
+    rank: rank ?? 0,
+    memoryBytes: hello?.memoryBytes ?? 0,
+    draining: status?.draining ?? false,
+    secondsPerPair: speed.secondsPerPair ?? (declared > 0 ? 1 / declared : undefined),
+    rttSeconds: speed.roundTripSeconds,
+    bytesPerSecond: speed.bytesPerSecond,
+    loadBytesPerSecond: undefined,
+  };
+}
+
+/** Reads the statistics for plans, one reading at a time. */
+export class PlacementOutlook {
+  readonly #options: OutlookOptions;
+  #reading: Promise<FeedReading> | undefined;
+  #readAt = -Infinity;
+  #last: FeedReading | undefined;
+
+  constructor(options: OutlookOptions) {
+    this.#options = options;
+  }
+
+  /** What a plan from `current` is made from. Rejects where the statistics were never read and Redis is away. */
+  async facts(current: ClusterPlacement): Promise<PlanFacts> {
+    const { config, overlay, wire, cluster, planIntervalSeconds } = this.#options;
+    const { forecast, tokensPerSecond } = await this.#read();
+    const now = Date.now();
+    const shards = cluster
+      .members()
+      .filter((member) => isUsable(member, now))
+      .map(shardFacts);
+    const loadRate = shards.reduce(
+      (sum, { loadBytesPerSecond = LOAD_BYTES_PER_SECOND }) => sum + loadBytesPerSecond,
+      0,
+    );
+    return {
+      config,
+      formatOf: formatsOf(overlay, current.experts),
+      wire,
+      shards,
+      expected: forecast,
+      current: current.placement,
+      moves: {
+        bytes: loadRate * planIntervalSeconds * LOADING_PART,
+        steps: (tokensPerSecond / forecast.tokensPerStep) * STANDS_SECONDS,
+      },
+    };
+  }
+
+  /** The planner's input from `current`. Rejects as `facts`. */
+  async input(current: ClusterPlacement): Promise<ReturnType<typeof plannerInput>> {
+    return plannerInput(await this.facts(current));
+  }
+
+  #read(): Promise<FeedReading> {
+    if (this.#reading === undefined || performance.now() - this.#readAt > READING_MS) {
+      const before = this.#reading ?? Promise.resolve();
+      this.#readAt = performance.now();
+      this.#reading = before.then(
+        () => this.#readNow(),
+        () => this.#readNow(),
+      );
+    }
+    return this.#reading;
+  }
+
+  async #readNow(): Promise<FeedReading> {
+    try {
+      this.#last = await this.#options.feed.read(Date.now() / 1000);
+    } catch (error) {
+      // The last one is better than none.
+      if (!(error instanceof RedisUnavailableError) || this.#last === undefined) throw error;
+    }
+    return this.#last;
+  }
+}

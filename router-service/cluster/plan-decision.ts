@@ -1,0 +1,99 @@
+/** Whether a plan is worth its moves, and why; pure. */
+
+import type { Placement } from "../../core/placement/placement.ts";
+import type { Plan } from "../../core/placement/planner.ts";
+import type { ShardFacts } from "./planner-input.ts";
+
+/** What a placement lacks on the shards that are there. */
+export interface Need {
+  /** Ranks that hold copies and are not there, ascending. */
+  readonly lost: readonly number[];
+  /** Ranks that hold copies and are to leave, ascending. */
+  readonly draining: readonly number[];
+  /** Experts, over all layers, without a copy on a shard that is there and stays. */
+  readonly homeless: number;
+}
+
+/** What was decided. */
+export interface Decision {
+  readonly publish: boolean;
+  /** For people, and for the placement that is published. */
+  readonly why: string;
+}
+
+/** What a placement lacks. */
+export function needOf({ layers }: Placement, shards: readonly ShardFacts[]): Need {
+  const byRank = new Map(shards.map((shard) => [shard.rank, shard]));
+  const lost = new Set<number>();
+  const draining = new Set<number>();
+  let homeless = 0;
+  for (const replicas of layers.values()) {
+    for (const copies of replicas) {
+      let homes = 0;
+      for (const { rank } of copies) {
+        const shard = byRank.get(rank);
+        if (shard === undefined) lost.add(rank);
+        else if (shard.draining) draining.add(rank);
+        else homes++;
+      }
+      if (homes === 0) homeless++;
+    }
+  }
+  return { lost: ascending(lost), draining: ascending(draining), homeless };
+}
+
+/** Whether something has to move whatever it costs. */
+export function isUrgent({ homeless, draining }: Need): boolean {
+  return homeless > 0 || draining.length > 0;
+}
+
+/**
+ * A plan is published where experts lack a living copy or a shard is to leave, else where the time that it saves per
+ * step is more than its loading and `margin` of the step's time.
+ */
+export function decide({ stages, moves, why }: Plan, need: Need, margin: number): Decision {
+  const { secondsBefore, secondsAfter, moveSecondsPerStep } = why;
+  const loads = moves.filter(({ kind }) => kind === "load").length;
+  const effect =
+    secondsBefore === undefined
+      ? `a step is expected to take ${milliseconds(secondsAfter)}`
+      : `a step is expected to take ${milliseconds(secondsAfter)} instead of ${milliseconds(secondsBefore)}`;
+  const cost = loads === 0 ? "nothing is loaded" : `${loads} experts are loaded`;
+  if (stages.length === 0) {
+    const stuck = isUrgent(need)
+      ? `${needText(need)}, and nothing can move`
+      : "no better placement";
+    return { publish: false, why: stuck };
+  }
+  if (isUrgent(need)) return { publish: true, why: `${needText(need)}; ${cost}; ${effect}` };
+  const gain = (secondsBefore ?? secondsAfter) - secondsAfter;
+  const worth = gain > moveSecondsPerStep + margin * (secondsBefore ?? 0);
+  const lost = need.lost.length === 0 ? "" : `${needText(need)}; `;
+  return worth
+    ? { publish: true, why: `${lost}${effect}; ${cost}` }
+    : {
+        publish: false,
+        why: `${lost}a better placement would save ${milliseconds(gain)} of ${milliseconds(secondsBefore ?? secondsAfter)} per step, which is not worth its moves`,
+      };
+}
+
+function needText({ lost, draining, homeless }: Need): string {
+  const parts = [
+    ...(lost.length === 0 ? [] : [`${ranksText(lost)} gone`]),
+    ...(draining.length === 0 ? [] : [`${ranksText(draining)} to leave`]),
+    ...(homeless === 0 ? [] : [`${homeless} experts have no copy elsewhere`]),
+  ];
+  return parts.join(", ");
+}
+
+function ranksText(ranks: readonly number[]): string {
+  return ranks.length === 1 ? `shard ${ranks[0]} is` : `shards ${ranks.join(", ")} are`;
+}
+
+function milliseconds(seconds: number): string {
+  return `${(seconds * 1000).toPrecision(3)} ms`;
+}
+
+function ascending(ranks: ReadonlySet<number>): number[] {
+  return [...ranks].sort((a, b) => a - b);
+}

@@ -1,0 +1,284 @@
+/** Plans placements, in the one router that holds the lease: forecast, plan, stages, each adopted by all before the next. */
+
+import { errorMessage } from "../../core/error-message.ts";
+import { LOCAL_RANK } from "../../core/placement/placement.ts";
+import type { Logger } from "../../core/platform/log.ts";
+import { RedisUnavailableError } from "../../core/platform/redis.ts";
+import { imbalanceOf } from "./assessment.ts";
+import { Changes, waitFor } from "./changes.ts";
+import type { Cluster, ClusterChange } from "./cluster.ts";
+import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
+import { decide, isUrgent, needOf } from "./plan-decision.ts";
+import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
+import { PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
+import { plannerInput } from "./planner-input.ts";
+import type { PlannerThread } from "./planner-thread.ts";
+import type { StoredPlacement } from "./stored-placement.ts";
+
+/** What the loop works with. */
+export interface PlannerLoopOptions extends Omit<
+  PublisherOptions,
+  "changes" | "timing" | "signal" | "onPublished" | "interrupted"
+> {
+  readonly cluster: Pick<Cluster, "members" | "current" | "onChange">;
+  readonly outlook: PlacementOutlook;
+  readonly thread: PlannerThread;
+  /** What the first placement is made from. */
+  readonly first: PlanInput;
+  /** Shards that the first placement waits for. */
+  readonly minShards: number;
+  /** Seconds between two plans; 0: only where something has to move. */
+  readonly intervalSeconds: number;
+  readonly timing?: Partial<PlannerTiming>;
+  readonly log: Pick<Logger, "info" | "warn" | "debug">;
+}
+
+/** How long the loop waits for what, milliseconds. */
+export interface PlannerTiming {
+  /** From a change to the plan for it, so that changes that come together are planned for once. */
+  readonly settleMs: number;
+  /** A shard that is gone may be back within this time. */
+  readonly graceMs: number;
+  /** Pause after a failure. */
+  readonly retryMs: number;
+}
+
+const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
+
+/** Part of a step's time that a plan has to save beside the cost of its moves. */
+const MARGIN = 0.05;
+
+/** A router that knows what a Redis has lost registers within this time, milliseconds. */
+const RECALL_MS = 6_000;
+
+/** What the loop has come to. */
+export interface PlannerState {
+  /** This router plans. */
+  readonly leading: boolean;
+  /** Epoch that this router works by; 0 before the first. */
+  readonly epoch: number;
+  /** Placements that it published, and plans that were not worth their moves. */
+  readonly published: number;
+  readonly kept: number;
+  /** Expected seconds of a step's MoE layers as the last plan left it; undefined before the first. */
+  readonly stepSeconds: number | undefined;
+  /** (max − mean) / mean of the shards' seconds, as the last plan would have it; undefined before the first. */
+  readonly imbalance: number | undefined;
+  /** What the last look decided. */
+  readonly decision: string;
+  /** Why experts without a copy can not be placed; undefined where they can. */
+  readonly unplaceable: string | undefined;
+}
+
+/** The planner of one router. */
+export class PlannerLoop {
+  readonly #options: PlannerLoopOptions;
+  readonly #timing: PlannerTiming;
+  readonly #stop = new AbortController();
+  readonly #startedAt = performance.now();
+  readonly #awaySince = new Map<number, number>();
+  readonly #running: Promise<void>;
+  #state: PlannerState = {
+    leading: false,
+    epoch: 0,
+    published: 0,
+    kept: 0,
+    stepSeconds: undefined,
+    imbalance: undefined,
+    decision: "nothing was planned yet",
+    unplaceable: undefined,
+  };
+  readonly #changes = new Changes();
+  readonly #publisher: PlacementPublisher;
+  /** Something has changed for which a plan is due at once. */
+  #due = true;
+
+  constructor(options: PlannerLoopOptions) {
+    this.#options = options;
+    this.#timing = { ...TIMING, ...options.timing };
+    this.#publisher = new PlacementPublisher({
+      ...options,
+      changes: this.#changes,
+      signal: this.#stop.signal,
+      interrupted: () => this.#due,
+      onPublished: () => {
+        this.#state = { ...this.#state, published: this.#state.published + 1 };
+      },
+    });
+    options.cluster.onChange((change) => this.#onChange(change));
+    options.membership.onChange(() => this.#changes.notify());
+    options.lease.onLeading(() => this.wake());
+    this.#running = this.#run();
+  }
+
+  state(): PlannerState {
+    const { lease, cluster } = this.#options;
+    const epoch = cluster.current()?.placement.epoch ?? 0;
+    return { ...this.#state, leading: lease.token() !== undefined, epoch };
+  }
+
+  /** Has the loop plan now. */
+  wake(): void {
+    this.#due = true;
+    this.#changes.notify();
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort();
+    this.#changes.notify();
+    await this.#running;
+  }
+
+  #onChange({ kind }: ClusterChange): void {
+    if (kind === "adopted" || kind === "placed") this.#changes.notify();
+    else this.wake();
+  }
+
+  async #run(): Promise<void> {
+    const { intervalSeconds, log } = this.#options;
+    const everyMs = intervalSeconds === 0 ? 10_000 : intervalSeconds * 1000;
+    while (!this.#stop.signal.aborted) {
+      let nextMs = everyMs;
+      this.#due = false;
+      try {
+        nextMs = (await this.#look()) ?? everyMs;
+      } catch (error) {
+        if (this.#stop.signal.aborted) return;
+        if (!(error instanceof RedisUnavailableError)) {
+          log.warn({ err: error }, "planning failed");
+        }
+        nextMs = this.#timing.retryMs;
+      }
+      const { signal } = this.#stop;
+      await waitFor(this.#changes, () => this.#due, nextMs, signal);
+      if (this.#due) await waitFor(this.#changes, () => false, this.#timing.settleMs, signal);
+    }
+  }
+
+  /** One look at things: plans and publishes where it is due. Milliseconds until the next one, where that is soon. */
+  async #look(): Promise<number | undefined> {
+    const { store, cluster, lease } = this.#options;
+    if (lease.token() === undefined) return this.#timing.retryMs;
+    const stored = await store.read();
+    const inUse = cluster.current();
+    if (inUse === undefined)
+      return stored === undefined ? this.#planFirst() : this.#timing.settleMs;
+    const newest = this.#newestEpoch(stored);
+    if ((stored?.placement.epoch ?? 0) < newest) return this.#recall(stored, inUse, newest);
+    return this.#replan(stored as StoredPlacement, inUse);
+  }
+
+  /** The newest epoch that the store, a router or a shard knows of; 0 where there is none. */
+  #newestEpoch(stored: StoredPlacement | undefined): number {
+    const { cluster, membership, store } = this.#options;
+    // Without a common store, epochs of other routers mean nothing here.
+    const members = store.shared ? cluster.members() : [];
+    return Math.max(
+      stored?.placement.epoch ?? 0,
+      ...membership.routers().map(({ epoch }) => epoch),
+      ...members.flatMap(({ status }) => status?.epochs ?? []),
+    );
+  }
+
+  /** Puts back what the routers work by and Redis has lost, under an epoch that is new to all where one is ahead. */
+  async #recall(
+    stored: StoredPlacement | undefined,
+    inUse: ClusterPlacement,
+    newest: number,
+  ): Promise<number> {
+    const epoch = inUse.placement.epoch === newest ? newest : newest + 1;
+    const why =
+      stored === undefined ? "planned before Redis knew of it" : "Redis lost what routers know";
+    const terms = { why, after: stored?.placement.epoch ?? 0, stagesLeft: 0 };
+    const placement = { ...inUse.placement, epoch };
+    const published = await this.#publisher.publish({ ...inUse, placement }, terms);
+    return published ? this.#timing.settleMs : this.#timing.retryMs;
+  }
+
+  async #planFirst(): Promise<number | undefined> {
+    const { cluster, first, minShards, log } = this.#options;
+    const newest = this.#newestEpoch(undefined);
+    // Shards hold placements that a router knows: it is to put them back.
+    if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return this.#timing.retryMs;
+    const now = Date.now();
+    const members = cluster.members().filter((member) => isUsable(member, now));
+    const hellos = members.flatMap(({ hello, status }) =>
+      hello === undefined || status?.draining === true ? [] : [hello],
+    );
+    if (hellos.length < minShards) {
+      this.#decided(`${hellos.length} of ${minShards} shards are there`);
+      return undefined;
+    }
+    let planned: ClusterPlacement;
+    try {
+      planned = planCluster(first, hellos);
+    } catch (error) {
+      const reason = errorMessage(error);
+      if (this.#state.decision !== reason) log.warn({ reason }, "no first placement");
+      this.#decided(reason, reason);
+      return undefined;
+    }
+    const placement = { ...planned.placement, epoch: newest + 1 };
+    const why = `the first placement, on ${hellos.length} shards`;
+    this.#decided(why);
+    await this.#publisher.publish({ ...planned, placement }, { why, after: 0, stagesLeft: 0 });
+    return undefined;
+  }
+
+  async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
+    const { outlook, thread, log, intervalSeconds } = this.#options;
+    const facts = await outlook.facts(inUse);
+    const soonMs = this.#graceLeft(
+      facts.shards.map(({ rank }) => rank),
+      inUse,
+    );
+    if (soonMs > 0) return soonMs;
+    const need = needOf(inUse.placement, facts.shards);
+    if (intervalSeconds === 0 && !isUrgent(need)) return undefined;
+    const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
+      if (error.name !== "PlacementError") throw error;
+      if (this.#state.unplaceable !== error.message) {
+        log.warn({ reason: error.message }, "experts can not be placed");
+      }
+      this.#decided(error.message, error.message);
+    });
+    if (plan === undefined) return undefined;
+    const { publish, why } = decide(plan, need, MARGIN);
+    const { secondsBefore, secondsAfter, shards } = plan.why;
+    this.#state = {
+      ...this.#state,
+      kept: this.#state.kept + (publish ? 0 : 1),
+      stepSeconds: publish ? secondsAfter : (secondsBefore ?? secondsAfter),
+      imbalance: imbalanceOf(shards.map(({ seconds }) => seconds)),
+    };
+    this.#decided(why);
+    log.debug({ publish, why }, "planned");
+    if (!publish) return undefined;
+    const { epoch } = stored.placement;
+    const outcome = await this.#publisher.publishStages(plan.stages, inUse, { why, after: epoch });
+    return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
+      outcome
+    ];
+  }
+
+  /** Milliseconds in which shards that hold something and are gone may still come back; 0 where none may. */
+  #graceLeft(there: readonly number[], { placement }: ClusterPlacement): number {
+    const now = performance.now();
+    const { lost } = needOf(placement, []);
+    const away = lost.filter((rank) => rank !== LOCAL_RANK && !there.includes(rank));
+    for (const rank of this.#awaySince.keys()) {
+      if (!away.includes(rank)) this.#awaySince.delete(rank);
+    }
+    let left = 0;
+    for (const rank of away) {
+      const since = this.#awaySince.get(rank) ?? now;
+      this.#awaySince.set(rank, since);
+      left = Math.max(left, since + this.#timing.graceMs - now);
+    }
+    return left;
+  }
+
+  #decided(decision: string, unplaceable?: string): void {
+    this.#state = { ...this.#state, decision, unplaceable };
+  }
+}

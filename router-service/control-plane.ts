@@ -1,0 +1,161 @@
+/** Wires who is there, who plans, and what every router works by: the cluster's control plane in one router. */
+
+import { randomUUID } from "node:crypto";
+import { hostname } from "node:os";
+
+import type { Checkpoint } from "../core/model/checkpoint.ts";
+import type { Logger } from "../core/platform/log.ts";
+import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
+import { hostPort } from "../core/platform/service-options.ts";
+import type { ModelShape } from "../core/statistics/encoding.ts";
+import { createLoadFeed } from "../core/statistics/load-feed.ts";
+import type { Statistics } from "../core/statistics/store.ts";
+import type { Cluster } from "./cluster/cluster.ts";
+import { createOwnLease, createRedisLease, type Lease } from "./cluster/lease.ts";
+import { createRedisMembership } from "./cluster/membership-redis.ts";
+import { createStaticMembership, type Membership } from "./cluster/membership-static.ts";
+import type { PlanInput } from "./cluster/plan.ts";
+import { PlacementFollower } from "./cluster/placement-follower.ts";
+import { PlacementOutlook } from "./cluster/placement-outlook.ts";
+import {
+  createMemoryStore,
+  createRedisStore,
+  placementKeys,
+  type PlacementStore,
+} from "./cluster/placement-store.ts";
+import { PlannerLoop } from "./cluster/planner-loop.ts";
+import { PlannerThread } from "./cluster/planner-thread.ts";
+import type { RouterConfig } from "./config.ts";
+
+/** What the control plane is made of. */
+export interface ControlPlaneOptions {
+  readonly settings: Pick<
+    RouterConfig,
+    "redisUrl" | "discover" | "minShards" | "shards" | "planInterval" | "wire" | "host"
+  >;
+  readonly checkpoint: Pick<Checkpoint, "config" | "modelHash" | "overlay">;
+  readonly shape: ModelShape;
+  readonly statistics: Pick<Statistics, "snapshot">;
+  readonly cluster: Cluster;
+  readonly routerId: string;
+  /** What the first placement is made from. */
+  readonly first: PlanInput;
+  readonly httpPort: number;
+  readonly grpcPort: number;
+  readonly logger: Logger;
+}
+
+/** The control plane of a router. */
+export interface ControlPlane {
+  readonly cluster: Cluster;
+  readonly membership: Membership;
+  readonly follower: PlacementFollower;
+  readonly planner: PlannerLoop;
+  readonly outlook: PlacementOutlook;
+  readonly thread: PlannerThread;
+  /** Gives the lease up, takes the registration back, stops planning. */
+  close(): Promise<void>;
+}
+
+/** Name of this router among those of a model: unlike any other's, also after a restart. */
+export function createRouterId(): string {
+  return `${hostname()}-${process.pid}-${randomUUID().slice(0, 4)}`;
+}
+
+/** Starts to watch members, to follow the placement, and to campaign for planning it. */
+export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
+  const { settings, checkpoint, shape, statistics, cluster, logger } = options;
+  const { config, modelHash, overlay } = checkpoint;
+  const redis =
+    settings.redisUrl === undefined ? undefined : connectRedis(settings.redisUrl, logger);
+  const { membership, store, lease } = createShared(options, redis);
+  const updateMembers = () => cluster.setMembers(membership.shards());
+  membership.onChange(updateMembers);
+
+  const follower = new PlacementFollower({
+    store,
+    cluster,
+    onChange: () => membership.announce(),
+    log: logger,
+  });
+  const feed = createLoadFeed({ shape, modelHash, statistics, ...(redis && { redis }) });
+  const outlook = new PlacementOutlook({
+    config,
+    overlay,
+    wire: settings.wire,
+    cluster,
+    feed,
+    planIntervalSeconds: settings.planInterval,
+  });
+  const thread = new PlannerThread();
+  const planner = new PlannerLoop({
+    store,
+    lease,
+    membership,
+    cluster,
+    follower,
+    outlook,
+    thread,
+    first: options.first,
+    minShards: settings.discover ? settings.minShards : settings.shards.length,
+    routerId: options.routerId,
+    intervalSeconds: settings.planInterval,
+    log: logger,
+  });
+  return {
+    cluster,
+    membership,
+    follower,
+    planner,
+    outlook,
+    thread,
+    close: async () => {
+      await Promise.all([planner.close(), thread.close(), follower.close()]);
+      await lease.close();
+      await membership.close();
+      redis?.close();
+    },
+  };
+}
+
+/** What routers of a model have in common: in Redis where there is one, else this router's own. */
+function createShared(
+  options: ControlPlaneOptions,
+  redis: RedisConnection | undefined,
+): { readonly membership: Membership; readonly store: PlacementStore; readonly lease: Lease } {
+  const { settings, checkpoint, cluster, routerId: id, logger } = options;
+  const epoch = () => cluster.current()?.placement.epoch ?? 0;
+  if (redis === undefined) {
+    return {
+      membership: createStaticMembership(settings.shards, () => ({ id, epoch: epoch() })),
+      store: createMemoryStore(),
+      lease: createOwnLease(),
+    };
+  }
+  const { modelHash } = checkpoint;
+  const registration = {
+    kind: "router",
+    id,
+    incarnation: randomUUID(),
+    httpAddress: hostPort(settings.host, options.httpPort),
+    grpcAddress: hostPort(settings.host, options.grpcPort),
+  } as const;
+  const membership = createRedisMembership({
+    redis,
+    modelHash,
+    self: () => ({ ...registration, epoch: epoch() }),
+    ...(!settings.discover && { shards: settings.shards }),
+    log: logger,
+  });
+  const lease = createRedisLease({
+    redis,
+    key: placementKeys(modelHash).lease,
+    log: logger,
+    // A router that works by a placement knows more than one that has none yet.
+    eligible: () =>
+      epoch() > 0 ||
+      (membership.seen() && membership.routers().every((router) => router.epoch === 0)),
+  });
+  membership.onChange(() => lease.campaign());
+  return { membership, store: createRedisStore(redis, modelHash), lease };
+}
