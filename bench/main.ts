@@ -14,6 +14,7 @@ import { runLoadTimeCommand } from "./load-time.ts";
 import { withClusters, type MeasuredCluster } from "./measured-clusters.ts";
 import { runOverlapCommand } from "./overlap.ts";
 import { runPeersCommand } from "./peers/command.ts";
+import { runMovesCommand } from "./moves.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
 import { runBenchCommand } from "./serve.ts";
 import { runSyntheticCommand } from "./synthetic/command.ts";
@@ -93,6 +94,9 @@ switch (program) {
     break;
   case "hop":
     process.exitCode = await runHopCommand(rest);
+    break;
+  case "moves":
+    process.exitCode = await runMovesCommand(rest);
     break;
   case "overlap":
     process.exitCode = await runOverlapCommand(rest);

@@ -11,8 +11,9 @@ export type WeightsDtype = "f16" | "f32";
 /** Device memory does not suffice for what was asked. */
 export class OutOfDeviceMemoryError extends Error {
   override readonly name = "OutOfDeviceMemoryError";
-  constructor(what: string, bytes: number, limit: number) {
-    super(`${what} needs ${bytes} bytes of device memory, at most ${limit} can be had`);
+  constructor(what: string, bytes: number, limit: number, remedy?: string) {
+    const end = remedy === undefined ? "" : `; ${remedy}`;
+    super(`${what} needs ${bytes} bytes of device memory, at most ${limit} can be had${end}`);
   }
 }
 

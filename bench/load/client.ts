@@ -12,6 +12,8 @@ export interface Target {
   readonly endpoint: "completions" | "chat";
   readonly model: string;
   readonly apiKey?: string;
+  /** Label of the requests' kind in the routing statistics. */
+  readonly task?: string;
   /** Further fields of the request body, as `temperature` or `ignore_eos`. */
   readonly extraBody: Readonly<Record<string, unknown>>;
   readonly outputTokens: number;
@@ -56,10 +58,11 @@ function requestBody(target: Target, prompt: Prompt): Record<string, unknown> {
   return { ...common, messages: [{ role: "user", content: prompt }] };
 }
 
-function requestHeaders(apiKey: string | undefined): Record<string, string> {
+function requestHeaders(apiKey: string | undefined, task?: string): Record<string, string> {
   return {
     "content-type": "application/json",
     ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }),
+    ...(task === undefined ? {} : { "x-switchyard-task": task }),
   };
 }
 
@@ -86,7 +89,7 @@ async function stream(target: Target, prompt: Prompt, startedAt: number): Promis
   const path = target.endpoint === "chat" ? "/v1/chat/completions" : "/v1/completions";
   const response = await fetch(target.baseUrl + path, {
     method: "POST",
-    headers: requestHeaders(target.apiKey),
+    headers: requestHeaders(target.apiKey, target.task),
     body: JSON.stringify(requestBody(target, prompt)),
     signal: AbortSignal.timeout(target.timeoutMs),
   });

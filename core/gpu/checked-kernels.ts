@@ -6,10 +6,11 @@ import type { ExpertFormat } from "../expert-format.ts";
 import type { Logger } from "../platform/log.ts";
 import { checkConformance, ConformanceError } from "./conformance.ts";
 import type { Gpu } from "./device.ts";
+import { checkExpertFits } from "./expert-banks.ts";
 import { type ExpertKernels, plainExpertKernels } from "./expert-kernels.ts";
 import { KernelError } from "./kernel.ts";
 import { inputLoads } from "./kernels/shared-input.ts";
-import { keptExperts, measuredExperts } from "./expert-tuning.ts";
+import { dropKeptExperts, keptExperts, measuredExperts } from "./expert-tuning.ts";
 
 /** Whether kernels are chosen by measuring; auto: unless the adapter is a program on the CPU. */
 export type TuneSetting = "auto" | "always" | "never";
@@ -44,7 +45,7 @@ export async function firstThatConforms<S, K>(
   sources: readonly S[],
   kernelsFrom: (source: S) => Promise<K | undefined>,
   check: (kernels: K) => Promise<void>,
-  onRefused: (source: S, error: unknown) => void,
+  onRefused: (source: S, error: unknown) => void | Promise<void>,
 ): Promise<{ readonly source: S; readonly kernels: K }> {
   for (const [i, source] of sources.entries()) {
     try {
@@ -54,7 +55,7 @@ export async function firstThatConforms<S, K>(
       return { source, kernels };
     } catch (error) {
       if (i === sources.length - 1 || !refuses(error)) throw error;
-      onRefused(source, error);
+      await onRefused(source, error);
     }
   }
   throw new RangeError("no source has kernels");
@@ -98,6 +99,8 @@ export class CheckedKernels {
   }
 
   async #conforming(formats: readonly ExpertFormat[]): Promise<ExpertKernels> {
+    // What is measured and checked takes such buffers too, and would say less of them.
+    for (const format of formats) checkExpertFits(this.#sizes, format, this.#gpu.maxBindingBytes);
     const common = formats[0] ?? "f16";
     const known = this.#chosen.get(common);
     const chosen = await firstThatConforms(
@@ -107,9 +110,10 @@ export class CheckedKernels {
       async (kernels) => {
         for (const format of formats) await this.#check(format, kernels);
       },
-      (source, error) => {
+      async (source, error) => {
         const facts = { source, format: common, reason: errorMessage(error) };
         this.#options.logger.warn(facts, "expert kernels refused: others are tried");
+        await dropKeptExperts(this.#gpu, this.#sizes, common, this.#options.directory);
       },
     );
     this.#chosen.set(common, chosen);

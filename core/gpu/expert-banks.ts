@@ -41,9 +41,32 @@ export function largestPart(sizes: ExpertSizes, format: ExpertFormat): number {
   return 4 * Math.max(2 * i * rowWords(format, h), h * rowWords(format, i));
 }
 
+/** Formats that are advised where a wider one does not fit, and the flag's value for each. */
+const NARROWER = [
+  ["16", "f16"],
+  ["8", "int8"],
+  ["4", "int4-g32"],
+] as const satisfies readonly (readonly [string, ExpertFormat])[];
+
+/** Throws OutOfDeviceMemoryError where one buffer can not hold even one expert, with the widest format that it can hold. */
+export function checkExpertFits(sizes: ExpertSizes, format: ExpertFormat, bankBytes: number): void {
+  const bytes = largestPart(sizes, format);
+  if (bytes <= bankBytes) return;
+  const { hiddenSize, expertIntermediateSize: width } = sizes;
+  const fits = NARROWER.find(([, other]) => largestPart(sizes, other) <= bankBytes);
+  throw new OutOfDeviceMemoryError(
+    `the buffer of one expert's gate and up in ${format}, 2 × ${width} × ${hiddenSize},`,
+    bytes,
+    bankBytes,
+    fits === undefined
+      ? "no format of experts fits a buffer of this adapter"
+      : `start with --experts-bits ${fits[0]}`,
+  );
+}
+
 /**
  * Divides a layer's slots into banks: as few as buffers of at most `bankBytes` allow, of about equal size.
- * Throws OutOfDeviceMemoryError where one expert alone does not fit.
+ * Throws as `checkExpertFits`.
  */
 export function planBanks(
   formats: readonly ExpertFormat[],
@@ -52,11 +75,8 @@ export function planBanks(
 ): BankPlan[] {
   return [...new Set(formats)].flatMap((format) => {
     const slots = formats.flatMap((of, slot) => (of === format ? [slot] : []));
-    const bytes = largestPart(sizes, format);
-    const fit = Math.floor(bankBytes / bytes);
-    if (fit === 0) {
-      throw new OutOfDeviceMemoryError(`one buffer with an expert in ${format}`, bytes, bankBytes);
-    }
+    checkExpertFits(sizes, format, bankBytes);
+    const fit = Math.floor(bankBytes / largestPart(sizes, format));
     const numBanks = Math.ceil(slots.length / fit);
     const perBank = Math.ceil(slots.length / numBanks);
     return Array.from({ length: numBanks }, (_, bank) => ({

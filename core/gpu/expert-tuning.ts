@@ -28,7 +28,7 @@ import { openTimer } from "./kernel-timing.ts";
 import { KernelError } from "./kernel.ts";
 import type { StepSizes } from "./kernels/counts.ts";
 import { compileHalves, type MeasuredKernels, SyntheticExperts } from "./synthetic-experts.ts";
-import { readPoints, type TunedPoint, writePoints } from "./tuning-file.ts";
+import { dropPoints, readPoints, type TunedPoint, writePoints } from "./tuning-file.ts";
 
 /** Pairs per slot at which candidates are measured. */
 const DENSITIES = [1, 4, 16, 64] as const;
@@ -224,6 +224,16 @@ export async function keptExperts(
     candidatesHere(gpu, pairsPerSlot).some((other) => isDeepStrictEqual(other, candidate)),
   );
   return points === undefined || !offered ? undefined : tunedExperts(sizes, points);
+}
+
+/** Forgets the choices of an earlier start, as of kernels that were refused; a file that can not be removed is done without. */
+export async function dropKeptExperts(
+  gpu: Gpu,
+  sizes: ExpertSizes,
+  format: ExpertFormat,
+  directory: string,
+): Promise<void> {
+  await dropPoints(fileOf(directory, keyOf(gpu, sizes, format)));
 }
 
 /**

@@ -1,6 +1,6 @@
 /** Measured choices of kernels in a file: one per adapter, driver, widths and format. */
 
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 
 import { z } from "zod";
 
@@ -87,5 +87,14 @@ export async function writePoints(
     await rename(part, file);
   } catch {
     // A read-only home: the next start measures again.
+  }
+}
+
+/** Removes a file of choices; where there is none, or it can not be removed, nothing happens. */
+export async function dropPoints(file: string): Promise<void> {
+  try {
+    await rm(file, { force: true });
+  } catch {
+    // A read-only home: the next start finds the choices again, and refuses them again.
   }
 }

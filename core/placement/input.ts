@@ -75,6 +75,8 @@ export interface PlannerInput {
   /** What is held now; absent: nothing. Ranks that are not among the shards are lost, with what they hold. */
   readonly current?: Placement;
   readonly moves: MoveBudget;
+  /** Copies of each expert at least, as far as memory goes; absent: 1. */
+  readonly minCopies?: number;
   /** Bound of the search, in thousands of elementary operations for the whole plan; a plan takes as long in any run. */
   readonly effort?: number;
 }

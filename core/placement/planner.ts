@@ -10,6 +10,7 @@ import { PlacementError } from "./errors.ts";
 import type { Move, PlacedLayers, Plan, PlannerInput, ShardBalance } from "./input.ts";
 import { addCopy, emptyLayer, sharesOf, type Layer } from "./layer.ts";
 import { movesBetween, movesOf, stagesOf } from "./moves.ts";
+import { withMinCopies } from "./min-copies.ts";
 import { fillWithCopies, packMissing } from "./pack.ts";
 import type { LayerReplicas } from "./placement.ts";
 import { slotsOfLayers } from "./slots.ts";
@@ -23,8 +24,8 @@ export { PlacementError } from "./errors.ts";
  */
 export function planPlacement(input: PlannerInput): Plan {
   checkInput(input);
-  const target = placeLayers(input);
   const current = liveCurrent(input);
+  const target = withMinCopies(placeLayers(input), input.minCopies ?? 1, limitsOf(input), current);
   const stages =
     input.current === undefined ? [target] : stagesOf(current, target, limitsOf(input));
   const moves =

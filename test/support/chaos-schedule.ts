@@ -45,7 +45,16 @@ export interface ChaosShape {
   /** Longest freeze, stall, slow link, corruption and absence of a killed shard, milliseconds. */
   readonly maxFaultMs: number;
   readonly redisOutageMs: number;
+  /** Share of the rounds in which two things go wrong at once. */
+  readonly besideShare: number;
 }
+
+/** Faults of links alone: all processes stay as they are. */
+const LINK_FAULTS: ReadonlySet<Disturbance["kind"]> = new Set([
+  "slow link",
+  "reset",
+  "corrupted bytes",
+]);
 
 type Draw = (random: Random, shape: ChaosShape) => Disturbance;
 
@@ -53,7 +62,7 @@ function between(random: Random, low: number, high: number): number {
   return low + randomInteger(random, Math.max(1, high - low));
 }
 
-/** Every kind of disturbance; those that stand twice are the more likely ones. */
+/** Every kind of disturbance. */
 const KINDS: readonly Draw[] = [
   (random, { maxFaultMs }) => ({
     kind: "kill",
@@ -114,14 +123,31 @@ function shuffled(random: Random): Draw[] {
   return kinds;
 }
 
-/**
- * The disturbances of a run in their order, without end: every kind once in each turn of all kinds, in a new order, so
- * that a run of one turn has all.
- */
-export function* chaosSchedule(seed: number, shape: ChaosShape): Generator<Disturbance, never> {
-  const random = seededRandom(seed);
-  for (;;) for (const draw of shuffled(random)) yield draw(random, shape);
+/** Things that go wrong at once. */
+export interface ChaosRound {
+  readonly main: Disturbance;
+  /** What ails another link meanwhile. */
+  readonly beside: Disturbance | undefined;
 }
 
-/** How many disturbances have every kind among them. */
+/**
+ * The rounds of a run in their order, without end: every kind is the main one once in each turn of all kinds, in a new
+ * order, so that a run of one turn has all. Beside it, in `besideShare` of the rounds, is a fault of a link.
+ */
+export function* chaosSchedule(seed: number, shape: ChaosShape): Generator<ChaosRound, never> {
+  const random = seededRandom(seed);
+  for (;;) {
+    for (const draw of shuffled(random)) {
+      const main = draw(random, shape);
+      const draws = KINDS.filter((one) => LINK_FAULTS.has(one(random, shape).kind));
+      const beside =
+        random() < shape.besideShare
+          ? draws[randomInteger(random, draws.length)](random, shape)
+          : undefined;
+      yield { main, beside };
+    }
+  }
+}
+
+/** How many rounds have every kind among them. */
 export const CHAOS_TURN = KINDS.length;

@@ -1,11 +1,11 @@
 /** Streaming requests whose clients leave at random moments, and what is left of them. */
 
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
 
 import { randomInteger, seededRandom, type Random } from "../../bench/load/random.ts";
 import { greedyBody, metric, streamCompletion } from "./api.ts";
 import type { Cluster } from "./cluster.ts";
+import { residentBytes } from "./resident-bytes.ts";
 import { waitFor } from "./wait-for.ts";
 
 /** Requests under way at a time. */
@@ -13,12 +13,6 @@ const CONCURRENCY = 32;
 
 /** Token ids below this are in the vocabulary of every model here. */
 const VOCABULARY = 384;
-
-/** Resident memory of a process, bytes. */
-async function residentBytes(pid: number): Promise<number> {
-  const status = await readFile(`/proc/${pid}/status`, "utf8");
-  return Number(/VmRSS:\s+(\d+) kB/.exec(status)?.[1]) * 1024;
-}
 
 /** One request of up to 60 tokens for 24 more; every second client leaves within the first 20. True where it left. */
 async function requestAndPerhapsLeave(url: string, random: Random): Promise<boolean> {

@@ -54,6 +54,8 @@ export class ElasticCluster {
   readonly #options: ElasticOptions;
   readonly #shards = new Map<number, ElasticShard>();
   readonly #routers: (ElasticRouter | undefined)[] = [];
+  /** Those that were healthy once. */
+  readonly #healthy = new Set<ElasticRouter>();
   readonly #gone: ServiceProcess[] = [];
   readonly #proxies: FaultProxy[] = [];
   #nextRank = 0;
@@ -93,9 +95,11 @@ export class ElasticCluster {
     return shard;
   }
 
-  /** Living routers. */
+  /** Living routers that have come up. */
   routers(): ElasticRouter[] {
-    return this.#routers.filter((router) => router !== undefined);
+    return this.#routers.flatMap((router) =>
+      router !== undefined && this.#healthy.has(router) ? [router] : [],
+    );
   }
 
   /** Starts a shard of a new rank, or of one whose process is gone, at an address of its own. */
@@ -150,17 +154,19 @@ export class ElasticCluster {
     const router = { process, url: `http://127.0.0.1:${process.ready.httpPort}` };
     this.#routers[index] = router;
     await waitFor("a healthy router", () => isHealthy(router.url), HEALTHY_MS);
+    this.#healthy.add(router);
     return router;
   }
 
-  /** kill -9 of a router; resolves when its process is gone. */
-  async killRouter(index: number): Promise<void> {
-    const router = this.#routers[index];
-    if (router === undefined) throw new Error(`no router ${index} runs`);
+  /** kill -9 of a router; resolves with its index when its process is gone. */
+  async killRouter(router: ElasticRouter): Promise<number> {
+    const index = this.#routers.indexOf(router);
+    if (index < 0) throw new Error(`${router.process.name} does not run`);
     this.#routers[index] = undefined;
     router.process.kill("SIGKILL");
     await router.process.exited;
     this.#gone.push(router.process);
+    return index;
   }
 
   /** Processes that ended without being told to. */
@@ -176,14 +182,17 @@ export class ElasticCluster {
 
   /** What all processes wrote, also those that are gone, the end of it, for messages of failures. */
   output(charactersEach = 4000): string {
-    const living = [...this.routers(), ...this.shards()].map(({ process }) => process);
+    const routers = this.#routers.filter((router) => router !== undefined);
+    const living = [...routers, ...this.shards()].map(({ process }) => process);
     return [...this.#gone, ...living]
       .map((process) => `--- ${process.name}\n${process.output().slice(-charactersEach)}`)
       .join("\n");
   }
 
   async close(): Promise<void> {
-    await Promise.all(this.routers().map(({ process }) => process.stop()));
+    await Promise.all(
+      this.#routers.flatMap((router) => (router === undefined ? [] : [router.process.stop()])),
+    );
     await Promise.all(
       this.shards().map(async ({ process }) => {
         process.kill("SIGCONT");

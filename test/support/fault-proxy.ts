@@ -38,6 +38,8 @@ export interface FaultProxy {
   setFaults(faults: Partial<LinkFaults>, directions?: readonly Direction[]): void;
   /** Resets every connection (RST). Returns how many there were. */
   reset(): number;
+  /** Connections that stand. */
+  connections(): number;
   /** Bits flipped so far. */
   flips(): number;
   close(): Promise<void>;
@@ -163,6 +165,7 @@ export async function startFaultProxy(
       for (const socket of sockets) socket.resetAndDestroy();
       return count;
     },
+    connections: () => sockets.size / 2,
     flips: () => flips,
     close: async () => {
       for (const socket of sockets) socket.destroy();

@@ -1,7 +1,7 @@
 /** Streaming requests, some at a time, over one router or two: what came back, how long tokens let wait, and what failed. */
 
 import { randomInteger, seededRandom } from "../../bench/load/random.ts";
-import { complete, greedyBody, streamCompletion } from "./api.ts";
+import { greedyBody, streamCompletion } from "./api.ts";
 
 /** A prompt with its undisturbed greedy continuation. */
 export interface KnownPrompt {
@@ -33,8 +33,8 @@ export interface LoadOptions {
   readonly target: () => string | undefined;
   /** Sends no more requests once it aborts, those that run end in their own time; without it each prompt is sent once. */
   readonly until?: AbortSignal;
-  /** Called for every token. */
-  readonly onToken?: (request: DrivenRequest) => void;
+  /** Called for every chunk with tokens, `gapMs` after the one before or the sending. */
+  readonly onToken?: (request: DrivenRequest, gapMs: number) => void;
 }
 
 /** A load that runs. */
@@ -62,36 +62,53 @@ export interface PromptSizes {
   readonly maxTokens: number;
 }
 
+/** Prompts, and how an undisturbed cluster continues them. */
+export interface UndisturbedRun {
+  readonly prompts: readonly KnownPrompt[];
+  /** Longest time without a token of any request, from its sending on, milliseconds. */
+  readonly longestGapMs: number;
+}
+
 /**
  * Draws prompts and has a router continue them greedily, `concurrency` at a time. Drawn again are those where two
  * tokens are almost level somewhere: which copy of an expert adds its sum first would decide between them.
  */
-export async function knownPrompts(
+export async function runUndisturbed(
   url: string,
   seed: number,
   sizes: PromptSizes,
   concurrency = 16,
-): Promise<KnownPrompt[]> {
+): Promise<UndisturbedRun> {
   const random = seededRandom(seed);
   const prompts: KnownPrompt[] = [];
+  let longestGapMs = 0;
   async function drawInTurn(): Promise<void> {
     while (prompts.length < sizes.count) {
       const length = sizes.minLength + randomInteger(random, sizes.maxLength - sizes.minLength + 1);
       const ids = Array.from({ length }, () => randomInteger(random, VOCABULARY));
+      const greedy: number[] = [];
+      let lead = Infinity;
+      let lastAt = performance.now();
       const body = { ...greedyBody(ids, sizes.maxTokens), logprobs: 2 };
-      const { choices } = await complete(url, body);
-      const [{ token_ids: greedy = [], logprobs }] = choices;
+      for await (const chunk of streamCompletion(url, body)) {
+        if (chunk?.error) throw new Error(chunk.error.message);
+        const choice = chunk?.choices[0];
+        if (choice?.token_ids === undefined || choice.token_ids.length === 0) continue;
+        const now = performance.now();
+        longestGapMs = Math.max(longestGapMs, now - lastAt);
+        lastAt = now;
+        greedy.push(...choice.token_ids);
+        for (const top of choice.logprobs?.top_logprobs ?? []) {
+          const [first, second] = Object.values(top ?? {}).sort((a, b) => b - a);
+          lead = Math.min(lead, first - second);
+        }
+      }
       if (greedy.length !== sizes.maxTokens) throw new Error(`${greedy.length} tokens`);
-      const leads = (logprobs?.top_logprobs ?? []).map((top) => {
-        const [first, second] = Object.values(top ?? {}).sort((a, b) => b - a);
-        return first - second;
-      });
-      if (leads.length === greedy.length && leads.every((lead) => lead >= MIN_LEAD))
-        prompts.push({ ids, greedy });
+      if (lead >= MIN_LEAD) prompts.push({ ids, greedy });
     }
   }
   await Promise.all(Array.from({ length: concurrency }, drawInTurn));
-  return prompts.slice(0, sizes.count);
+  return { prompts: prompts.slice(0, sizes.count), longestGapMs };
 }
 
 /** Starts sending; a request that fails is kept as such and not sent again. */
@@ -116,10 +133,7 @@ export function driveLoad(options: LoadOptions): DrivenLoad {
   return { requests, done };
 }
 
-async function send(
-  request: DrivenRequest,
-  onToken: ((request: DrivenRequest) => void) | undefined,
-): Promise<void> {
+async function send(request: DrivenRequest, onToken: LoadOptions["onToken"]): Promise<void> {
   const { prompt, url, startedAt, tokens } = request;
   let lastAt = startedAt;
   let whole = false;
@@ -133,10 +147,11 @@ async function send(
       const ids = chunk.choices[0]?.token_ids ?? [];
       if (ids.length === 0) continue;
       const now = performance.now();
-      request.longestGapMs = Math.max(request.longestGapMs, now - lastAt);
+      const gapMs = now - lastAt;
+      request.longestGapMs = Math.max(request.longestGapMs, gapMs);
       lastAt = now;
       tokens.push(...ids);
-      onToken?.(request);
+      onToken?.(request, gapMs);
     }
     if (!whole) request.failure = `the stream ended after ${tokens.length} tokens without [DONE]`;
     else if (tokens.length < prompt.greedy.length) request.failure = `${tokens.length} tokens`;

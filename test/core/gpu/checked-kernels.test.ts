@@ -17,7 +17,10 @@ async function choose(failures: Readonly<Record<string, Error>>, sources = SOURC
     async (name) => {
       if (name in failures) throw failures[name];
     },
-    (name) => refused.push(name),
+    async (name) => {
+      await Promise.resolve();
+      refused.push(name);
+    },
   );
   return { source, refused };
 }

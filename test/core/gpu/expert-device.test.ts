@@ -91,11 +91,22 @@ test("slots come into as few banks of each format as a buffer's limit allows, ev
   ]);
 });
 
-test("an expert that no buffer can take is refused with its bytes and the limit", async () => {
+test("an expert that no buffer can take is refused with its bytes, the limit and what fits", async () => {
+  const mixtral = { ...SIZES, hiddenSize: 4096, expertIntermediateSize: 14336 };
   assert.throws(
-    () => planBanks(["f16", "f32"], SIZES, PART_BYTES - 1),
-    new OutOfDeviceMemoryError("one buffer with an expert in f32", PART_BYTES, PART_BYTES - 1),
+    () => planBanks(["int8", "f16"], mixtral, 2 ** 27),
+    new OutOfDeviceMemoryError(
+      "the buffer of one expert's gate and up in f16, 2 × 14336 × 4096,",
+      234881024,
+      2 ** 27,
+      "start with --experts-bits 8",
+    ),
   );
+  assert.throws(
+    () => planBanks(["int8"], mixtral, 2 ** 26),
+    /in int8, .* start with --experts-bits 4$/u,
+  );
+  assert.throws(() => planBanks(["int8"], mixtral, 2 ** 20), /no format of experts fits/);
   const device = await createGpuExpertDevice(gpu, SIZES, ["f32"], { bankBytes: PART_BYTES });
   assert.throws(() => device.allocate(0, ["f16"]), /a slot in f16, the device is for f32/);
   device.allocate(0, ["f32"]);

@@ -10,6 +10,7 @@ import { candidatesFor } from "../../../core/gpu/expert-candidates.ts";
 import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
 import {
   densityOf,
+  dropKeptExperts,
   keptExperts,
   measuredExperts,
   nearestPoint,
@@ -151,6 +152,10 @@ test("kernels are measured once per adapter and widths; a spoiled file is measur
     assert.equal((await tune()).source, "measured");
   }
   assert.equal((await tune()).source, "kept");
+  await dropKeptExperts(gpu, SIZES, "f16", directory);
+  assert.deepEqual(await readdir(directory), [], "choices that were refused are gone");
+  await dropKeptExperts(gpu, SIZES, "f16", directory);
+  assert.equal((await tune()).source, "measured");
 });
 
 test("where the deadline is over nothing is measured and nothing kept: plain kernels compute", async () => {

@@ -1,0 +1,105 @@
+/** Chaos runs of the same demands, short and long. */
+
+import assert from "node:assert/strict";
+
+import { metric } from "./api.ts";
+import { runChaos, type ChaosVerdict, type RoundReport } from "./chaos-run.ts";
+import { CHAOS_TURN, chaosSchedule, type ChaosShape } from "./chaos-schedule.ts";
+import { waitForConvergence } from "./control-api.ts";
+import { ElasticCluster } from "./elastic-cluster.ts";
+import { failureText, runUndisturbed } from "./load-driver.ts";
+import { residentBytes } from "./resident-bytes.ts";
+import { waitFor } from "./wait-for.ts";
+
+/** Shards at the start: with one killed and one drained, one is left. */
+const SHARDS = 3;
+
+/** How long and how hard a run is. */
+export interface ChaosLength {
+  readonly seed: number;
+  readonly durationMs: number;
+  readonly shape: ChaosShape;
+  readonly concurrency: number;
+  readonly convergeMs: number;
+  /** Bytes by which a process that lives through the run may grow. */
+  readonly maxGrowthBytes: number;
+  readonly onRound?: (report: RoundReport) => void;
+}
+
+/**
+ * Runs chaos over 3 shards behind proxies, two routers and a Redis, and checks what is demanded of it: no wrong token,
+ * no request lost but those of a killed router, nothing left over, and a placement that converges after each round.
+ * Fails with the seed and what the processes wrote.
+ */
+export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVerdict> {
+  const { seed, durationMs, shape, concurrency, convergeMs } = length;
+  const cluster = await ElasticCluster.start({
+    shards: SHARDS,
+    routers: 2,
+    redis: true,
+    proxied: true,
+    seed,
+  });
+  try {
+    const sizes = { count: 64, minLength: 4, maxLength: 40, maxTokens: 16 };
+    const { prompts } = await runUndisturbed(cluster.routers()[0].url, seed, sizes);
+    await waitForConvergence(cluster, convergeMs);
+    const before = await memoryOf(cluster);
+    const verdict = await runChaos({
+      cluster,
+      schedule: chaosSchedule(seed, shape),
+      prompts,
+      concurrency,
+      durationMs,
+      minRounds: CHAOS_TURN,
+      convergeMs,
+      onRound: length.onRound,
+    });
+    assert.deepEqual(verdict.load.wrong, [], "wrong tokens");
+    assert.equal(verdict.lost.length, 0, failureText(verdict.lost));
+    assert.ok(verdict.load.requests > 2 * concurrency, `${verdict.load.requests} requests`);
+    await assertNothingLeft(cluster);
+    assertBounded(before, await memoryOf(cluster), length.maxGrowthBytes);
+    return verdict;
+  } catch (error) {
+    const message = `chaos of seed ${seed}: ${String(error)}\n${cluster.output()}`;
+    throw new Error(message, { cause: error });
+  } finally {
+    await cluster.close();
+  }
+}
+
+/** Waits until no router has a sequence or a KV block, and every shard no more streams than it has peers. */
+async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
+  const routers = cluster.routers();
+  await waitFor("all KV blocks to be free, no sequence and no stream left", async () => {
+    for (const { url } of routers) {
+      for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"])
+        if ((await metric(url, `vllm:${name}`)) !== 0) return false;
+    }
+    // A shard's connection to a peer that it fetched from may stand for a while.
+    const most = routers.length + cluster.shards().length - 1;
+    return cluster.shards().every(({ proxy }) => (proxy?.connections() ?? 0) <= most);
+  });
+}
+
+/** Resident bytes of each process by name and pid. */
+async function memoryOf(cluster: ElasticCluster): Promise<Map<string, number>> {
+  const processes = [...cluster.routers(), ...cluster.shards()].map(({ process }) => process);
+  const entries = processes.map(
+    async ({ name, pid }) => [`${name}, pid ${pid}`, await residentBytes(pid)] as const,
+  );
+  return new Map(await Promise.all(entries));
+}
+
+/** Fails where a process that is in both has grown by more than `maxGrowth`. */
+function assertBounded(
+  before: ReadonlyMap<string, number>,
+  after: ReadonlyMap<string, number>,
+  maxGrowth: number,
+): void {
+  for (const [name, bytes] of after) {
+    const growth = bytes - (before.get(name) ?? bytes);
+    assert.ok(growth <= maxGrowth, `${name} has grown by ${growth} bytes`);
+  }
+}
