@@ -1,4 +1,4 @@
-/** What the next steps will ask of each expert: several predictors, and per layer the one that has erred least. Pure. */
+/** What the next steps will ask of each expert: several predictors, weighted by how little each has erred. Pure. */
 
 import {
   emptyProfiles,
@@ -13,6 +13,9 @@ import { PREDICTORS, predict, type Predictor } from "./predictors.ts";
 /** Seconds after which a predictor's error counts half. */
 const ERROR_HALF_LIFE_SECONDS = 300;
 
+/** A predictor whose error is this much above the least of a layer weighs 1/e of the best. */
+const ERROR_SCALE = 0.01;
+
 /** Tokens of a step where nobody has counted any steps. */
 const DEFAULT_TOKENS_PER_STEP = 64;
 
@@ -26,14 +29,17 @@ export interface HistoryShape {
   readonly topK: number;
 }
 
+/** What erred: a predictor, or the forecast that is made of them. */
+export type Measured = Predictor | "forecast";
+
 /** Windows so far, and how well each predictor foresaw them. */
 export interface LoadHistory extends HistoryShape {
   readonly profiles: LoadProfiles;
-  readonly errors: Readonly<Record<Predictor, PredictorErrors>>;
+  readonly errors: Readonly<Record<Measured, Errors>>;
 }
 
-/** Errors of one predictor on past windows, newer ones and those with more tokens counting more. */
-export interface PredictorErrors {
+/** Errors on past windows, newer ones and those with more tokens counting more. */
+export interface Errors {
   /** Tokens that they were measured on, older ones in part. */
   readonly tokens: number;
   /** Mean absolute error over the layer's load: 0 is perfect, 2 the worst [numMoeLayers]. */
@@ -50,29 +56,31 @@ export interface LoadForecast {
   readonly load: Float64Array;
   /** Standard deviation of the load's error as measured on past windows, pairs per step [numMoeLayers, numExperts]. */
   readonly deviation: Float64Array;
-  /** Predictor of each layer [numMoeLayers]; undefined where there is no history: the load is even. */
+  /** Heaviest predictor of each layer [numMoeLayers]; undefined where there is no history: the load is even. */
   readonly chosen: readonly (Predictor | undefined)[];
 }
 
 /** A history before any window. */
 export function emptyHistory({ numMoeLayers, numExperts, topK }: HistoryShape): LoadHistory {
-  const none = (): PredictorErrors => ({
+  const none = (): Errors => ({
     tokens: 0,
     relative: new Float64Array(numMoeLayers),
     dispersion: new Float64Array(numMoeLayers),
   });
+  const measured = [...PREDICTORS, "forecast"] as const;
   return {
     numMoeLayers,
     numExperts,
     topK,
     profiles: emptyProfiles(numMoeLayers * numExperts),
-    errors: Object.fromEntries(PREDICTORS.map((name) => [name, none()])) as LoadHistory["errors"],
+    errors: Object.fromEntries(measured.map((name) => [name, none()])) as LoadHistory["errors"],
   };
 }
 
 /**
- * History after one window more: first every predictor's error on it is measured, then it is folded in.
- * @param queued what waited or ran when the window began
+ * History after one window more: first the errors on it are measured, of every predictor and of the forecast that they
+ * would have made, then it is folded in.
+ * @param queued what was expected next when the window began
  */
 export function addWindow(
   history: LoadHistory,
@@ -81,82 +89,99 @@ export function addWindow(
 ): LoadHistory {
   const { profiles, numExperts } = history;
   const actual = totalOf(window, profiles.long.share.length);
-  const ahead = { queued, seconds: window.seconds, numExperts };
   let { errors } = history;
   if (profiles.long.tokens > 0 && actual.tokens > 0) {
-    const kept = 2 ** (-window.seconds / ERROR_HALF_LIFE_SECONDS);
+    const predictions = predictAll(history, queued, window.seconds);
     const observed = actual.share.map((count) => count / actual.tokens);
-    errors = Object.fromEntries(
-      PREDICTORS.map((name) => [
-        name,
-        measure(errors[name], predict(name, profiles, ahead), observed, {
-          numExperts,
-          kept,
-          tokens: actual.tokens,
-        }),
-      ]),
-    ) as LoadHistory["errors"];
+    const weight = {
+      numExperts,
+      kept: 2 ** (-window.seconds / ERROR_HALF_LIFE_SECONDS),
+      tokens: actual.tokens,
+    };
+    const measured = [...PREDICTORS.entries()].map(
+      ([i, name]) => [name, measure(errors[name], predictions[i], observed, weight)] as const,
+    );
+    const { share } = blend(history, predictions);
+    errors = {
+      ...(Object.fromEntries(measured) as Record<Predictor, Errors>),
+      forecast: measure(errors.forecast, share, observed, weight),
+    };
   }
   return { ...history, profiles: foldWindow(profiles, window), errors };
 }
 
-/** The forecast for the next window, whose mix of tasks is that of `queued` as far as it reaches. */
+/**
+ * The forecast for what is ahead: in each layer the mean of all predictors, weighted by their measured errors there, so
+ * that one that has erred more than another by a few hundredths of the load has no say.
+ */
 export function forecastLoad(
   history: LoadHistory,
   options: {
+    /** What is expected next of what waits or runs. */
     readonly queued: readonly QueuedTokens[];
-    /** Absent: as counted. */
+    /** Absent: as counted of late. */
     readonly tokensPerStep?: number;
     /** Seconds that the forecast is for; absent: 10. */
     readonly seconds?: number;
   },
 ): LoadForecast {
   const { profiles, numMoeLayers, numExperts, topK, errors } = history;
-  const ahead = { queued: options.queued, seconds: options.seconds ?? AHEAD_SECONDS, numExperts };
   const counted = profiles.tokensPerStep || DEFAULT_TOKENS_PER_STEP;
   const tokensPerStep = options.tokensPerStep ?? counted;
-  const load = new Float64Array(numMoeLayers * numExperts);
-  const deviation = new Float64Array(load.length);
-  const chosen: (Predictor | undefined)[] = [];
-  const shares = new Map<Predictor, Float64Array>();
+  if (profiles.long.tokens === 0) {
+    const load = new Float64Array(numMoeLayers * numExperts);
+    load.fill((topK / numExperts) * tokensPerStep);
+    const chosen = Array.from({ length: numMoeLayers }, () => undefined);
+    return { tokensPerStep, load, deviation: load.slice(), chosen };
+  }
+  const { queued, seconds = AHEAD_SECONDS } = options;
+  const { share, chosen } = blend(history, predictAll(history, queued, seconds));
+  const { tokens, dispersion } = errors.forecast;
+  const deviation = share.map((expected, i) => {
+    // Before anything was measured as if tokens chose independently.
+    const perShare = tokens > 0 ? dispersion[Math.floor(i / numExperts)] : 1 / profiles.long.tokens;
+    return Math.sqrt(perShare * expected) * tokensPerStep;
+  });
+  return { tokensPerStep, load: share.map((one) => one * tokensPerStep), deviation, chosen };
+}
+
+/** In the order of PREDICTORS. */
+function predictAll(
+  { profiles, numExperts }: LoadHistory,
+  queued: readonly QueuedTokens[],
+  seconds: number,
+): Float64Array[] {
+  return PREDICTORS.map((name) => predict(name, profiles, { queued, seconds, numExperts }));
+}
+
+function blend(
+  { errors, numMoeLayers, numExperts }: LoadHistory,
+  predictions: readonly Float64Array[],
+): { readonly share: Float64Array; readonly chosen: Predictor[] } {
+  const share = new Float64Array(numMoeLayers * numExperts);
+  const chosen: Predictor[] = [];
   for (let l = 0; l < numMoeLayers; l++) {
-    const name = profiles.long.tokens === 0 ? undefined : leastError(errors, l);
-    chosen.push(name);
-    if (name !== undefined && !shares.has(name)) {
-      shares.set(name, predict(name, profiles, ahead));
-    }
-    const share = name === undefined ? undefined : shares.get(name);
-    const dispersion = name === undefined ? 0 : dispersionOf(errors[name], l, profiles.long.tokens);
-    for (let i = l * numExperts; i < (l + 1) * numExperts; i++) {
-      const expected = share?.[i] ?? topK / numExperts;
-      load[i] = expected * tokensPerStep;
-      deviation[i] =
-        share === undefined ? load[i] : Math.sqrt(dispersion * expected) * tokensPerStep;
+    const ofLayer = PREDICTORS.map((name) => errors[name].relative[l]);
+    const least = Math.min(...ofLayer);
+    const weights = ofLayer.map((error) => Math.exp((least - error) / ERROR_SCALE));
+    const sum = weights.reduce((total, one) => total + one, 0);
+    chosen.push(PREDICTORS[ofLayer.indexOf(least)]);
+    for (const [p, prediction] of predictions.entries()) {
+      const weight = weights[p] / sum;
+      for (let i = l * numExperts; i < (l + 1) * numExperts; i++) {
+        share[i] += weight * prediction[i];
+      }
     }
   }
-  return { tokensPerStep, load, deviation, chosen };
-}
-
-/** The predictor with the least error in a layer; the first of PREDICTORS that has none measured or ties. */
-function leastError(errors: LoadHistory["errors"], layer: number): Predictor {
-  let best: Predictor = PREDICTORS[0];
-  for (const name of PREDICTORS) {
-    if (errors[name].relative[layer] < errors[best].relative[layer]) best = name;
-  }
-  return best;
-}
-
-/** As measured; before that as if tokens chose independently. */
-function dispersionOf(errors: PredictorErrors, layer: number, tokens: number): number {
-  return errors.tokens > 0 ? errors.dispersion[layer] : 1 / tokens;
+  return { share, chosen };
 }
 
 function measure(
-  before: PredictorErrors,
+  before: Errors,
   predicted: Float64Array,
   observed: Float64Array,
   weight: { readonly numExperts: number; readonly kept: number; readonly tokens: number },
-): PredictorErrors {
+): Errors {
   const { numExperts, kept } = weight;
   const old = before.tokens * kept;
   const tokens = old + weight.tokens;
