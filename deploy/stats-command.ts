@@ -14,7 +14,7 @@ import {
   sumBuckets,
   type SeriesFilter,
 } from "../core/statistics/load.ts";
-import { listModels, readBuckets } from "../core/statistics/reader.ts";
+import { listModels, readBuckets, readPairs } from "../core/statistics/reader.ts";
 import { formatModels, formatReport, reportJson } from "../core/statistics/report.ts";
 import { isTaskLabel, TASK_LABEL_FORMAT } from "../core/statistics/task-labels.ts";
 
@@ -112,7 +112,11 @@ async function report(redis: RedisConnection, config: StatsConfig, now: number):
   const subject = {
     modelHash,
     windowSeconds: config.window,
-    statistics: { ...all, series },
+    statistics: {
+      ...all,
+      series,
+      pairs: await readPairs(redis, modelHash, { ...window, shape }),
+    },
     ...(config.halfLife !== undefined && {
       decayed: {
         halfLifeSeconds: config.halfLife,

@@ -1,5 +1,6 @@
-/** Counts of routing: which experts the gate chose, with what weight, for whom, and one layer after another. */
+/** Counts of routing: which experts the gate chose, with what weight, for whom, and which ones together. */
 
+import { PairCounts } from "./pairs.ts";
 import { TaskLabels } from "./task-labels.ts";
 
 /** Phases of a sequence that are counted apart. */
@@ -57,27 +58,23 @@ export function seriesCells(shape: RoutingShape): number {
   return 1 + shape.layers.length * shape.numExperts * 2;
 }
 
-/** Cells of the co-activation counts. */
-export function coactivationCells(shape: RoutingShape): number {
-  return Math.max(0, shape.layers.length - 1) * shape.numExperts ** 2;
-}
-
 /**
  * Counts since the process started; they only grow, and take a fixed amount of memory per series.
  *
- * Co-activation is counted for all tasks and phases together: per task it would take numExperts² cells for each of 65
- * labels, and what it serves (placing experts that follow one another) does not depend on the task of a single token.
+ * Pairs of experts are counted for all tasks and phases together: per task they would take as much for each of 65
+ * labels, and what they serve (placing experts that are chosen together) does not depend on the task of a single token.
  * Every cell is a whole number below 2^53, held exactly.
  */
 export class RoutingCounters {
   readonly shape: RoutingShape;
   /** In order of first appearance, at most 2 × 65. */
   readonly series: SeriesCounts[] = [];
-  /**
-   * Tokens whose top-k of MoE layer l has expert a and whose top-k of the next MoE layer has expert b
-   * [numMoeLayers - 1, numExperts (a), numExperts (b)].
-   */
-  readonly coactivation: Float64Array;
+  /** Experts of one layer that the same token chooses. */
+  readonly together: PairCounts;
+  /** An expert of a MoE layer and one of the next that the same token chooses. */
+  readonly next: PairCounts;
+  /** Steps that were recorded [1]. */
+  readonly steps = new Float64Array(1);
   readonly #labels = new TaskLabels();
   readonly #byTask: Record<CountedPhase, Map<string, SeriesCounts>> = {
     prefill: new Map(),
@@ -88,7 +85,8 @@ export class RoutingCounters {
 
   constructor(shape: RoutingShape) {
     this.shape = shape;
-    this.coactivation = new Float64Array(coactivationCells(shape));
+    this.together = new PairCounts(shape, "together");
+    this.next = new PairCounts(shape, "next");
   }
 
   /** Adds one step; answers false, and adds nothing, where its arrays do not fit the model. */
@@ -106,10 +104,14 @@ export class RoutingCounters {
       const routing = step.routing.get(layers[l]);
       if (routing !== undefined) {
         this.#countExperts(l, routing, step);
-        if (previous !== undefined) this.#countPairs(l - 1, previous.ids, routing.ids, step);
+        this.together.add(l, step.numTokens, routing.ids);
+        if (previous !== undefined) this.next.add(l - 1, step.numTokens, previous.ids, routing.ids);
       }
       previous = routing;
     }
+    this.steps[0]++;
+    this.together.endStep(step.numTokens);
+    this.next.endStep(step.numTokens);
     return true;
   }
 
@@ -160,19 +162,6 @@ export class RoutingCounters {
         cells[cell]++;
         // A weight that is no number, or negative, says nothing: its token still counts.
         if (weight > 0) cells[cell + 1] += Math.round(weight * WEIGHT_UNITS);
-      }
-    }
-  }
-
-  #countPairs(pair: number, before: Uint32Array, after: Uint32Array, step: RoutedStep): void {
-    const { numExperts, topK } = this.shape;
-    const { coactivation } = this;
-    const base = pair * numExperts * numExperts;
-    const end = step.numTokens * topK;
-    for (let row = 0; row < end; row += topK) {
-      for (let i = row; i < row + topK; i++) {
-        const from = base + before[i] * numExperts;
-        for (let j = row; j < row + topK; j++) coactivation[from + after[j]]++;
       }
     }
   }

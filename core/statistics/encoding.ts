@@ -1,33 +1,39 @@
 /**
- * How routing statistics stand in Redis, version 1.
+ * How routing statistics stand in Redis, version 2.
  *
  * Numbers are unsigned 48-bit big-endian integers ("cells", 6 bytes); missing bytes at the end of a string are zeros.
  * Times are Unix seconds of the writers' clocks. A bucket is the 10 seconds from `10 · bucket` on and holds what was
  * flushed in them: at most one second late, longer where Redis was away. `{hash}` is the model hash in braces, so that
- * a Redis Cluster keeps a model's keys together.
+ * a Redis Cluster keeps a model's keys together. Keys of version 1 are left to expire.
  *
  * | key                                     | type   | content                                                         | expires after |
  * | --------------------------------------- | ------ | --------------------------------------------------------------- | ------------- |
- * | `switchyard:v1:models`                  | zset   | model hash, scored by the time of its last flush                | 1 day         |
- * | `switchyard:v1:{hash}:shape`            | string | JSON of ModelShape                                              | 1 day         |
- * | `switchyard:v1:{hash}:series`           | zset   | `task:phase`, scored by the time of its last flush              | 1 day         |
- * | `switchyard:v1:{hash}:b<bucket>:<task>:<phase>` | string | cells: tokens, then for each MoE layer and expert its tokens and its gate weights in millionths [1 + numMoeLayers · numExperts · 2] | 1 hour |
- * | `switchyard:v1:{hash}:b<bucket>:coactivation`   | string | cells [numMoeLayers - 1, numExperts, numExperts]: tokens with expert a in a MoE layer and expert b in the next | 1 hour; sooner where an hour would take over 64 MiB, never under 1 minute |
- * | `switchyard:v1:{hash}:flushed:<writer>` | string | number of the writer's last flush that was added                | 1 day         |
+ * | `switchyard:v2:models`                  | zset   | model hash, scored by the time of its last flush                | 1 day         |
+ * | `switchyard:v2:{hash}:shape`            | string | JSON of ModelShape                                              | 1 day         |
+ * | `switchyard:v2:{hash}:series`           | zset   | `task:phase`, scored by the time of its last flush              | 1 day         |
+ * | `switchyard:v2:{hash}:b<bucket>:<task>:<phase>` | string | cells: tokens, then for each MoE layer and expert its tokens and its gate weights in millionths [1 + numMoeLayers · numExperts · 2] | 1 hour; sooner where an hour of all series would take over 256 MiB, never under 2 minutes |
+ * | `switchyard:v2:{hash}:b<bucket>:steps`  | string | cells: steps [1]                                                | 1 hour        |
+ * | `switchyard:v2:{hash}:b<bucket>:queued` | hash   | writer → JSON: what it expected at its last flush to run next, task:phase → tokens | 1 hour |
+ * | `switchyard:v2:{hash}:b<bucket>:together` | string | cells: tokens with two experts in one MoE layer, as pairs.ts orders them [numMoeLayers, numExperts · (numExperts - 1) / 2] | 1 hour; sooner where an hour would take over 64 MiB, never under 1 minute |
+ * | `switchyard:v2:{hash}:b<bucket>:next`   | string | cells [numMoeLayers - 1, numExperts, numExperts]: tokens with expert a in a MoE layer and expert b in the next | the same |
+ * | `switchyard:v2:{hash}:pairs:<writer>`   | hash   | instead of the last two where a model has too many pairs (pairs.ts): `together:<l>` and `next:<l>` → an exponential window of what one writer counted: all pairs as a cell, then for each expert 16 times the partner's id u16 and the tokens with both as a cell | 1 hour |
+ * | `switchyard:v2:{hash}:writers`          | zset   | writers with pairs, at most 16, scored by the time of their last | 1 day        |
+ * | `switchyard:v2:{hash}:flushed:<writer>` | string | number of the writer's last flush that was added                | 1 day         |
  *
- * All of a flush is added by one script, atomically. Writers number their flushes; the script adds a number once, so a
+ * What adds up is added by one script, atomically. Writers number their flushes; the script adds a number once, so a
  * flush whose outcome is unknown (no answer in time, connection lost) is sent again until it is answered and counts
- * exactly once. Cells stop at 2^48 - 1 instead of wrapping.
+ * exactly once. Cells stop at 2^48 - 1 instead of wrapping. What a writer overwrites is its own.
  */
 
 import {
-  coactivationCells,
   seriesCells,
   WEIGHT_UNITS,
   type CountedPhase,
   type RoutingShape,
   type SeriesCounts,
 } from "./counters.ts";
+import { countsEveryPair, pairCells, PAIR_KINDS, pairLayers, type PairKind } from "./pairs.ts";
+import type { QueuedTokens } from "./windows.ts";
 
 /** Seconds of a bucket. */
 export const BUCKET_SECONDS = 10;
@@ -39,7 +45,10 @@ export const CELL_BYTES = 6;
 export const RETENTION_SECONDS = 3600;
 
 const INDEX_RETENTION_SECONDS = 86_400;
-const COACTIVATION_BYTES = 64 * 1024 * 1024;
+const PAIR_BYTES = 64 * 1024 * 1024;
+const SERIES_BYTES = 256 * 1024 * 1024;
+/** Writers whose lists of pairs are kept: routers that serve, and those of the last hour that ended. */
+const MAX_WRITERS = 16;
 const MAX_CELL = 2 ** 48 - 1;
 /** Zeros up to this many are sent along: cheaper than to begin a new run. */
 const MAX_GAP = 4;
@@ -51,17 +60,21 @@ export interface ModelShape extends RoutingShape {
 }
 
 /** Key of the list of models. */
-export const MODELS_KEY = "switchyard:v1:models";
+export const MODELS_KEY = "switchyard:v2:models";
 
 /** Keys of one model. */
 export function modelKeys(modelHash: string) {
-  const prefix = `switchyard:v1:{${modelHash}}`;
+  const prefix = `switchyard:v2:{${modelHash}}`;
   return {
     shape: `${prefix}:shape`,
     series: `${prefix}:series`,
     flushed: (writer: string) => `${prefix}:flushed:${writer}`,
     bucket: (bucket: number, series: string) => `${prefix}:b${bucket}:${series}`,
-    coactivation: (bucket: number) => `${prefix}:b${bucket}:coactivation`,
+    steps: (bucket: number) => `${prefix}:b${bucket}:steps`,
+    queued: (bucket: number) => `${prefix}:b${bucket}:queued`,
+    allPairs: (bucket: number, kind: PairKind) => `${prefix}:b${bucket}:${kind}`,
+    pairs: (writer: string) => `${prefix}:pairs:${writer}`,
+    writers: `${prefix}:writers`,
   };
 }
 
@@ -84,10 +97,25 @@ export function bucketOf(seconds: number): number {
   return Math.floor(seconds / BUCKET_SECONDS);
 }
 
-/** Seconds that a bucket's co-activation is kept. */
-export function coactivationRetention(shape: RoutingShape): number {
-  const buckets = Math.floor(COACTIVATION_BYTES / (coactivationCells(shape) * CELL_BYTES + 1));
-  return Math.min(RETENTION_SECONDS, Math.max(60, buckets * BUCKET_SECONDS));
+/** Seconds that a bucket's pairs are kept where each has a cell. */
+export function pairRetention(shape: RoutingShape): number {
+  const kinds = PAIR_KINDS.filter((kind) => countsEveryPair(shape, kind));
+  const cells = kinds.reduce(
+    (sum, kind) => sum + pairLayers(shape, kind) * pairCells(shape, kind),
+    0,
+  );
+  return retention(PAIR_BYTES, cells, 60);
+}
+
+/** Seconds that a bucket's series are kept where there are so many. */
+export function seriesRetention(shape: RoutingShape, numSeries: number): number {
+  return retention(SERIES_BYTES, numSeries * seriesCells(shape), 120);
+}
+
+/** Seconds of buckets that fit `bytes`, between `least` and RETENTION_SECONDS. */
+function retention(bytes: number, cellsPerBucket: number, least: number): number {
+  const buckets = Math.floor(bytes / (cellsPerBucket * CELL_BYTES + 1));
+  return Math.min(RETENTION_SECONDS, Math.max(least, buckets * BUCKET_SECONDS));
 }
 
 /**
@@ -214,6 +242,8 @@ export function flushCommands(flush: {
   /** Names of the series that grew. */
   readonly series: readonly string[];
   readonly parts: readonly FlushPart[];
+  /** Lists of pairs that changed, by field. */
+  readonly lists: readonly (readonly [field: string, bytes: Buffer])[];
 }): (readonly [string, ...(string | number | Buffer)[]])[] {
   const keys = modelKeys(flush.modelHash);
   const { parts, now } = flush;
@@ -233,6 +263,15 @@ export function flushCommands(flush: {
       ...parts.flatMap((part) => [part.expireSeconds, part.runs]),
     ],
     ["SET", keys.shape, shape, "EX", expiry],
+    ...(flush.lists.length === 0
+      ? []
+      : [
+          ["HSET", keys.pairs(flush.writer), ...flush.lists.flat()] as const,
+          ["EXPIRE", keys.pairs(flush.writer), RETENTION_SECONDS] as const,
+          ["ZADD", keys.writers, now, flush.writer] as const,
+          ["ZREMRANGEBYRANK", keys.writers, 0, -1 - MAX_WRITERS] as const,
+          ["EXPIRE", keys.writers, expiry] as const,
+        ]),
     ...(flush.series.length === 0
       ? []
       : [
@@ -243,4 +282,39 @@ export function flushCommands(flush: {
     ["ZREMRANGEBYSCORE", MODELS_KEY, "-inf", stale],
     ["ZREMRANGEBYSCORE", keys.series, "-inf", stale],
   ];
+}
+
+/** The commands that say what a writer expects to run next, to be sent with a flush. */
+export function queuedCommands(
+  modelHash: string,
+  writer: string,
+  now: number,
+  queued: readonly QueuedTokens[],
+): (readonly [string, ...(string | number | Buffer)[]])[] {
+  const key = modelKeys(modelHash).queued(bucketOf(now));
+  const tokens = queued.map(
+    ({ task, phase, tokens }) => [seriesName(task, phase), tokens] as const,
+  );
+  return [
+    ["HSET", key, writer, JSON.stringify(Object.fromEntries(tokens))],
+    ["EXPIRE", key, RETENTION_SECONDS],
+  ];
+}
+
+/** What all writers expect to run next: fields and values of a hash in turns, of which later ones replace earlier ones. */
+export function decodeQueued(fields: readonly Buffer[]): QueuedTokens[] {
+  const byWriter = new Map<string, Buffer>();
+  for (let i = 0; i + 1 < fields.length; i += 2) byWriter.set(String(fields[i]), fields[i + 1]);
+  const sums = new Map<string, number>();
+  for (const json of byWriter.values()) {
+    for (const [name, tokens] of Object.entries(
+      JSON.parse(String(json)) as Record<string, number>,
+    )) {
+      sums.set(name, (sums.get(name) ?? 0) + tokens);
+    }
+  }
+  return [...sums].flatMap(([name, tokens]) => {
+    const series = parseSeriesName(name);
+    return series === undefined ? [] : [{ ...series, tokens }];
+  });
 }

@@ -2,50 +2,78 @@
 
 import type { RoutingCounters, SeriesCounts } from "./counters.ts";
 import {
-  coactivationRetention,
   encodeGrowth,
   modelKeys,
+  pairRetention,
   RETENTION_SECONDS,
   seriesName,
+  seriesRetention,
   type FlushPart,
 } from "./encoding.ts";
+import { encodeLists, listField } from "./pair-encoding.ts";
 
 /** Cells of one portion, about: the series or stretch that reaches it is the last. 192 KiB, and some 15 ms of Redis' time. */
 const MAX_CELLS_PER_FLUSH = 32_768;
 
-/** Cells of the co-activation that are taken together. */
+/** Cells of the pairs that are taken together. */
 const STRETCH_CELLS = 8_192;
+
+/** Lists of pairs, one layer each, of one portion: 256 KiB at 256 experts. */
+const MAX_LISTS_PER_FLUSH = 8;
 
 /** One portion of growth. */
 export interface Growth {
   readonly series: readonly string[];
   readonly parts: readonly FlushPart[];
+  readonly lists: readonly (readonly [field: string, bytes: Buffer])[];
+}
+
+/** Part of a string that is not a series. */
+interface Stretch {
+  readonly key: (bucket: number) => string;
+  readonly expireSeconds: number;
+  readonly values: Float64Array;
+  readonly taken: Float64Array;
+  readonly from: number;
+  readonly to: number;
 }
 
 /**
  * Keeps a copy of the counters as they were taken. What a portion has no room for is in a later one: portions take the
- * series and stretches of the co-activation in turn.
+ * series and stretches of the pairs in turn.
  */
 export class GrowthLedger {
   readonly #counters: RoutingCounters;
+  readonly #keys: ReturnType<typeof modelKeys>;
   readonly #takenSeries = new Map<SeriesCounts, Float64Array>();
-  readonly #takenCoactivation: Float64Array;
+  readonly #stretches: readonly Stretch[];
   /** The series or stretch that the next portion begins with. */
   #next = 0;
 
-  constructor(counters: RoutingCounters) {
+  constructor(counters: RoutingCounters, modelHash: string) {
+    const keys = modelKeys(modelHash);
     this.#counters = counters;
-    this.#takenCoactivation = new Float64Array(counters.coactivation.length);
+    this.#keys = keys;
+    const everyPair = [counters.together, counters.next].filter(({ lists }) => lists === undefined);
+    const expireSeconds = pairRetention(counters.shape);
+    this.#stretches = [
+      ...stretchesOf(keys.steps, RETENTION_SECONDS, counters.steps),
+      ...everyPair.flatMap(({ kind, cells }) =>
+        stretchesOf((bucket) => keys.allPairs(bucket, kind), expireSeconds, cells),
+      ),
+    ];
   }
 
   /** Takes the next portion, as additions to the keys of `bucket`; undefined where nothing grew. */
-  take(modelHash: string, bucket: number, maxCells = MAX_CELLS_PER_FLUSH): Growth | undefined {
-    const { series: allSeries, coactivation, shape } = this.#counters;
-    const keys = modelKeys(modelHash);
-    const units = allSeries.length + Math.ceil(coactivation.length / STRETCH_CELLS);
+  take(bucket: number, maxCells = MAX_CELLS_PER_FLUSH): Growth | undefined {
+    const { series: allSeries, shape } = this.#counters;
+    const units = allSeries.length + this.#stretches.length;
     const series: string[] = [];
     const parts: FlushPart[] = [];
-    const stretches: Buffer[] = [];
+    const stretches = new Map<
+      string,
+      { readonly expireSeconds: number; readonly runs: Buffer[] }
+    >();
     let cells = 0;
     for (let visited = 0; visited < units && cells < maxCells; visited++) {
       const index = this.#next % units;
@@ -58,24 +86,26 @@ export class GrowthLedger {
         const name = seriesName(one.task, one.phase);
         series.push(name);
         parts.push({
-          key: keys.bucket(bucket, name),
+          key: this.#keys.bucket(bucket, name),
           runs: grown.bytes,
-          expireSeconds: RETENTION_SECONDS,
+          expireSeconds: seriesRetention(shape, allSeries.length),
         });
       } else {
-        const grown = this.#takeStretch((index - allSeries.length) * STRETCH_CELLS);
+        const { key, expireSeconds, ...stretch } = this.#stretches[index - allSeries.length];
+        const grown = takeStretch(stretch);
         cells += grown.cells;
-        if (grown.cells > 0) stretches.push(grown.bytes);
+        if (grown.cells === 0) continue;
+        const name = key(bucket);
+        const runs = stretches.get(name)?.runs ?? [];
+        runs.push(grown.bytes);
+        stretches.set(name, { expireSeconds, runs });
       }
     }
-    if (stretches.length > 0) {
-      parts.push({
-        key: keys.coactivation(bucket),
-        runs: Buffer.concat(stretches),
-        expireSeconds: coactivationRetention(shape),
-      });
+    for (const [key, { expireSeconds, runs }] of stretches) {
+      parts.push({ key, runs: Buffer.concat(runs), expireSeconds });
     }
-    return parts.length === 0 ? undefined : { series, parts };
+    const lists = this.#takeLists();
+    return parts.length + lists.length === 0 ? undefined : { series, parts, lists };
   }
 
   #takeSeries(series: SeriesCounts) {
@@ -89,11 +119,36 @@ export class GrowthLedger {
     return grown;
   }
 
-  #takeStretch(from: number) {
-    const { coactivation } = this.#counters;
-    const to = Math.min(from + STRETCH_CELLS, coactivation.length);
-    const grown = encodeGrowth(coactivation, this.#takenCoactivation, from, to);
-    if (grown.cells > 0) this.#takenCoactivation.set(coactivation.subarray(from, to), from);
-    return grown;
+  #takeLists(): (readonly [string, Buffer])[] {
+    const { together, next, shape } = this.#counters;
+    const taken: (readonly [string, Buffer])[] = [];
+    for (const { kind, lists, changed } of [together, next]) {
+      if (lists === undefined) continue;
+      for (const layer of changed) {
+        if (taken.length === MAX_LISTS_PER_FLUSH) return taken;
+        changed.delete(layer);
+        taken.push([listField(kind, layer), encodeLists(lists, layer, shape.numExperts)]);
+      }
+    }
+    return taken;
   }
+}
+
+function stretchesOf(
+  key: (bucket: number) => string,
+  expireSeconds: number,
+  values: Float64Array,
+): Stretch[] {
+  const taken = new Float64Array(values.length);
+  return Array.from({ length: Math.ceil(values.length / STRETCH_CELLS) }, (_, i) => {
+    const from = i * STRETCH_CELLS;
+    const to = Math.min(from + STRETCH_CELLS, values.length);
+    return { key, expireSeconds, values, taken, from, to };
+  });
+}
+
+function takeStretch({ values, taken, from, to }: Omit<Stretch, "key" | "expireSeconds">) {
+  const grown = encodeGrowth(values, taken, from, to);
+  if (grown.cells > 0) taken.set(values.subarray(from, to), from);
+  return grown;
 }

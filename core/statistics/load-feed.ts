@@ -3,16 +3,29 @@
 import type { RedisConnection } from "../platform/redis.ts";
 import { bucketOf, BUCKET_SECONDS, RETENTION_SECONDS, type ModelShape } from "./encoding.ts";
 import { addWindow, emptyHistory, forecastLoad, type LoadForecast } from "./forecast.ts";
-import { seriesOfBuckets } from "./reader.ts";
+import {
+  countsEveryPair,
+  emptyLists,
+  listsOfCells,
+  togetherPairs,
+  TOP_PARTNERS,
+  type PairLists,
+} from "./pairs.ts";
+import { eachBucket, readLists, readQueued } from "./reader.ts";
 import type { Statistics } from "./store.ts";
-import type { CountedWindow, QueuedTokens } from "./windows.ts";
+import { SLOW_HALF_LIFE_SECONDS, type CountedWindow, type QueuedTokens } from "./windows.ts";
 
 /** A bucket is complete so many seconds after its end: what routers flush late, or by clocks that are behind, is in it. */
 const GRACE_SECONDS = 2;
 
+/** Seconds after which lists of pairs are read again: what they hold changes over minutes. */
+const LISTS_SECONDS = 60;
+
 /** What the statistics say at a moment. */
 export interface FeedReading {
   readonly forecast: LoadForecast;
+  /** Experts of one layer that the same token chooses, for each its most frequent partners, in tokens of a step. */
+  readonly together: ReturnType<typeof togetherPairs>;
   /** Tokens per second of late; 0 before the first window. */
   readonly tokensPerSecond: number;
   /** Tokens that the forecast knows of since its first window. */
@@ -32,66 +45,98 @@ export interface LoadFeed {
 export interface LoadFeedOptions {
   readonly shape: ModelShape;
   readonly modelHash: string;
-  /** Absent: the counts of `statistics` alone, from the first call on. */
+  /** Absent: the counts of `statistics` alone. */
   readonly redis?: RedisConnection;
-  readonly statistics: Pick<Statistics, "snapshot">;
-  /** What waits and runs in this router; absent: the mix of tasks is that of late. */
+  readonly statistics: Pick<Statistics, "snapshot" | "pairs">;
+  /** What this router expects to run next: used where Redis does not know; absent: the mix of tasks is that of late. */
   readonly queued?: () => readonly QueuedTokens[];
+}
+
+/** Where windows come from, and what belongs to them. */
+interface Source {
+  /** Hands over the windows that are complete at `now`, each with what was expected at its end to run next. */
+  take(
+    now: number,
+    add: (window: CountedWindow, queued?: readonly QueuedTokens[]) => void,
+  ): Promise<void>;
+  queued(now: number): Promise<readonly QueuedTokens[]>;
+  together(now: number): Promise<PairLists>;
 }
 
 /** Starts a feed; the first read with Redis takes in up to the last hour. */
 export function createLoadFeed(options: LoadFeedOptions): LoadFeed {
-  const { shape, modelHash, redis, statistics } = options;
+  const { shape, redis } = options;
   const { layers, numExperts, topK } = shape;
+  const source = redis === undefined ? memorySource(options) : redisSource(options, redis);
   let history = emptyHistory({ numMoeLayers: layers.length, numExperts, topK });
-  const queued = options.queued ?? (() => []);
-  let queuedBefore: readonly QueuedTokens[] = [];
-  const add = (window: CountedWindow) => {
-    history = addWindow(history, window, queuedBefore);
-  };
-  const take =
-    redis === undefined ? memoryWindows(statistics, add) : redisWindows(redis, modelHash, add);
+  let known: readonly QueuedTokens[] = [];
   return {
     read: async (now) => {
-      await take(now);
-      queuedBefore = queued();
-      const forecast = forecastLoad(history, { queued: queuedBefore });
+      await source.take(now, (window, queued) => {
+        history = addWindow(history, window, known);
+        known = queued ?? known;
+      });
+      const queued = await source.queued(now);
+      if (redis === undefined) known = queued;
+      const forecast = forecastLoad(history, { queued });
       const { tokensPerSecond, long } = history.profiles;
-      return { forecast, tokensPerSecond, tokens: long.tokens };
+      const together = togetherPairs(await source.together(now), shape, forecast.tokensPerStep);
+      return { forecast, together, tokensPerSecond, tokens: long.tokens };
     },
   };
 }
 
-type AddWindow = (window: CountedWindow) => void;
-
-/** Takes in what is complete at a time, window by window: what a failure leaves out is for the next call. */
-function redisWindows(
+function redisSource(
+  { shape, modelHash, queued = () => [] }: LoadFeedOptions,
   redis: RedisConnection,
-  modelHash: string,
-  add: AddWindow,
-): (now: number) => Promise<void> {
+): Source {
+  const everyPair = countsEveryPair(shape, "together");
   let next = 0;
-  return async (now) => {
-    next = Math.max(next, bucketOf(now - RETENTION_SECONDS));
-    const span = { first: next, last: bucketOf(now - GRACE_SECONDS) - 1 };
-    for await (const { bucket, series } of seriesOfBuckets(redis, modelHash, span)) {
-      add({ seconds: BUCKET_SECONDS, steps: 0, series });
-      next = bucket + 1;
-    }
+  let cells: Float64Array | undefined;
+  let lists = emptyLists(shape.layers.length, shape.numExperts, TOP_PARTNERS);
+  let listsAt = -Infinity;
+  const fade = 2 ** (-BUCKET_SECONDS / SLOW_HALF_LIFE_SECONDS);
+  return {
+    take: async (now, add) => {
+      next = Math.max(next, bucketOf(now - RETENTION_SECONDS));
+      const last = bucketOf(now - GRACE_SECONDS) - 1;
+      for await (const bucket of eachBucket(redis, modelHash, { first: next, last })) {
+        const { steps, series, together } = bucket;
+        add({ seconds: BUCKET_SECONDS, steps, series }, bucket.queued);
+        if (together !== undefined) cells = together.map((n, i) => n + fade * (cells?.[i] ?? 0));
+        next = bucket.bucket + 1;
+      }
+    },
+    queued: async (now) => {
+      const all = await readQueued(redis, modelHash, now);
+      return all.length === 0 ? queued() : all;
+    },
+    together: async (now) => {
+      if (everyPair) {
+        return cells === undefined ? lists : listsOfCells(shape, "together", cells, TOP_PARTNERS);
+      }
+      if (now - listsAt >= LISTS_SECONDS) {
+        lists = await readLists(redis, modelHash, { shape, kind: "together", now });
+        listsAt = now;
+      }
+      return lists;
+    },
   };
 }
 
-function memoryWindows(
-  statistics: Pick<Statistics, "snapshot">,
-  add: AddWindow,
-): (now: number) => Promise<void> {
+function memorySource({ statistics, queued = () => [] }: LoadFeedOptions): Source {
   let before: { readonly at: number; readonly window: CountedWindow } | undefined;
-  return async (now) => {
-    const seconds = before === undefined ? BUCKET_SECONDS : now - before.at;
-    if (seconds < BUCKET_SECONDS) return;
-    const window = { seconds, steps: 0, series: statistics.snapshot().series };
-    add(before === undefined ? window : growth(before.window, window, seconds));
-    before = { at: now, window };
+  return {
+    take: async (now, add) => {
+      const seconds = before === undefined ? BUCKET_SECONDS : now - before.at;
+      if (seconds < BUCKET_SECONDS) return;
+      const { series, steps } = statistics.snapshot();
+      const window = { seconds, steps, series };
+      add(before === undefined ? window : growth(before.window, window, seconds));
+      before = { at: now, window };
+    },
+    queued: async () => queued(),
+    together: async () => statistics.pairs().together,
   };
 }
 

@@ -1,23 +1,28 @@
 /** What the counts say: sums, load with decay, shares and imbalance. Pure. */
 
-import { coactivationCells, type CountedPhase, type RoutingShape } from "./counters.ts";
+import type { CountedPhase, RoutingShape } from "./counters.ts";
 import { BUCKET_SECONDS, seriesName, type ModelShape, type SeriesSum } from "./encoding.ts";
+import type { PairKind, PairLists } from "./pairs.ts";
 
 /** Counts of ten seconds. */
 export interface Bucket {
   /** Unix time, seconds. */
   readonly startedAt: number;
   readonly series: readonly SeriesSum[];
-  /** [numMoeLayers - 1, numExperts, numExperts] */
-  readonly coactivation: Float64Array;
 }
 
 /** Counts of a window. */
-export interface StatisticsSum extends ModelShape {
+export interface SeriesTotals extends ModelShape {
   readonly series: readonly SeriesSum[];
-  /** [numMoeLayers - 1, numExperts, numExperts] */
-  readonly coactivation: Float64Array;
 }
+
+/** Counts of a window, pairs of experts too. */
+export interface StatisticsSum extends SeriesTotals {
+  readonly pairs: PairTables;
+}
+
+/** Lists of both kinds. */
+export type PairTables = Readonly<Record<PairKind, PairLists>>;
 
 /** Which series count; what is absent does not restrict. */
 export interface SeriesFilter {
@@ -35,7 +40,7 @@ export function selectSeries(series: readonly SeriesSum[], filter: SeriesFilter)
 }
 
 /** Buckets added up, one series per task and phase. */
-export function sumBuckets(shape: ModelShape, buckets: readonly Bucket[]): StatisticsSum {
+export function sumBuckets(shape: ModelShape, buckets: readonly Bucket[]): SeriesTotals {
   const sums = new Map<string, SeriesSum[]>();
   for (const one of buckets.flatMap((bucket) => bucket.series)) {
     const key = seriesName(one.task, one.phase);
@@ -50,10 +55,6 @@ export function sumBuckets(shape: ModelShape, buckets: readonly Bucket[]): Stati
       expertTokens: addUp(parts.map((part) => part.expertTokens)),
       weightSums: addUp(parts.map((part) => part.weightSums)),
     })),
-    coactivation: addUp(
-      buckets.map((bucket) => bucket.coactivation),
-      coactivationCells(shape),
-    ),
   };
 }
 

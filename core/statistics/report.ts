@@ -2,6 +2,7 @@
 
 import type { ModelShape, SeriesSum } from "./encoding.ts";
 import { imbalance, meanImbalance, totalLoad, type StatisticsSum } from "./load.ts";
+import { NO_PARTNER, type PairLists } from "./pairs.ts";
 
 /** Experts or pairs named per line. */
 const TOP = 4;
@@ -60,8 +61,7 @@ export function formatReport({
 /** The same facts as a JSON value; expert counts by layer. */
 export function reportJson(subject: ReportSubject): object {
   const { modelHash, windowSeconds, statistics, decayed } = subject;
-  const { series, layers, numExperts, topK, modelName, coactivation } = statistics;
-  const square = numExperts ** 2;
+  const { series, layers, numExperts, topK, modelName, pairs } = statistics;
   return {
     model: { hash: modelHash, name: modelName, layers, numExperts, topK },
     windowSeconds,
@@ -87,14 +87,29 @@ export function reportJson(subject: ReportSubject): object {
         })),
       },
     }),
-    coactivation: layers.slice(1).map((nextLayer, pair) => ({
-      layer: layers[pair],
+    together: layers.map((layer, l) => ({
+      layer,
+      pairs: pairs.together.sums[l],
+      partners: partnersOf(pairs.together, l, numExperts),
+    })),
+    coactivation: layers.slice(1).map((nextLayer, l) => ({
+      layer: layers[l],
       nextLayer,
-      counts: Array.from({ length: numExperts }, (_, from) => [
-        ...row(coactivation.subarray(pair * square, (pair + 1) * square), from, numExperts),
-      ]),
+      pairs: pairs.next.sums[l],
+      partners: partnersOf(pairs.next, l, numExperts),
     })),
   };
+}
+
+/** Each expert's partners in a layer with the tokens that chose both, most frequent first. */
+function partnersOf(lists: PairLists, layer: number, numExperts: number): [number, number][][] {
+  const { topN, partners, counts } = lists;
+  return Array.from({ length: numExperts }, (_, expert) => {
+    const from = (layer * numExperts + expert) * topN;
+    return [...partners.subarray(from, from + topN)].flatMap((partner, i): [number, number][] =>
+      partner === NO_PARTNER ? [] : [[partner, counts[from + i]]],
+    );
+  });
 }
 
 /** The list of models, one line each. */
@@ -169,20 +184,52 @@ function barLines(layer: number, load: Float64Array, columns: number): string[] 
   return lines;
 }
 
-function pairLines({ layers, numExperts, coactivation }: StatisticsSum): string[] {
-  const square = numExperts ** 2;
-  const rows = layers.slice(1).flatMap((nextLayer, pair) => {
-    const counts = coactivation.subarray(pair * square, (pair + 1) * square);
-    const sum = counts.reduce((total, one) => total + one, 0);
-    if (sum === 0) return [];
-    const name = (i: number) => `${Math.floor(i / numExperts)}→${i % numExperts}`;
-    return [[`${layers[pair]}→${nextLayer}`, busiest(counts, sum, name)]];
-  });
-  if (rows.length === 0) return ["no co-activation counted in this window"];
-  return table(
-    [["layers", "experts that follow one another most, all tasks (share of pairs)"], ...rows],
-    [true, false],
+function pairLines({ layers, numExperts, pairs }: StatisticsSum): string[] {
+  const together = layers.map((layer, l) =>
+    pairRow(String(layer), strongest(pairs.together, l, numExperts, "+"), pairs.together.sums[l]),
   );
+  const next = layers
+    .slice(1)
+    .map((nextLayer, l) =>
+      pairRow(
+        `${layers[l]}→${nextLayer}`,
+        strongest(pairs.next, l, numExperts, "→"),
+        pairs.next.sums[l],
+      ),
+    );
+  const sections = [
+    ["layer", "experts that one token chooses together most, all tasks (share of pairs)", together],
+    ["layers", "experts that follow one another most, all tasks (share of pairs)", next],
+  ] as const;
+  const lines: string[] = [];
+  for (const [head, title, rows] of sections) {
+    const counted = rows.filter((cells) => cells.length > 0);
+    if (counted.length === 0) continue;
+    if (lines.length > 0) lines.push("");
+    lines.push(...table([[head, title], ...counted], [true, false]));
+  }
+  return lines.length === 0 ? ["no co-activation counted in this window"] : lines;
+}
+
+function pairRow(layer: string, pairs: readonly Pair[], sum: number): string[] {
+  if (sum === 0) return [];
+  return [layer, pairs.map(({ name, count }) => `${name} ${percent(count / sum)}`).join(", ")];
+}
+
+/** A pair of experts. */
+interface Pair {
+  readonly name: string;
+  readonly count: number;
+}
+
+/** The pairs of a layer with the largest counts, largest first; of two orders of the same experts one. */
+function strongest(lists: PairLists, layer: number, numExperts: number, sign: "+" | "→"): Pair[] {
+  const all = partnersOf(lists, layer, numExperts).flatMap((partners, expert) =>
+    partners.flatMap(([partner, count]) =>
+      sign === "+" && partner < expert ? [] : [{ name: `${expert}${sign}${partner}`, count }],
+    ),
+  );
+  return all.sort((a, b) => b.count - a.count).slice(0, TOP);
 }
 
 /** The largest counts with their names and shares of `whole`, largest first, ties by lower index. */

@@ -5,8 +5,18 @@ import { randomUUID } from "node:crypto";
 import type { Log } from "../platform/log.ts";
 import { connectRedis, RedisUnavailableError, type RedisConnection } from "../platform/redis.ts";
 import { RoutingCounters, type RoutedStep } from "./counters.ts";
-import { bucketOf, flushCommands, seriesSum, type ModelShape, type SeriesSum } from "./encoding.ts";
+import {
+  bucketOf,
+  flushCommands,
+  queuedCommands,
+  seriesSum,
+  type ModelShape,
+  type SeriesSum,
+} from "./encoding.ts";
 import { GrowthLedger } from "./growth.ts";
+import type { PairTables } from "./load.ts";
+import { listsOfCells, TOP_PARTNERS, type PairCounts, type PairLists } from "./pairs.ts";
+import type { QueuedTokens } from "./windows.ts";
 
 /** Steps that wait to be counted at most; one more is dropped. */
 export const MAX_WAITING_STEPS = 256;
@@ -36,6 +46,8 @@ export interface StatisticsOptions extends ModelShape {
   readonly modelHash: string;
   readonly log?: Pick<Log, "info" | "warn">;
   readonly flushIntervalMs?: number;
+  /** What this process expects to run next; absent: readers take the mix of tasks to be that of late. */
+  readonly queued?: () => readonly QueuedTokens[];
   /** Called with the load of each window, Redis or not. */
   readonly onWindow?: (window: LoadWindow) => void;
   readonly onFlush?: (outcome: FlushOutcome) => void;
@@ -46,8 +58,7 @@ export interface StatisticsOptions extends ModelShape {
 /** Counts since the process started. */
 export interface StatisticsSnapshot extends ModelShape {
   readonly series: readonly SeriesSum[];
-  /** [numMoeLayers - 1, numExperts, numExperts] */
-  readonly coactivation: Float64Array;
+  readonly steps: number;
   /** Tokens of steps that were not counted: too many waited, or their arrays did not fit the model. */
   readonly droppedTokens: number;
 }
@@ -57,6 +68,8 @@ export interface Statistics {
   /** An engine's observer: takes a step's arrays over and returns at once. */
   readonly observer: { readonly onStep: (step: RoutedStep) => void };
   snapshot(): StatisticsSnapshot;
+  /** Most frequent partners of every expert. */
+  pairs(): PairTables;
   /** Counts what waits, flushes what it can within two seconds and lets Redis go. */
   close(): Promise<void>;
 }
@@ -115,14 +128,18 @@ export function createStatistics(options: StatisticsOptions): Statistics {
   }, options.flushIntervalMs ?? FLUSH_INTERVAL_MS);
   timer.unref();
 
+  const listsOf = ({ lists, kind, cells }: PairCounts): PairLists =>
+    lists ?? listsOfCells(shape, kind, cells, TOP_PARTNERS);
+
   return {
     observer: { onStep },
     snapshot: () => ({
       ...shape,
       series: counters.series.map(seriesSum),
-      coactivation: counters.coactivation.slice(),
+      steps: counters.steps[0],
       droppedTokens,
     }),
+    pairs: () => ({ together: listsOf(counters.together), next: listsOf(counters.next) }),
     close: async () => {
       clearInterval(timer);
       while (waiting.length > 0) countNext();
@@ -155,7 +172,7 @@ class Flusher {
     this.#redis = redis;
     this.#shape = shape;
     this.#options = options;
-    this.#ledger = new GrowthLedger(counters);
+    this.#ledger = new GrowthLedger(counters, options.modelHash);
   }
 
   /** Sends one portion, or joins the one under way; undefined where there is nothing to send. Never rejects. */
@@ -191,7 +208,9 @@ class Flusher {
   async #attempt(commands: ReturnType<typeof flushCommands>): Promise<FlushOutcome> {
     if (!this.#redis.isReady()) return "unavailable";
     try {
-      await this.#redis.pipeline(commands);
+      const { modelHash, queued } = this.#options;
+      const next = queued && queuedCommands(modelHash, this.#writer, Date.now() / 1000, queued());
+      await this.#redis.pipeline([...commands, ...(next ?? [])]);
       return "ok";
     } catch (error) {
       if (error instanceof RedisUnavailableError) return "unknown";
@@ -209,7 +228,7 @@ class Flusher {
   #take() {
     const { modelHash } = this.#options;
     const now = Math.floor(Date.now() / 1000);
-    const growth = this.#ledger.take(modelHash, bucketOf(now));
+    const growth = this.#ledger.take(bucketOf(now));
     if (growth === undefined) return undefined;
     this.#sequence++;
     return flushCommands({

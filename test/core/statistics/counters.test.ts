@@ -5,12 +5,16 @@ import fc from "fast-check";
 
 import { RoutingCounters, type RoutedStep } from "../../../core/statistics/counters.ts";
 import { seriesSum } from "../../../core/statistics/encoding.ts";
+import { listsOfCells } from "../../../core/statistics/pairs.ts";
 import { arbitraryStep, countNaively, nameCounts, SHAPE } from "./steps.ts";
 
 function countsOf(counters: RoutingCounters): Map<string, number> {
   return nameCounts({
     series: counters.series.map(seriesSum),
-    coactivation: counters.coactivation,
+    pairs: {
+      together: listsOfCells(SHAPE, "together", counters.together.cells, SHAPE.numExperts),
+      next: listsOfCells(SHAPE, "next", counters.next.cells, SHAPE.numExperts),
+    },
   });
 }
 
@@ -95,7 +99,7 @@ test("a layer without routing breaks the chain of consecutive layers", () => {
       [5, routing],
     ]),
   });
-  assert.ok(counters.coactivation.every((count) => count === 0));
+  assert.ok(counters.next.cells.every((count) => count === 0));
 });
 
 test("64 task labels are told apart, later and malformed ones are `other`", () => {

@@ -6,13 +6,16 @@ import fc from "fast-check";
 import { RoutingCounters, seriesCells } from "../../../core/statistics/counters.ts";
 import {
   CELL_BYTES,
-  coactivationRetention,
   decodeCells,
   decodeSeries,
+  decodeQueued,
   encodeGrowth,
+  pairRetention,
   parseSeriesName,
+  seriesRetention,
 } from "../../../core/statistics/encoding.ts";
 import { GrowthLedger } from "../../../core/statistics/growth.ts";
+import { listsOfCells, type PairKind } from "../../../core/statistics/pairs.ts";
 import { arbitraryStep, countNaively, nameCounts, SHAPE } from "./steps.ts";
 
 /** Does to a string what the script in Redis does. */
@@ -71,10 +74,10 @@ test("a ledger's portions add up to the counters, whatever their size", () => {
   fc.assert(
     fc.property(fc.array(arbitraryStep, { maxLength: 4 }), portion, (steps, maxCells) => {
       const counters = new RoutingCounters(SHAPE);
-      const ledger = new GrowthLedger(counters);
+      const ledger = new GrowthLedger(counters, "hash");
       const strings = new Map<string, Buffer>();
       const takeOne = () => {
-        const growth = ledger.take("hash", 7, maxCells);
+        const growth = ledger.take(7, maxCells);
         for (const { key, runs } of growth?.parts ?? []) {
           strings.set(key, addRuns(strings.get(key) ?? Buffer.alloc(0), runs));
         }
@@ -85,23 +88,26 @@ test("a ledger's portions add up to the counters, whatever their size", () => {
         takeOne();
       }
       while (takeOne());
-      const prefix = "switchyard:v1:{hash}:b7:";
+      const prefix = "switchyard:v2:{hash}:b7:";
       const series = [...strings].flatMap(([key, bytes]) => {
         const name = key.slice(prefix.length);
         return parseSeriesName(name) === undefined ? [] : [decodeSeries(name, bytes, SHAPE)];
       });
-      const coactivation = decodeCells(strings.get(`${prefix}coactivation`) ?? null, 72);
-      assert.deepEqual(nameCounts({ series, coactivation }), countNaively(steps));
+      const lists = (kind: PairKind, cells: number) =>
+        listsOfCells(SHAPE, kind, decodeCells(strings.get(prefix + kind) ?? null, cells), 6);
+      const pairs = { together: lists("together", 45), next: lists("next", 72) };
+      assert.deepEqual(nameCounts({ series, pairs }), countNaively(steps));
+      assert.equal(decodeCells(strings.get(`${prefix}steps`) ?? null, 1)[0], steps.length);
     }),
   );
 });
 
 test("a portion ends where it is full, the next one goes on from there", () => {
   const counters = new RoutingCounters({ layers: [0, 1, 2], numExperts: 100, topK: 1 });
-  counters.coactivation.fill(1);
-  const ledger = new GrowthLedger(counters);
+  counters.next.cells.fill(1);
+  const ledger = new GrowthLedger(counters, "hash");
   const sizes: number[] = [];
-  for (let growth; (growth = ledger.take("hash", 7, 10_000)) !== undefined;) {
+  for (let growth; (growth = ledger.take(7, 10_000)) !== undefined;) {
     sizes.push(growth.parts[0].runs.length);
   }
   const stretch = (cells: number) => 8 + cells * CELL_BYTES;
@@ -123,15 +129,39 @@ test("a string shorter than its cells ends in zeros, a missing one is zeros", ()
 
 test("names that are no series are told apart", () => {
   assert.deepEqual(parseSeriesName("math:prefill"), { task: "math", phase: "prefill" });
-  for (const name of ["coactivation", "math:other", "a:b:decode", ""]) {
+  for (const name of ["together", "math:other", "a:b:decode", ""]) {
     assert.equal(parseSeriesName(name), undefined);
   }
 });
 
-test("co-activation is kept an hour where it is small and at least a minute where it is large", () => {
-  const layers = (count: number) => Array.from({ length: count }, (_, i) => i);
-  assert.equal(coactivationRetention({ layers: layers(6), numExperts: 32, topK: 4 }), 3600);
-  assert.equal(coactivationRetention({ layers: layers(58), numExperts: 256, topK: 8 }), 60);
-  const middle = coactivationRetention({ layers: layers(24), numExperts: 60, topK: 4 });
+const layers = (count: number) => Array.from({ length: count }, (_, i) => i);
+
+test("pairs are kept an hour where they are few, and less where an hour would take over 64 MiB", () => {
+  assert.equal(pairRetention({ layers: layers(6), numExperts: 32, topK: 4 }), 3600);
+  const middle = pairRetention({ layers: layers(26), numExperts: 64, topK: 6 });
   assert.ok(middle > 60 && middle < 3600, `${middle} s`);
+  // Too many for cells: no bucket has any.
+  assert.equal(pairRetention({ layers: layers(58), numExperts: 256, topK: 8 }), 3600);
+});
+
+test("series are kept an hour where they are few, and less where an hour of all would take over 256 MiB", () => {
+  const large = { layers: layers(61), numExperts: 256, topK: 8 };
+  assert.equal(seriesRetention({ layers: layers(26), numExperts: 64, topK: 6 }, 30), 3600);
+  const some = seriesRetention(large, 8);
+  assert.ok(some > 1200 && some < 3600, `${some} s`);
+  assert.equal(seriesRetention(large, 130), 120);
+});
+
+test("what is queued adds up over writers, of one writer the later counts", () => {
+  const fields = [
+    "a",
+    '{"math:decode":3,"code:prefill":5}',
+    "b",
+    '{"math:decode":4}',
+    "a",
+    '{"math:decode":1}',
+  ];
+  assert.deepEqual(decodeQueued(fields.map((text) => Buffer.from(text))), [
+    { task: "math", phase: "decode", tokens: 5 },
+  ]);
 });

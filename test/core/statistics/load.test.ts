@@ -24,7 +24,7 @@ function bucket(startedAt: number, task: string, tokens: readonly number[]): Buc
       weightSums: expertTokens.map((count) => count / 2),
     },
   ];
-  return { startedAt, series, coactivation: Float64Array.of(1, 0, 0, 2) };
+  return { startedAt, series };
 }
 
 test("a token counts half after each half-life, from the middle of its bucket", () => {
@@ -62,10 +62,8 @@ test("buckets add up by task and phase", () => {
     ],
   );
   assert.deepEqual([...sum.series[0].weightSums], [4.5, 0.5, 3, 2]);
-  assert.deepEqual([...sum.coactivation], [3, 0, 0, 6]);
   assert.deepEqual([...totalLoad(SHAPE, sum.series)], [9, 3, 7, 5]);
   assert.deepEqual([...totalLoad(SHAPE, selectSeries(sum.series, { task: "b" }))], [0, 2, 1, 1]);
-  assert.deepEqual([...sumBuckets(SHAPE, []).coactivation], [0, 0, 0, 0]);
 });
 
 test("imbalance is (max - mean) / mean, 0 where even or empty", () => {

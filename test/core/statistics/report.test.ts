@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { CountedPhase } from "../../../core/statistics/counters.ts";
+import { emptyLists, listsOfCells, type PairKind } from "../../../core/statistics/pairs.ts";
 import { formatModels, formatReport, reportJson } from "../../../core/statistics/report.ts";
 
 const LAYERS = [0, 2];
@@ -10,6 +11,19 @@ function series(task: string, phase: CountedPhase, expertTokens: readonly number
   const tokens = expertTokens.slice(0, 8).reduce((sum, one) => sum + one, 0) / 2;
   const counts = Float64Array.from(expertTokens);
   return { task, phase, tokens, expertTokens: counts, weightSums: counts.map((n) => n / 2) };
+}
+
+/** Pairs with some cells that are not 0, of 2 layers of 8 experts. */
+function pairsOf(together: Record<number, number>, next: Record<number, number>) {
+  const shape = { layers: LAYERS, numExperts: 8, topK: 2 };
+  const lists = (kind: PairKind, cells: number, values: Record<number, number>) =>
+    listsOfCells(
+      shape,
+      kind,
+      Float64Array.from({ length: cells }, (_, i) => values[i] ?? 0),
+      8,
+    );
+  return { together: lists("together", 56, together), next: lists("next", 64, next) };
 }
 
 const STATISTICS = {
@@ -25,7 +39,7 @@ const STATISTICS = {
       [1000, 900, 60, 40, 0, 0, 0, 0, 250, 250, 250, 250, 250, 250, 250, 250],
     ),
   ],
-  coactivation: Float64Array.from({ length: 64 }, (_, i) => ({ 3: 30, 10: 50, 63: 20 })[i] ?? 0),
+  pairs: pairsOf({ 6: 75, 40: 25 }, { 3: 30, 10: 50, 63: 20 }),
 };
 
 const SUBJECT = {
@@ -54,6 +68,10 @@ load of experts 0 to 7 in each layer, █ its busiest, · never chosen
     0  █▇▁▁···▁
     2  ████████
 
+layer  experts that one token chooses together most, all tasks (share of pairs)
+    0  0+7 100.0%
+    2  1+7 100.0%
+
 layers  experts that follow one another most, all tasks (share of pairs)
    0→2  1→2 50.0%, 0→3 30.0%, 7→7 20.0%
 `,
@@ -79,7 +97,7 @@ test("experts that do not fit the terminal's width go on in the next line", () =
     numExperts,
     topK: 2,
     series: [{ ...one, weightSums: load }],
-    coactivation: new Float64Array(0),
+    pairs: { together: emptyLists(1, numExperts, 4), next: emptyLists(0, numExperts, 4) },
   };
   const text = formatReport({ ...SUBJECT, statistics, width: 18 });
   assert.ok(text.includes("\n    5  ·▁▂▂▂▃▃▄▄▇\n       ▅▅▅▆▆▇▇▇██\n"), text);
@@ -97,10 +115,13 @@ test("JSON has every count by layer", () => {
         readonly weightSums: readonly number[];
       }[];
     }[];
+    readonly together: readonly {
+      readonly partners: readonly (readonly (readonly [number, number])[])[];
+    }[];
     readonly coactivation: readonly {
       readonly layer: number;
       readonly nextLayer: number;
-      readonly counts: readonly (readonly number[])[];
+      readonly partners: readonly (readonly (readonly [number, number])[])[];
     }[];
   };
   assert.equal(json.tokens, 1004);
@@ -111,7 +132,11 @@ test("JSON has every count by layer", () => {
   assert.deepEqual([math.layers[0].layer, math.layers[1].layer], [0, 2]);
   const [pair] = json.coactivation;
   assert.deepEqual([pair.layer, pair.nextLayer], [0, 2]);
-  assert.deepEqual([pair.counts[0][3], pair.counts[1][2], pair.counts[7][7]], [30, 50, 20]);
+  assert.deepEqual(
+    [pair.partners[0], pair.partners[1], pair.partners[7]],
+    [[[3, 30]], [[2, 50]], [[7, 20]]],
+  );
+  assert.deepEqual(json.together[0].partners[7], [[0, 75]]);
 });
 
 test("several models are listed with the flag that chooses one", () => {

@@ -3,6 +3,8 @@
 import fc from "fast-check";
 
 import type { RoutedStep, RoutingShape } from "../../../core/statistics/counters.ts";
+import type { PairTables } from "../../../core/statistics/load.ts";
+import { NO_PARTNER, PAIR_KINDS } from "../../../core/statistics/pairs.ts";
 
 /** Layers 1, 2 and 5 have experts; 3 and 4 do not. */
 export const SHAPE: RoutingShape = { layers: [1, 2, 5], numExperts: 6, topK: 2 };
@@ -55,11 +57,15 @@ export function countNaively(steps: readonly RoutedStep[]): Map<string, number> 
             const weight = Math.round(weights[row * SHAPE.topK + k] * 1e6);
             add(`${task}:${phase} l${l}e${expert} weight`, weight);
           });
+          chosen.forEach((a, i) => {
+            for (const b of chosen.slice(i + 1))
+              if (a !== b) add(`together ${l} ${sorted(a, b)}`, 1);
+          });
           const next = step.routing.get(SHAPE.layers[l + 1]);
           if (next === undefined) return;
           for (const a of chosen) {
             for (const b of next.ids.subarray(row * SHAPE.topK, (row + 1) * SHAPE.topK)) {
-              add(`pair ${l} ${a} ${b}`, 1);
+              add(`next ${l} ${a} ${b}`, 1);
             }
           }
         });
@@ -78,7 +84,7 @@ export function nameCounts(sum: {
     readonly expertTokens: Float64Array;
     readonly weightSums: Float64Array;
   }[];
-  readonly coactivation: Float64Array;
+  readonly pairs: PairTables;
 }): Map<string, number> {
   const counts = new Map<string, number>();
   for (const { task, phase, tokens, expertTokens, weightSums } of sum.series) {
@@ -90,11 +96,18 @@ export function nameCounts(sum: {
       counts.set(`${task}:${phase} ${cell} weight`, Math.round(weightSums[i] * 1e6));
     });
   }
-  sum.coactivation.forEach((count, i) => {
-    if (count === 0) return;
-    const pair = Math.floor(i / SHAPE.numExperts ** 2);
-    const a = Math.floor(i / SHAPE.numExperts) % SHAPE.numExperts;
-    counts.set(`pair ${pair} ${a} ${i % SHAPE.numExperts}`, count);
-  });
+  for (const kind of PAIR_KINDS) {
+    const { topN, partners, counts: tokens } = sum.pairs[kind];
+    partners.forEach((b, i) => {
+      if (b === NO_PARTNER) return;
+      const layer = Math.floor(i / (SHAPE.numExperts * topN));
+      const a = Math.floor(i / topN) % SHAPE.numExperts;
+      counts.set(`${kind} ${layer} ${kind === "next" ? `${a} ${b}` : sorted(a, b)}`, tokens[i]);
+    });
+  }
   return counts;
+}
+
+function sorted(a: number, b: number): string {
+  return `${Math.min(a, b)} ${Math.max(a, b)}`;
 }

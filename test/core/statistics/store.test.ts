@@ -10,6 +10,7 @@ import {
   type FlushOutcome,
   type Statistics,
 } from "../../../core/statistics/store.ts";
+import { NO_PARTNER } from "../../../core/statistics/pairs.ts";
 import { startRedis, type TestRedis } from "../../support/redis.ts";
 import { waitFor } from "../../support/wait-for.ts";
 import { freePort } from "../../../deploy/redis-process.ts";
@@ -91,13 +92,13 @@ test("two routers and a restarted one add up, to the millionth", async () => {
   );
   assert.deepEqual([...sum.series[1].expertTokens], [30, 30, 0, 0, 0, 0, 30, 30]);
   assert.deepEqual([...sum.series[1].weightSums], [22.5, 7.5, 0, 0, 0, 0, 22.5, 7.5]);
-  const pairs = [...sum.coactivation].map((count, i) => [i, count]).filter(([, n]) => n > 0);
-  assert.deepEqual(pairs, [
-    [2, 36],
-    [3, 36],
-    [6, 36],
-    [7, 36],
-  ]);
+  const { together, next } = sum.pairs;
+  assert.deepEqual(
+    [...next.partners.subarray(0, 8)],
+    [2, 3, NO_PARTNER, NO_PARTNER, 2, 3, NO_PARTNER, NO_PARTNER],
+  );
+  assert.deepEqual([...next.counts.subarray(0, 8)], [36, 36, 0, 0, 36, 36, 0, 0]);
+  assert.deepEqual([together.partners[0], together.counts[0], ...together.sums], [1, 36, 36, 36]);
   const listed = (await listModels(connection)).find((model) => model.modelHash === "adds-up");
   assert.deepEqual(listed?.shape, SHAPE);
 });
@@ -107,7 +108,7 @@ test("every key of a flush expires", async () => {
   statistics.observer.onStep(step());
   await statistics.close();
   const [keys] = await connection.pipeline([["KEYS", "*{expires}*"]]);
-  assert.equal((keys as Buffer[]).length, 5);
+  assert.equal((keys as Buffer[]).length, 7);
   const lives = await connection.pipeline((keys as Buffer[]).map((key) => ["TTL", key] as const));
   for (const life of lives) assert.ok((life as number) > 0 && (life as number) <= 86_400);
 });
