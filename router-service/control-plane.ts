@@ -10,6 +10,7 @@ import { hostPort } from "../core/platform/service-options.ts";
 import type { ModelShape } from "../core/statistics/encoding.ts";
 import { createLoadFeed } from "../core/statistics/load-feed.ts";
 import type { Statistics } from "../core/statistics/store.ts";
+import type { QueuedTokens } from "../core/statistics/windows.ts";
 import type { Cluster } from "./cluster/cluster.ts";
 import { createOwnLease, createRedisLease, type Lease } from "./cluster/lease.ts";
 import { createRedisMembership } from "./cluster/membership-redis.ts";
@@ -35,7 +36,9 @@ export interface ControlPlaneOptions {
   >;
   readonly checkpoint: Pick<Checkpoint, "config" | "modelHash" | "overlay">;
   readonly shape: ModelShape;
-  readonly statistics: Pick<Statistics, "snapshot">;
+  readonly statistics: Pick<Statistics, "snapshot" | "pairs">;
+  /** What this router expects to run next. */
+  readonly queued: () => readonly QueuedTokens[];
   readonly cluster: Cluster;
   readonly routerId: string;
   /** What the first placement is made from. */
@@ -64,7 +67,7 @@ export function createRouterId(): string {
 
 /** Starts to watch members, to follow the placement, and to campaign for planning it. */
 export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
-  const { settings, checkpoint, shape, statistics, cluster, logger } = options;
+  const { settings, checkpoint, shape, statistics, queued, cluster, logger } = options;
   const { config, modelHash, overlay } = checkpoint;
   const redis =
     settings.redisUrl === undefined ? undefined : connectRedis(settings.redisUrl, logger);
@@ -78,7 +81,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     onChange: () => membership.announce(),
     log: logger,
   });
-  const feed = createLoadFeed({ shape, modelHash, statistics, ...(redis && { redis }) });
+  const feed = createLoadFeed({ shape, modelHash, statistics, queued, ...(redis && { redis }) });
   const outlook = new PlacementOutlook({
     config,
     overlay,

@@ -25,6 +25,7 @@ import { mergeObservers } from "./engine/merge-observers.ts";
 import type { ModelRunner } from "./engine/model-runner.ts";
 import { STEP_TIMEOUT_MS } from "./engine/step-failure.ts";
 import { checkMessageSize, runnerLimits } from "./engine/runner-limits.ts";
+import { createQueueWatch, type PendingRequest } from "./engine/queue-watch.ts";
 import { createRunner } from "./runner.ts";
 
 const settings = loadConfig(routerConfigSchema, routerAbout);
@@ -78,11 +79,18 @@ const shape = {
   numExperts: config.numExperts,
   topK: config.numExpertsPerToken,
 };
+const queueWatch = createQueueWatch({
+  maxSequences: settings.maxNumSeqs,
+  maxTokensPerStep: settings.maxNumBatchedTokens,
+});
+let pending: () => PendingRequest[] = () => [];
+const queued = () => queueWatch.upcoming(pending());
 const statistics = createStatistics({
   redisUrl: settings.redisUrl,
   modelHash,
   ...shape,
   log: logger,
+  queued,
   onWindow: (window) => metrics.onWindow(window),
   onFlush: (outcome) => metrics.onFlush(outcome),
   onDropped: (tokens) => metrics.onDropped(tokens),
@@ -146,6 +154,7 @@ if (cluster !== undefined) {
     checkpoint,
     shape,
     statistics,
+    queued,
     cluster,
     routerId,
     first,
@@ -174,13 +183,20 @@ const loop = createEngine({
   requestTimeoutMs: settings.requestTimeout * 1000,
   // A CPU is slow but does not hang; each layer's dispatches have a deadline of their own.
   stepTimeoutMs: gpu ? STEP_TIMEOUT_MS + layers.length * settings.dispatchTimeout * 1000 : Infinity,
-  observer: mergeObservers(logger, statistics.observer, metrics.observer, createRequestTracing()),
+  observer: mergeObservers(
+    logger,
+    statistics.observer,
+    metrics.observer,
+    queueWatch.observer,
+    createRequestTracing(),
+  ),
   available: () => cluster?.unavailableReason(),
 });
 void loop.lost.then((reason) => lifecycle.stop(reason, 1));
 cluster?.onChange(({ kind, member }) => {
   if (kind === "lost") loop.failRunning(`shard ${member?.address} is lost: ${member?.reason}`);
 });
+pending = () => loop.pending();
 engine.resolve(loop);
 
 await cluster?.ready();

@@ -68,7 +68,7 @@ export class PlacementOutlook {
   /** What a plan from `current` is made from. Rejects where the statistics were never read and Redis is away. */
   async facts(current: ClusterPlacement): Promise<PlanFacts> {
     const { config, overlay, wire, cluster, planIntervalSeconds } = this.#options;
-    const { forecast, tokensPerSecond } = await this.#read();
+    const { forecast, together, tokensPerSecond } = await this.#read();
     const now = Date.now();
     const shards = cluster
       .members()
@@ -84,6 +84,7 @@ export class PlacementOutlook {
       wire,
       shards,
       expected: forecast,
+      together,
       current: current.placement,
       moves: {
         bytes: loadRate * planIntervalSeconds * LOADING_PART,

@@ -4,6 +4,7 @@ import type { FormatOf } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { Placement } from "../../core/placement/placement.ts";
 import type {
+  Coactivation,
   MoveBudget,
   PlannedShard,
   PlannerInput,
@@ -37,6 +38,8 @@ export interface PlanFacts {
   readonly wire: WireSetting;
   readonly shards: readonly ShardFacts[];
   readonly expected: ExpectedLoad;
+  /** Experts of one layer that the same token chooses; absent: not known. */
+  readonly together?: Coactivation;
   /** What is held now; absent: nothing. */
   readonly current?: Placement;
   readonly moves: MoveBudget;
@@ -56,7 +59,7 @@ const BYTES_PER_VALUE: Readonly<Record<WireSetting, number>> = { f32: 4, f16: 2,
 
 /** The planner's input. A shard that was not measured counts as the median of those that were. */
 export function plannerInput(facts: PlanFacts): PlannerInput {
-  const { config, formatOf, expected, current, moves } = facts;
+  const { config, formatOf, expected, together, current, moves } = facts;
   const { numExperts, numExpertsPerToken: topK } = config;
   const layers = moeLayers(config);
   const bytes = Float64Array.from({ length: layers.length * numExperts }, (_, cell) =>
@@ -68,6 +71,7 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
     topK,
     load: expected.load,
     uncertainty: expected.deviation,
+    ...(together && { together }),
     bytes,
     shards: plannedShards(facts.shards),
     router: routerCosts(config.hiddenSize, topK, facts.wire),

@@ -10,6 +10,7 @@ import { type Flight, Flights, type Step } from "./flights.ts";
 import { RequestTimeoutError, UnavailableError } from "./errors.ts";
 import type { ModelRunner, StepResult } from "./model-runner.ts";
 import type { EngineObserver, RequestTimeline } from "./observer.ts";
+import type { PendingRequest } from "./queue-watch.ts";
 import { QueueRoom } from "./queue-room.ts";
 import { checkRequest } from "./request-check.ts";
 import type { Engine, EngineEvent, EngineRequest, EngineState } from "./request.ts";
@@ -52,6 +53,8 @@ export interface EngineOptions {
 export interface RunningEngine extends Engine {
   /** Ends what runs with UnavailableError at once and aborts the step in flight; what waits is judged by `available`. */
   failRunning(reason: string): void;
+  /** What runs, then what waits, both in order of arrival. */
+  pending(): PendingRequest[];
   /** Settles with the reason when the engine can never make another token; not by close(). */
   readonly lost: Promise<string>;
 }
@@ -194,6 +197,10 @@ class EngineLoop implements RunningEngine {
       totalBlocks: this.#pool.numBlocks,
       preemptions: this.#preemptions,
     };
+  }
+
+  pending(): PendingRequest[] {
+    return [...this.#active.values()];
   }
 
   failRunning(reason: string): void {
