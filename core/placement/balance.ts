@@ -5,91 +5,95 @@
  * are, leads there, as the sum is convex and smooth.
  */
 
-import { touches, type Layer } from "./layer.ts";
+import type { Layer } from "./layer.ts";
 
 /** Rounds over all experts with several copies, at most. */
 const MAX_ROUNDS = 60;
 /** Part of the slowest shard's seconds that a round has to move, or it was the last. */
 const SETTLED = 1e-4;
 
-/** Splits every expert's load over its copies so that the slowest shard is fastest, and sums up the shards' seconds. */
-export function balance(layer: Layer, maxRounds = MAX_ROUNDS): void {
-  startEqual(layer);
-  const shared: number[] = [];
-  for (const [expert, holders] of layer.holders.entries()) {
-    if (holders.length > 1) shared.push(expert);
-  }
-  for (let round = 0; round < maxRounds; round++) {
-    let moved = 0;
-    for (const expert of shared) moved = Math.max(moved, settle(layer, expert));
-    if (moved <= SETTLED * slowest(layer)) break;
-  }
+/** Splits the load of every expert with several copies so that the slowest shard is fastest, under each of the layer's loads. */
+export function balance(layer: Layer, maxRounds = MAX_ROUNDS, settled = SETTLED): void {
+  for (let l = 0; l < layer.loads.length; l++) balanceLoad(layer, l, maxRounds, settled);
 }
 
-/** Seconds of the slowest shard. */
-export function slowest({ seconds }: Layer): number {
+/** The same under load `l` alone; answers the seconds of its slowest shard. */
+export function balanceLoad(
+  layer: Layer,
+  l: number,
+  maxRounds = MAX_ROUNDS,
+  settled = SETTLED,
+): number {
+  const { shared } = layer;
+  const seconds = layer.seconds[l];
+  let slow = slowest(seconds);
+  for (let round = 0; round < maxRounds && shared.length > 0; round++) {
+    let moved = 0;
+    for (let i = 0; i < shared.length; i++) moved = Math.max(moved, settle(layer, l, shared[i]));
+    slow = slowest(seconds);
+    if (moved <= settled * slow) break;
+  }
+  return slow;
+}
+
+/** Gives one expert its best split beside the others as they are, under the forecast. */
+export function balanceExpert(layer: Layer, expert: number): void {
+  settle(layer, 0, expert);
+}
+
+/** The most of any shard. */
+export function slowest(seconds: Float64Array): number {
   let most = 0;
-  for (let shard = 0; shard < seconds.length; shard++) most = Math.max(most, seconds[shard]);
+  for (let shard = 0; shard < seconds.length; shard++) {
+    if (seconds[shard] > most) most = seconds[shard];
+  }
   return most;
 }
 
-/** Every copy takes an equal share. */
-function startEqual({ holders, pairs, load, costs, seconds }: Layer): void {
-  const { fixed, perPair, perExpert } = costs;
-  seconds.fill(0);
-  for (let expert = 0; expert < holders.length; expert++) {
-    const ofExpert = holders[expert];
-    const each = load[expert] / ofExpert.length;
-    for (let i = 0; i < ofExpert.length; i++) {
-      const shard = ofExpert[i];
-      pairs[expert][i] = each;
-      if (seconds[shard] === 0) seconds[shard] = fixed[shard];
-      seconds[shard] += perPair[shard] * each + perExpert[shard] * touches(each);
-    }
+/** Index of the slowest shard. */
+export function indexOfMost(seconds: Float64Array): number {
+  let most = 0;
+  for (let shard = 1; shard < seconds.length; shard++) {
+    if (seconds[shard] > seconds[most]) most = shard;
   }
+  return most;
 }
 
 /** Gives one expert its best split beside the others; answers the most seconds that a shard gained or lost. */
-function settle({ holders, pairs, load, costs, seconds }: Layer, expert: number): number {
-  const { perPair } = costs;
-  const ofExpert = holders[expert];
-  const mine = pairs[expert];
-  const level = levelOf(ofExpert, mine, load[expert], perPair, seconds);
-  let moved = 0;
-  for (let i = 0; i < ofExpert.length; i++) {
-    const shard = ofExpert[i];
-    const without = seconds[shard] - perPair[shard] * mine[i];
-    const now = Math.max(0, (level - without) / perPair[shard]);
-    const gain = perPair[shard] * (now - mine[i]);
-    mine[i] = now;
-    seconds[shard] += gain;
-    moved = Math.max(moved, Math.abs(gain));
-  }
-  return moved;
-}
-
-/** Seconds up to which the expert's pairs fill its holders, those that are above it getting none. */
-function levelOf(
-  holders: readonly number[],
-  mine: readonly number[],
-  load: number,
-  perPair: Float64Array,
-  seconds: Float64Array,
-): number {
-  // Newton's method on a convex, piecewise linear function: from above all, it ends after at most one step per holder.
+function settle(layer: Layer, l: number, expert: number): number {
+  const { perPair } = layer.costs;
+  const holders = layer.holders[expert];
+  const pairs = layer.pairs[l];
+  const seconds = layer.seconds[l];
+  const from = expert * layer.maxCopies;
+  const load = layer.loads[l][expert];
   let level = Infinity;
+  // Newton's method on a convex, piecewise linear function: from above all, it ends after at most one step per holder.
   for (;;) {
     let rate = 0;
     let filled = 0;
     for (let i = 0; i < holders.length; i++) {
-      const shard = holders[i];
-      const without = seconds[shard] - perPair[shard] * mine[i];
+      const each = perPair[holders[i]];
+      const without = seconds[holders[i]] - each * pairs[from + i];
       if (without >= level) continue;
-      rate += 1 / perPair[shard];
-      filled += without / perPair[shard];
+      rate += 1 / each;
+      filled += without / each;
     }
     const next = (load + filled) / rate;
-    if (!(next < level)) return level;
+    if (!(next < level)) break;
     level = next;
   }
+  let moved = 0;
+  for (let i = 0; i < holders.length; i++) {
+    const shard = holders[i];
+    const each = perPair[shard];
+    const room = level - (seconds[shard] - each * pairs[from + i]);
+    const now = room > 0 ? room / each : 0;
+    const gain = each * (now - pairs[from + i]);
+    pairs[from + i] = now;
+    seconds[shard] += gain;
+    const size = gain < 0 ? -gain : gain;
+    if (size > moved) moved = size;
+  }
+  return moved;
 }

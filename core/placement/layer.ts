@@ -1,4 +1,7 @@
-/** One MoE layer while it is planned: who holds what, by index of the shard, and what each shard's rows take. */
+/**
+ * One MoE layer while it is planned: who holds what, by index of the shard, and what each shard's rows take. It is
+ * judged by several loads at once: the forecast, and single steps such as they may come.
+ */
 
 /** What a layer's shards cost, linear in their pairs; by index of the shard [numShards]. */
 export interface LayerCosts {
@@ -8,51 +11,137 @@ export interface LayerCosts {
   readonly perPair: Float64Array;
   /** Of one expert that is touched. */
   readonly perExpert: Float64Array;
+  /** Of the router: its own time for a message to a shard that gets any pair. */
+  readonly perHop: Float64Array;
+  /** Of the router: its own time for a pair's part of a row to the shard. */
+  readonly perPairSent: Float64Array;
 }
 
-/** Copies of one layer's experts with the split of their load that makes the slowest shard fastest. */
+/** Copies of one layer's experts, and for each load the split that makes the slowest shard fastest. */
 export interface Layer {
   readonly numExperts: number;
   readonly numShards: number;
   readonly costs: LayerCosts;
-  /** Pairs per step [numExperts]. */
-  readonly load: Float64Array;
-  /** Shards that hold each expert, in order of their adding [numExperts]. */
+  /** Pairs per step, the forecast first [numLoads][numExperts]. */
+  readonly loads: readonly Float64Array[];
+  /** Shards that hold each expert [numExperts]. */
   readonly holders: number[][];
-  /** Pairs that each of the holders takes [numExperts]. */
-  readonly pairs: number[][];
-  /** Of each shard [numShards]. */
-  readonly seconds: Float64Array;
+  /** Experts that each shard holds [numShards]. */
+  readonly held: number[][];
+  /** Experts with several copies. */
+  readonly shared: number[];
+  /** Copies that one expert can have. */
+  readonly maxCopies: number;
+  /** Pairs that each holder of a shared expert takes, in the order of holders [numLoads][numExperts · maxCopies]. */
+  readonly pairs: readonly Float64Array[];
+  /** Of each shard [numLoads][numShards]. */
+  readonly seconds: readonly Float64Array[];
 }
+
+/** Copies of one expert at most: hot ones have no use for more, and arrays stay small. */
+const MAX_COPIES = 64;
 
 /** A layer in which nothing is held. */
-export function emptyLayer(load: Float64Array, costs: LayerCosts): Layer {
-  const numExperts = load.length;
+export function emptyLayer(loads: readonly Float64Array[], costs: LayerCosts): Layer {
+  const numExperts = loads[0].length;
+  const numShards = costs.fixed.length;
+  const maxCopies = Math.min(numShards, MAX_COPIES);
   return {
     numExperts,
-    numShards: costs.fixed.length,
+    numShards,
     costs,
-    load,
+    loads,
     holders: Array.from({ length: numExperts }, () => []),
-    pairs: Array.from({ length: numExperts }, () => []),
-    seconds: new Float64Array(costs.fixed.length),
+    held: Array.from({ length: numShards }, () => []),
+    shared: [],
+    maxCopies,
+    pairs: loads.map(() => new Float64Array(numExperts * maxCopies)),
+    seconds: loads.map(() => new Float64Array(numShards)),
   };
-}
-
-/** Gives the expert a copy that takes no pairs yet. */
-export function addCopy(layer: Layer, expert: number, shard: number): void {
-  layer.holders[expert].push(shard);
-  layer.pairs[expert].push(0);
-}
-
-/** Shares of the copies that the pairs say, equal where the expert has none [holders]. */
-export function sharesOf(layer: Layer, expert: number): number[] {
-  const pairs = layer.pairs[expert];
-  const total = pairs.reduce((sum, one) => sum + one, 0);
-  return total > 0 ? pairs.map((one) => one / total) : pairs.map(() => 1 / pairs.length);
 }
 
 /** Expected touches of an expert that gets so many pairs per step: the chance that it gets one at all. */
 export function touches(pairs: number): number {
-  return -Math.expm1(-pairs);
+  return pairs > 40 ? 1 : -Math.expm1(-pairs);
+}
+
+/** True where the shard holds the expert. */
+export function holds({ holders }: Layer, expert: number, shard: number): boolean {
+  return holders[expert].includes(shard);
+}
+
+/** Gives the expert one more copy, which takes no pairs yet unless it is the first. */
+export function addCopy(layer: Layer, expert: number, shard: number): void {
+  const { holders, held, shared, pairs, maxCopies, loads, seconds, costs } = layer;
+  const ofExpert = holders[expert];
+  addTouches(layer, expert, -1);
+  if (held[shard].length === 0) addToAll(seconds, shard, costs.fixed[shard]);
+  ofExpert.push(shard);
+  held[shard].push(expert);
+  addTouches(layer, expert, 1);
+  const from = expert * maxCopies;
+  for (let l = 0; l < loads.length; l++) {
+    pairs[l][from + ofExpert.length - 1] = 0;
+    if (ofExpert.length > 1) continue;
+    pairs[l][from] = loads[l][expert];
+    seconds[l][shard] += costs.perPair[shard] * loads[l][expert];
+  }
+  if (ofExpert.length === 2) shared.push(expert);
+}
+
+/** Takes a copy from the expert; its pairs go to the first of the others. */
+export function removeCopy(layer: Layer, expert: number, shard: number): void {
+  const { holders, held, shared, pairs, maxCopies, loads, seconds, costs } = layer;
+  const ofExpert = holders[expert];
+  const at = ofExpert.indexOf(shard);
+  const others = ofExpert.length - 1;
+  addTouches(layer, expert, -1);
+  ofExpert[at] = ofExpert[others];
+  ofExpert.pop();
+  swapOut(held[shard], expert);
+  addTouches(layer, expert, 1);
+  const from = expert * maxCopies;
+  for (let l = 0; l < loads.length; l++) {
+    const taken = pairs[l][from + at];
+    pairs[l][from + at] = pairs[l][from + others];
+    seconds[l][shard] -= costs.perPair[shard] * taken;
+    // Nothing is left there, not even what rounding left.
+    if (held[shard].length === 0) seconds[l][shard] = 0;
+    if (others === 0) continue;
+    pairs[l][from] += taken;
+    seconds[l][ofExpert[0]] += costs.perPair[ofExpert[0]] * taken;
+  }
+  if (others === 1) swapOut(shared, expert);
+}
+
+/** Adds or takes away what touching the expert costs its holders; each of n copies is taken to get an n-th of the load. */
+function addTouches({ holders, loads, seconds, costs }: Layer, expert: number, sign: number): void {
+  const ofExpert = holders[expert];
+  for (const shard of ofExpert) {
+    const each = costs.perExpert[shard];
+    if (each === 0) continue;
+    for (let l = 0; l < loads.length; l++) {
+      seconds[l][shard] += sign * each * touches(loads[l][expert] / ofExpert.length);
+    }
+  }
+}
+
+function addToAll(seconds: readonly Float64Array[], shard: number, more: number): void {
+  for (const ofLoad of seconds) ofLoad[shard] += more;
+}
+
+function swapOut(list: number[], value: number): void {
+  const last = list.pop()!;
+  if (last !== value) list[list.indexOf(value)] = last;
+}
+
+/** Shares of the copies under the forecast, in the order of holders; equal where the expert has no load. */
+export function sharesOf({ holders, loads, pairs, maxCopies }: Layer, expert: number): number[] {
+  const { length } = holders[expert];
+  if (length === 1) return [1];
+  const mine = [...pairs[0].subarray(expert * maxCopies, expert * maxCopies + length)];
+  const total = mine.reduce((sum, one) => sum + one, 0);
+  return loads[0][expert] > 0 && total > 0
+    ? mine.map((one) => one / total)
+    : mine.map(() => 1 / length);
 }

@@ -1,20 +1,25 @@
 /** A first placement of a layer: each expert once, then free room filled with copies of what the slowest shard waits for. */
 
-import { balance } from "./balance.ts";
-import { addCopy, touches, type Layer } from "./layer.ts";
+import { balanceExpert, balanceLoad, indexOfMost } from "./balance.ts";
+import { addCopy, holds, touches, type Layer } from "./layer.ts";
+import type { LayerCopy, Room } from "./propose.ts";
 
-/** Puts every expert that has no copy, the most loaded first, where it is done soonest; takes from `slots`. Answers those without room. */
-export function packMissing(layer: Layer, slots: number[]): number[] {
-  const { load, holders, costs, seconds } = layer;
+/**
+ * Puts every expert that has no copy, the most loaded first, where it is done soonest, and takes the room. Answers the
+ * experts that no shard has room for.
+ */
+export function packMissing(layer: Layer, { shards, sizes, free }: Room): number[] {
+  const { holders, held, costs, loads, seconds } = layer;
   const { fixed, perPair, perExpert } = costs;
+  const [load] = loads;
   const missing = [...holders.keys()].filter((expert) => holders[expert].length === 0);
   missing.sort((a, b) => load[b] - load[a] || a - b);
   return missing.filter((expert) => {
     let best = -1;
     let soonest = Infinity;
-    for (let shard = 0; shard < slots.length; shard++) {
-      if (slots[shard] <= 0) continue;
-      const before = seconds[shard] === 0 ? fixed[shard] : seconds[shard];
+    for (const shard of shards) {
+      if (free[shard] < sizes[expert]) continue;
+      const before = held[shard].length === 0 ? fixed[shard] : seconds[0][shard];
       const then =
         before + perPair[shard] * load[expert] + perExpert[shard] * touches(load[expert]);
       if (then >= soonest) continue;
@@ -23,40 +28,87 @@ export function packMissing(layer: Layer, slots: number[]): number[] {
     }
     if (best < 0) return true;
     addCopy(layer, expert, best);
-    seconds[best] = soonest;
-    slots[best]--;
+    free[best] -= sizes[expert];
     return false;
   });
 }
 
-/** Fills the slots that are left: each copy is of the expert that keeps the slowest shard busiest, on the fastest with room. */
-export function fillWithCopies(layer: Layer, slots: number[]): void {
-  for (;;) {
-    balance(layer, 8);
-    if (!addOneCopy(layer, slots)) return;
+/** Gives every expert its second copy, then its third, up to as many as it is to have at least, as far as the room goes. */
+export function packMinCopies(layer: Layer, room: Room): void {
+  const { holders, loads } = layer;
+  const { sizes, free, shards, minCopies } = room;
+  const [seconds] = layer.seconds;
+  const byLoad = [...holders.keys()].sort((a, b) => loads[0][b] - loads[0][a] || a - b);
+  for (let copies = 2; copies <= minCopies; copies++) {
+    balanceLoad(layer, 0, 4, 1e-2);
+    for (const expert of byLoad) {
+      if (holders[expert].length >= copies) continue;
+      const open = shards.filter(
+        (shard) => free[shard] >= sizes[expert] && !holds(layer, expert, shard),
+      );
+      if (open.length === 0) continue;
+      const fastest = open.reduce((best, shard) => (seconds[shard] < seconds[best] ? shard : best));
+      addCopy(layer, expert, fastest);
+      free[fastest] -= sizes[expert];
+      balanceExpert(layer, expert);
+    }
   }
 }
 
-function addOneCopy(layer: Layer, slots: number[]): boolean {
-  const { holders, pairs, seconds } = layer;
-  const slowFirst = [...seconds.keys()].sort((a, b) => seconds[b] - seconds[a] || a - b);
-  for (const slow of slowFirst) {
-    const there = [...holders.keys()]
-      .filter((expert) => holders[expert].includes(slow))
-      .sort((a, b) => pairsOn(b, slow) - pairsOn(a, slow) || a - b);
-    for (const expert of there) {
-      const to = slowFirst.findLast(
-        (shard) => slots[shard] > 0 && !holders[expert].includes(shard),
-      );
-      if (to === undefined) continue;
-      addCopy(layer, expert, to);
-      slots[to]--;
-      return true;
-    }
+/** Fills the room that is left: each copy is of the expert that keeps the slowest shard busiest, on the fastest with room. */
+export function fillWithCopies(layer: Layer, room: Room): void {
+  const { sizes, free } = room;
+  const smallest = sizes.reduce((least, size) => Math.min(least, size), Infinity);
+  const open = room.shards.filter((shard) => free[shard] >= smallest);
+  while (open.length > 0) {
+    balanceLoad(layer, 0, 4, 1e-2);
+    const [seconds] = layer.seconds;
+    open.sort((a, b) => seconds[a] - seconds[b] || a - b);
+    const copy = worstCopy(layer, room, open);
+    if (copy === undefined) return;
+    addCopy(layer, copy.expert, copy.shard);
+    free[copy.shard] -= sizes[copy.expert];
+    if (free[copy.shard] < smallest) open.splice(open.indexOf(copy.shard), 1);
   }
-  return false;
+}
 
-  function pairsOn(expert: number, shard: number): number {
-    return pairs[expert][holders[expert].indexOf(shard)];
+/** The expert that keeps the slowest shard busiest and could have a copy on one of the `open` shards, the first that can. */
+function worstCopy(layer: Layer, room: Room, open: readonly number[]): LayerCopy | undefined {
+  const [seconds] = layer.seconds;
+  const slowest = indexOfMost(seconds);
+  return copyFrom(layer, room, open, slowest) ?? firstCopy();
+
+  function firstCopy(): LayerCopy | undefined {
+    const slowFirst = room.shards.toSorted((a, b) => seconds[b] - seconds[a] || a - b);
+    for (const slow of slowFirst) {
+      const copy = copyFrom(layer, room, open, slow);
+      if (copy !== undefined) return copy;
+    }
+    return undefined;
   }
+}
+
+function copyFrom(
+  layer: Layer,
+  { sizes, free }: Room,
+  open: readonly number[],
+  slow: number,
+): LayerCopy | undefined {
+  let best: LayerCopy | undefined;
+  let most = -1;
+  for (const expert of layer.held[slow]) {
+    const pairs = pairsThere(layer, expert, slow);
+    if (pairs <= most || layer.holders[expert].length === layer.maxCopies) continue;
+    const shard = open.find((one) => free[one] >= sizes[expert] && !holds(layer, expert, one));
+    if (shard === undefined) continue;
+    best = { expert, shard };
+    most = pairs;
+  }
+  return best;
+}
+
+/** Pairs of an expert that a shard takes under the forecast. */
+function pairsThere({ holders, loads, pairs, maxCopies }: Layer, expert: number, shard: number) {
+  if (holders[expert].length === 1) return loads[0][expert];
+  return pairs[0][expert * maxCopies + holders[expert].indexOf(shard)];
 }

@@ -1,200 +1,149 @@
 /**
- * Decides where every expert lives. The objective is the predicted time of a step: per MoE layer that of the slowest
- * shard (dispatch and compute) and the router's part of every hop, summed over layers (cost.ts), and the loading
- * of what moves, spread over the steps that the placement is expected to stand.
+ * Decides where every expert lives: what of the current placement stays, room for what has no copy, then layer by layer
+ * what is worth a change. The objective stands in objective.ts, on one screen.
  */
 
-import { balance } from "./balance.ts";
-import { layerTimes, linearCosts, loadOfLayer, type LayerTime } from "./cost.ts";
+import { replicasOf } from "./cost.ts";
 import { PlacementError } from "./errors.ts";
-import type { Move, PlacedLayers, Plan, PlannerInput, ShardBalance } from "./input.ts";
-import { addCopy, emptyLayer, sharesOf, type Layer } from "./layer.ts";
-import { movesBetween, movesOf, stagesOf } from "./moves.ts";
+import type { PlacedLayers, Plan, PlannerInput } from "./input.ts";
+import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
-import { fillWithCopies, packMissing } from "./pack.ts";
-import type { LayerReplicas } from "./placement.ts";
-import { slotsOfLayers } from "./slots.ts";
+import { movesBetween, movesOf, stagesOf } from "./moves.ts";
+import { layerCosts, scoreOf } from "./objective.ts";
+import {
+  currentHolders,
+  largestFirst,
+  placeFresh,
+  placeKept,
+  type Holders,
+} from "./place-layers.ts";
+import { limitsOf, liveCurrent, loadedBytes, moveSeconds, whyOf } from "./why.ts";
 
 export type * from "./input.ts";
 export { PlacementError } from "./errors.ts";
 
+/** A placement that takes no more than so many times the ideal is not made anew. */
+const NEAR_IDEAL = 1.1;
+
 /**
  * A placement for the load ahead, and how to get there from the current one. The same input gives the same plan.
- * Throws PlacementError where the experts do not fit the shards, or arrays have other lengths than layers × experts.
+ * Throws PlacementError where the experts do not fit the shards, or the input contradicts itself.
  */
 export function planPlacement(input: PlannerInput): Plan {
   checkInput(input);
   const current = liveCurrent(input);
-  const target = withMinCopies(placeLayers(input), input.minCopies ?? 1, limitsOf(input), current);
-  const stages =
-    input.current === undefined ? [target] : stagesOf(current, target, limitsOf(input));
-  const moves =
-    input.current === undefined ? movesBetween(current, target) : movesOf(current, stages);
-  return { target, moves, stages, why: whyOf(input, current, stages.at(-1) ?? current, moves) };
-}
-
-function placeLayers(input: PlannerInput): PlacedLayers {
-  const costs = linearCosts(input);
-  const slots = slotsOfLayers({
-    memoryBytes: input.shards.map(({ memoryBytes, draining }) => (draining ? 0 : memoryBytes)),
-    expertBytes: input.layers.map((_, index) => Math.max(...bytesOfLayer(input, index))),
-    numExperts: input.numExperts,
-  });
-  return new Map(
-    input.layers.map((number, index) => {
-      const layer = emptyLayer(loadOfLayer(input, index), costs);
-      const left = [...slots[index]];
-      holdCurrent(layer, left, input, number);
-      balance(layer);
-      const missing = packMissing(layer, left);
-      if (missing.length > 0) throw noRoom(input, `layer ${number} expert ${missing[0]}`);
-      if (input.current === undefined) fillWithCopies(layer, left);
-      balance(layer);
-      return [number, replicasOf(layer, input)];
-    }),
+  const limits = limitsOf(input);
+  const wanted = withMinCopies(
+    placedLayers(input, input.current === undefined ? first(input) : next(input)),
+    input.minCopies ?? 1,
+    limits,
+    current,
   );
+  if (input.current === undefined) {
+    const moves = movesBetween(current, wanted);
+    return { target: wanted, moves, stages: [wanted], why: whyOf(input, current, wanted, moves) };
+  }
+  const stages = stagesOf(current, wanted, limits);
+  const target = stages.at(-1) ?? current;
+  const moves = movesOf(current, stages);
+  return { target, moves, stages, why: whyOf(input, current, target, moves) };
 }
 
-/** Copies that stay where they are: those on shards that are there and not draining, as far as there are slots. */
-function holdCurrent(
-  layer: Layer,
-  slots: number[],
-  { current, shards }: PlannerInput,
-  number: number,
-): void {
-  for (const [expert, copies] of (current?.layers.get(number) ?? []).entries()) {
-    for (const { rank } of copies) {
-      const shard = shards.findIndex((one) => one.rank === rank && !one.draining);
-      if (shard < 0 || slots[shard] === 0) continue;
-      addCopy(layer, expert, shard);
-      slots[shard]--;
-    }
+/** Where nothing is held. */
+function first(input: PlannerInput): Layer[] {
+  const fresh = placeFresh(input);
+  if (fresh !== undefined) return fresh;
+  const holders = largestFirst(input);
+  const layers = holders && placeKept(input, holders);
+  if (layers === undefined) throw noRoom(input);
+  return layers;
+}
+
+/** From what is held, the other copies of an expert giving way where that leaves no room; or anew where that is worth the moves. */
+function next(input: PlannerInput): Layer[] {
+  const current = currentHolders(input);
+  const kept = placeKept(input, current) ?? placeKept(input, onlyFirst(current));
+  if (kept === undefined) return first(input);
+  if (cost(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
+  const fresh = placeFresh(input);
+  if (fresh === undefined || cost(fresh) >= cost(kept)) return kept;
+  const must = missingBytes(input, current);
+  return loadedBytes(input, placedLayers(input, fresh)) <= input.moves.bytes + must ? fresh : kept;
+
+  function cost(layers: readonly Layer[]): number {
+    return sumOf(layers) + moveSeconds(input, placedLayers(input, layers));
   }
 }
 
-function replicasOf(layer: Layer, { shards }: PlannerInput): LayerReplicas {
-  return layer.holders.map((holders, expert) => {
-    const shares = sharesOf(layer, expert);
-    return holders
-      .map((shard, i) => ({ rank: shards[shard].rank, share: shares[i] }))
-      .sort((a, b) => a.rank - b.rank);
-  });
+/** Seconds of a step whose pairs are shared out perfectly, without what hops cost. */
+function idealSeconds(input: PlannerInput): number {
+  const { perPair } = layerCosts(input, input.shards.length);
+  const rate = input.shards.reduce(
+    (sum, { draining }, shard) => sum + (draining ? 0 : 1 / perPair[shard]),
+    0,
+  );
+  return input.load.reduce((sum, pairs) => sum + pairs, 0) / rate;
 }
 
-/** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
-function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {
-  const live = new Set(shards.map(({ rank }) => rank));
-  return new Map(
-    layers.map((layer) => {
-      const replicas = current?.layers.get(layer);
-      return [
-        layer,
-        Array.from({ length: numExperts }, (_, expert) => {
-          const copies = (replicas?.[expert] ?? []).filter(({ rank }) => live.has(rank));
-          const sum = copies.reduce((total, { share }) => total + share, 0);
-          return copies.map(({ rank, share }) => ({
-            rank,
-            share: sum > 0 ? share / sum : 1 / copies.length,
-          }));
-        }),
-      ];
-    }),
+/** Bytes of the experts that have no copy on a shard that stays. */
+function missingBytes({ bytes, numExperts }: PlannerInput, held: Holders): number {
+  return held.reduce(
+    (sum, layer, index) =>
+      layer.reduce(
+        (total, copies, expert) =>
+          total + (copies.length === 0 ? bytes[index * numExperts + expert] : 0),
+        sum,
+      ),
+    0,
   );
 }
 
-function limitsOf(input: PlannerInput): Parameters<typeof stagesOf>[2] {
-  const indexOf = new Map(input.layers.map((layer, index) => [layer, index]));
-  return {
-    memory: new Map(
-      input.shards
-        .filter(({ draining }) => !draining)
-        .map(({ rank, memoryBytes }) => [rank, memoryBytes]),
-    ),
-    bytes: (layer, expert) => input.bytes[indexOf.get(layer)! * input.numExperts + expert],
-  };
+function onlyFirst(holders: Holders): Holders {
+  return holders.map((layer) => layer.map((copies) => copies.slice(0, 1)));
 }
 
-function whyOf(
-  input: PlannerInput,
-  current: PlacedLayers,
-  last: PlacedLayers,
-  moves: readonly Move[],
-): Plan["why"] {
-  const { bytes } = limitsOf(input);
-  const speeds = new Map(input.shards.map((shard) => [shard.rank, shard.loadSecondsPerByte]));
-  const loads = moves.filter(({ kind }) => kind === "load");
-  const times = layerTimes(input, last);
-  const complete = [...current.values()].every((replicas) =>
-    replicas.every((copies) => copies.length > 0),
-  );
-  return {
-    secondsBefore: complete ? sumOf(layerTimes(input, current)) : undefined,
-    secondsAfter: sumOf(times),
-    moveSecondsPerStep:
-      loads.reduce(
-        (sum, { layer, expert, rank }) => sum + bytes(layer, expert) * speeds.get(rank)!,
-        0,
-      ) / Math.max(1, input.moves.steps),
-    movedBytes: loads.reduce((sum, { layer, expert }) => sum + bytes(layer, expert), 0),
-    binding: new Map(
-      input.layers.map((layer, index) => [layer, input.shards[times[index].slowest].rank]),
-    ),
-    shards: balanceOf(input, last, times),
-  };
+function placedLayers(input: PlannerInput, layers: readonly Layer[]): PlacedLayers {
+  return new Map(input.layers.map((layer, index) => [layer, replicasOf(layers[index], input)]));
 }
 
-function balanceOf(
-  input: PlannerInput,
-  placed: PlacedLayers,
-  times: readonly LayerTime[],
-): ShardBalance[] {
-  const { bytes } = limitsOf(input);
-  const held = new Map(input.shards.map(({ rank }) => [rank, { experts: 0, bytes: 0 }]));
-  for (const [layer, replicas] of placed) {
-    for (const [expert, copies] of replicas.entries()) {
-      for (const { rank } of copies) {
-        const shard = held.get(rank)!;
-        shard.experts++;
-        shard.bytes += bytes(layer, expert);
-      }
-    }
-  }
-  return input.shards.map(({ rank, memoryBytes }, shard) => ({
-    rank,
-    ...held.get(rank)!,
-    memoryBytes,
-    pairs: times.reduce((sum, { pairs }) => sum + pairs[shard], 0),
-    seconds: times.reduce((sum, { shardSeconds }) => sum + shardSeconds[shard], 0),
-  }));
+function sumOf(layers: readonly Layer[]): number {
+  return layers.reduce((sum, layer) => sum + scoreOf(layer), 0);
 }
 
-function sumOf(times: readonly LayerTime[]): number {
-  return times.reduce((sum, { seconds }) => sum + seconds, 0);
-}
-
-function bytesOfLayer({ bytes, numExperts }: PlannerInput, index: number): Float64Array {
-  return bytes.subarray(index * numExperts, (index + 1) * numExperts);
-}
-
-function noRoom({ layers, numExperts, bytes, shards }: PlannerInput, what: string): PlacementError {
+function noRoom({ layers, numExperts, bytes, shards }: PlannerInput): PlacementError {
   const needed = bytes.reduce((sum, one) => sum + one, 0);
   const offered = shards.filter(({ draining }) => !draining).map(({ memoryBytes }) => memoryBytes);
+  const draining = shards.length - offered.length;
   return new PlacementError(
     `${layers.length} layers of ${numExperts} experts take ${needed} bytes; ` +
-      `${offered.length} shards offer ${offered.join(" + ") || 0} bytes, which leaves no room for ${what}`,
+      `${offered.length} shards offer ${offered.join(" + ") || 0} bytes${draining > 0 ? `, ${draining} more are draining` : ""}`,
   );
 }
 
 function checkInput(input: PlannerInput): void {
-  const cells = input.layers.length * input.numExperts;
+  const { layers, numExperts, shards } = input;
+  const cells = layers.length * numExperts;
   for (const name of ["load", "bytes", "uncertainty"] as const) {
-    const length = input[name]?.length ?? cells;
-    if (length !== cells) {
+    const values = input[name];
+    if (values === undefined) continue;
+    if (values.length !== cells) {
       throw new PlacementError(
-        `${name} has ${length} values, ${input.layers.length} layers of ${input.numExperts} experts have ${cells}`,
+        `${name} has ${values.length} values, ${layers.length} layers of ${numExperts} experts have ${cells}`,
       );
     }
+    const bad = values.findIndex((value) => !(value >= 0 && value < Infinity));
+    if (bad < 0) continue;
+    throw new PlacementError(
+      `${name} of layer ${layers[Math.floor(bad / numExperts)]} expert ${bad % numExperts} is ${values[bad]}`,
+    );
   }
-  const ranks = new Set(input.shards.map(({ rank }) => rank));
-  if (ranks.size !== input.shards.length) throw new PlacementError("two shards have the same rank");
+  if (new Set(shards.map(({ rank }) => rank)).size !== shards.length) {
+    throw new PlacementError(`ranks ${shards.map(({ rank }) => rank).join(", ")} name one twice`);
+  }
+  for (const { rank, secondsPerPair } of shards) {
+    if (secondsPerPair > 0) continue;
+    throw new PlacementError(
+      `rank ${rank} takes ${secondsPerPair} s per pair; more than 0 is needed`,
+    );
+  }
 }

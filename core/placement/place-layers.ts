@@ -1,0 +1,162 @@
+/** Plans all layers one after the other, in the memory that all of them share. */
+
+import { balance } from "./balance.ts";
+import { heldLayer, holdersIn } from "./cost.ts";
+import type { PlannerInput } from "./input.ts";
+import type { Layer } from "./layer.ts";
+import type { MoveCosts } from "./move-costs.ts";
+import { packMinCopies, packMissing } from "./pack.ts";
+import { improve, planFresh } from "./plan-layer.ts";
+import type { Room } from "./propose.ts";
+import { roomOfLayer } from "./room.ts";
+
+/** Elementary operations that the search of a layer has for each of its experts and shards, where the input says nothing. */
+const EFFORT = 600;
+
+/** Shard indices that hold each expert of each layer [numMoeLayers][numExperts]. */
+export type Holders = readonly (readonly (readonly number[])[])[];
+
+/** What the input holds now, on shards that are there and not draining. */
+export function currentHolders(input: PlannerInput): Holders {
+  const { layers, shards, current } = input;
+  return layers.map((layer) =>
+    holdersIn(input, current?.layers.get(layer)).map((holders) =>
+      holders.filter((shard) => !shards[shard].draining),
+    ),
+  );
+}
+
+/** Every expert on the shard with most room, the largest first: where sizes are so unequal that layers' rooms do not do. */
+export function largestFirst(input: PlannerInput): Holders | undefined {
+  const left = freeBytes(input);
+  const { bytes, numExperts } = input;
+  const holders = input.layers.map(() => Array.from({ length: numExperts }, () => [-1]));
+  for (const cell of [...bytes.keys()].sort((a, b) => bytes[b] - bytes[a] || a - b)) {
+    let roomiest = 0;
+    for (let shard = 1; shard < left.length; shard++) {
+      if (left[shard] > left[roomiest]) roomiest = shard;
+    }
+    if (!(left[roomiest] >= bytes[cell])) return undefined;
+    left[roomiest] -= bytes[cell];
+    holders[Math.floor(cell / numExperts)][cell % numExperts] = [roomiest];
+  }
+  return holders;
+}
+
+/** All layers planned from nothing; undefined where experts find no room so. */
+export function placeFresh(input: PlannerInput): Layer[] | undefined {
+  const left = freeBytes(input);
+  const layers: Layer[] = [];
+  for (const index of input.layers.keys()) {
+    const room = roomOf(input, index, left);
+    const moves = { ...moveCosts(input, undefined, index), left: Infinity };
+    const layer = planFresh({ input, index, room, moves, operations: operationsOf(input) }, left);
+    if (layer === undefined) return undefined;
+    take(left, layer, room.sizes);
+    layers.push(layer);
+  }
+  return layers;
+}
+
+/** All layers, the copies in `kept` staying where nothing else is worth its loading; undefined where experts find no room so. */
+export function placeKept(input: PlannerInput, kept: Holders): Layer[] | undefined {
+  const left = freeBytes(input);
+  const layers = input.layers.map((_, index) => heldLayer(input, index, kept[index]));
+  for (const [index, layer] of layers.entries()) take(left, layer, sizesOf(input, index));
+  if (left.some((bytes) => bytes < 0)) return undefined;
+  // What has no copy comes first, wherever there is room.
+  for (const [index, layer] of layers.entries()) {
+    balance(layer);
+    if (packMissing(layer, { ...roomOf(input, index, left), free: left }).length > 0) {
+      return undefined;
+    }
+  }
+  for (const [index, layer] of layers.entries()) {
+    packMinCopies(layer, { ...roomOf(input, index, left), free: left });
+  }
+  const current = input.current === undefined ? undefined : currentHolders(input);
+  const gains = layers.map(possibleGain);
+  let ahead = gains.reduce((sum, gain) => sum + gain, 0);
+  let budget = input.moves.bytes;
+  for (const [index, layer] of layers.entries()) {
+    const room = roomOf(input, index, left);
+    // Of what may be moved, a layer gets as much as it could gain.
+    const allowed = ahead > 0 ? Math.min(budget, budget * (gains[index] / ahead)) : 0;
+    const moves = {
+      ...moveCosts(input, current, index),
+      left: budget === Infinity ? Infinity : allowed,
+    };
+    give(left, layer, room.sizes);
+    improve(layer, { input, index, room, moves, operations: operationsOf(input) });
+    take(left, layer, room.sizes);
+    if (budget !== Infinity) budget -= allowed - moves.left;
+    ahead -= gains[index];
+  }
+  return layers;
+}
+
+/** Seconds that the slowest shard is above the mean. */
+function possibleGain({ seconds: [seconds] }: Layer): number {
+  const mean = seconds.reduce((sum, one) => sum + one, 0) / seconds.length;
+  return Math.max(...seconds) - mean;
+}
+
+/** Memory of each shard that may get experts; whole experts where all are of one size. */
+function freeBytes({ shards, bytes }: PlannerInput): Float64Array {
+  const [size] = bytes;
+  const whole = bytes.every((one) => one === size);
+  return Float64Array.from(shards, ({ memoryBytes, draining }) => {
+    if (draining) return 0;
+    return whole ? Math.floor(memoryBytes / size) * size : memoryBytes;
+  });
+}
+
+function roomOf(input: PlannerInput, index: number, left: Float64Array): Room {
+  const sizes = sizesOf(input, index);
+  const bytesAhead = input.bytes
+    .subarray(index * input.numExperts)
+    .reduce((sum, bytes) => sum + bytes, 0);
+  return {
+    sizes,
+    free: roomOfLayer({ left, sizes, bytesAhead }),
+    shards: [...input.shards.keys()].filter((shard) => !input.shards[shard].draining),
+    minCopies: input.minCopies ?? 1,
+  };
+}
+
+function sizesOf({ bytes, numExperts }: PlannerInput, index: number): Float64Array {
+  return bytes.subarray(index * numExperts, (index + 1) * numExperts);
+}
+
+function moveCosts(
+  input: PlannerInput,
+  current: Holders | undefined,
+  index: number,
+): Omit<MoveCosts, "left"> {
+  const { steps } = input.moves;
+  return {
+    current: current?.[index],
+    sizes: sizesOf(input, index),
+    secondsPerByte: Float64Array.from(
+      input.shards,
+      ({ loadSecondsPerByte }) => loadSecondsPerByte / Math.max(1, steps),
+    ),
+  };
+}
+
+function operationsOf({ effort = EFFORT, numExperts, shards }: PlannerInput): number {
+  return effort * (numExperts + shards.length);
+}
+
+/** Takes what the layer holds from what is left of each shard. */
+function take(left: Float64Array, { held }: Layer, sizes: Float64Array): void {
+  for (const [shard, experts] of held.entries()) {
+    for (const expert of experts) left[shard] -= sizes[expert];
+  }
+}
+
+function give(left: Float64Array, { held }: Layer, sizes: Float64Array): void {
+  for (const [shard, experts] of held.entries()) {
+    for (const expert of experts) left[shard] += sizes[expert];
+  }
+}
