@@ -1,10 +1,10 @@
 /** What a step takes with a placement that is given, by the objective of the planner. */
 
-import { balance } from "./balance.ts";
+import { balance, indexOfMost } from "./balance.ts";
 import { expectedLoads } from "./expected-loads.ts";
 import type { PlacedLayers, PlannerInput } from "./input.ts";
 import { addCopy, emptyLayer, sharesOf, type Layer } from "./layer.ts";
-import { layerCosts, scoreOf } from "./objective.ts";
+import { layerCosts, pairsOn, scoreOf } from "./objective.ts";
 import type { LayerReplicas } from "./placement.ts";
 
 /** What predicting takes of the planner's input. */
@@ -13,13 +13,41 @@ export type CostInput = Pick<
   "layers" | "numExperts" | "topK" | "load" | "uncertainty" | "steps" | "shards" | "router"
 >;
 
-/** Expected time of all MoE layers of one step, every load split as well as the copies allow; experts without one cost nothing. */
-export function stepSeconds(input: CostInput, placed: PlacedLayers): number {
-  return input.layers.reduce((sum, number, index) => {
+/** What is expected of one layer. */
+export interface LayerTime {
+  /** All of the layer: the slowest shard's, over the forecast and single steps, and the router's part. */
+  readonly seconds: number;
+  /** Index of the shard that is slowest under the forecast. */
+  readonly slowest: number;
+  /** Of each shard under the forecast [numShards]. */
+  readonly shardSeconds: Float64Array;
+  /** Pairs of each shard under the forecast [numShards]. */
+  readonly pairs: Float64Array;
+}
+
+/** Expected time of each layer, in the order of the input's, every load split as well as the copies allow; experts without a copy cost nothing. */
+export function layerTimes(input: CostInput, placed: PlacedLayers): LayerTime[] {
+  return input.layers.map((number, index) => {
     const layer = heldLayer(input, index, holdersIn(input, placed.get(number)));
     balance(layer);
-    return sum + scoreOf(layer);
-  }, 0);
+    return timeOf(layer);
+  });
+}
+
+/** Expected time of a layer as it is split now. */
+export function timeOf(layer: Layer): LayerTime {
+  const [shardSeconds] = layer.seconds;
+  return {
+    seconds: scoreOf(layer),
+    slowest: indexOfMost(shardSeconds),
+    shardSeconds,
+    pairs: shardSeconds.map((_, shard) => pairsOn(layer, shard)),
+  };
+}
+
+/** Expected time of all MoE layers of one step. */
+export function stepSeconds(input: CostInput, placed: PlacedLayers): number {
+  return layerTimes(input, placed).reduce((sum, { seconds }) => sum + seconds, 0);
 }
 
 /** Shard indices that hold each expert; copies elsewhere are left out [numExperts]. */

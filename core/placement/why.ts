@@ -1,11 +1,8 @@
 /** What a plan is expected to bring, and what it asks of the shards. */
 
-import { balance } from "./balance.ts";
-import { heldLayer, holdersIn } from "./cost.ts";
+import { holdersIn, layerTimes, stepSeconds } from "./cost.ts";
 import type { Move, PlacedLayers, PlanReason, PlannerInput } from "./input.ts";
-import type { Layer } from "./layer.ts";
 import { movesBetween, type StageLimits } from "./moves.ts";
-import { pairsOn, scoreOf } from "./objective.ts";
 
 /** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
 export function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {
@@ -80,45 +77,39 @@ export function whyOf(
   const complete = [...current.values()].every((replicas) =>
     replicas.every((copies) => copies.length > 0),
   );
-  const after = layersOf(input, target);
+  const after = layerTimes(input, target);
+  const held = bytesHeld(input, target);
   return {
-    secondsBefore: complete ? sumOf(layersOf(input, current)) : undefined,
-    secondsAfter: sumOf(after),
+    secondsBefore: complete ? stepSeconds(input, current) : undefined,
+    secondsAfter: after.reduce((sum, { seconds }) => sum + seconds, 0),
     moveSecondsPerStep: secondsOfLoads(input, moves),
     movedBytes: loadsOf(moves).reduce((sum, { layer, expert }) => sum + bytes(layer, expert), 0),
     binding: new Map(
-      input.layers.map((layer, index) => [layer, input.shards[slowestOf(after[index])].rank]),
+      input.layers.map((layer, index) => [layer, input.shards[after[index].slowest].rank]),
     ),
-    shards: input.shards.map(({ rank, memoryBytes }, shard) => {
-      const held = after.map((layer) => layer.held[shard]);
-      return {
-        rank,
-        experts: held.reduce((sum, experts) => sum + experts.length, 0),
-        bytes: held.reduce(
-          (sum, experts, index) =>
-            experts.reduce((total, expert) => total + bytes(input.layers[index], expert), sum),
-          0,
-        ),
-        memoryBytes,
-        pairs: after.reduce((sum, layer) => sum + pairsOn(layer, shard), 0),
-        seconds: after.reduce((sum, layer) => sum + layer.seconds[0][shard], 0),
-      };
-    }),
+    shards: input.shards.map(({ rank, memoryBytes }, shard) => ({
+      rank,
+      ...held[shard],
+      memoryBytes,
+      pairs: after.reduce((sum, { pairs }) => sum + pairs[shard], 0),
+      seconds: after.reduce((sum, { shardSeconds }) => sum + shardSeconds[shard], 0),
+    })),
   };
 }
 
-function layersOf(input: PlannerInput, placed: PlacedLayers): Layer[] {
-  return input.layers.map((number, index) => {
-    const layer = heldLayer(input, index, holdersIn(input, placed.get(number)));
-    balance(layer);
-    return layer;
-  });
-}
-
-function sumOf(layers: readonly Layer[]): number {
-  return layers.reduce((sum, layer) => sum + scoreOf(layer), 0);
-}
-
-function slowestOf({ seconds: [seconds] }: Layer): number {
-  return seconds.indexOf(Math.max(...seconds));
+/** Copies of each shard, and their bytes [numShards]. */
+function bytesHeld(
+  input: PlannerInput,
+  placed: PlacedLayers,
+): { readonly experts: number; readonly bytes: number }[] {
+  const held = input.shards.map(() => ({ experts: 0, bytes: 0 }));
+  for (const [index, layer] of input.layers.entries()) {
+    for (const [expert, shards] of holdersIn(input, placed.get(layer)).entries()) {
+      for (const shard of shards) {
+        held[shard].experts++;
+        held[shard].bytes += input.bytes[index * input.numExperts + expert];
+      }
+    }
+  }
+  return held;
 }
