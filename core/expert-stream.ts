@@ -1,6 +1,7 @@
-/** The hop's one method as both ends register it. */
+/** ExpertService's methods as both ends register them. */
 
 import {
+  ExpertChunk,
   ExpertServiceService,
   RouterMessage,
   ShardMessage,
@@ -12,6 +13,10 @@ export const expertServiceDefinition = {
     ...ExpertServiceService.connect,
     requestSerialize: (message: RouterMessage) => bufferOf(RouterMessage.encode(message).finish()),
     responseSerialize: (message: ShardMessage) => bufferOf(ShardMessage.encode(message).finish()),
+  },
+  fetchExpert: {
+    ...ExpertServiceService.fetchExpert,
+    responseSerialize: (message: ExpertChunk) => bufferOf(ExpertChunk.encode(message).finish()),
   },
 } as const;
 

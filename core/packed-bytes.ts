@@ -17,19 +17,19 @@ export function partsOf({
   ];
 }
 
-/** The expert whose parts these bytes are; they are copied. Throws RangeError where there are not as many as it has. */
+/** The expert whose parts these bytes are, as views of them; they begin at a multiple of 4. Throws RangeError where there are not as many as it has. */
 export function expertOf(
   sizes: ExpertSizes,
   format: ExpertFormat,
-  bytes: Uint8Array,
+  bytes: Uint8Array<ArrayBuffer>,
 ): PackedExpert {
   const { hiddenSize, expertIntermediateSize, expertBias } = sizes;
   const expected = expertBytes(sizes, format);
   if (bytes.length !== expected) {
     throw new RangeError(`${bytes.length} bytes of an expert in ${format}, expected ${expected}`);
   }
-  const { buffer } = bytes.slice();
-  let at = 0;
+  const { buffer } = bytes;
+  let at = bytes.byteOffset;
   const words = (length: number): Uint32Array<ArrayBuffer> => {
     const part = new Uint32Array(buffer, at, length);
     at += part.byteLength;

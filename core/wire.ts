@@ -3,7 +3,11 @@
 import { crc32 } from "node:zlib";
 
 import type { ShardPlacement } from "../proto/gen/switchyard/v1/cluster.ts";
-import type { Dispatch, PartialSum } from "../proto/gen/switchyard/v1/expert.ts";
+import type {
+  Dispatch,
+  FetchExpertRequest,
+  PartialSum,
+} from "../proto/gen/switchyard/v1/expert.ts";
 import { DispatchErrorCode, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
 import { bytesOf, f32FromBytes, u16FromBytes } from "./tensor.ts";
 import { bytesPerRow, isRowDtype, unpackRows, type WireRows } from "./wire-rows.ts";
@@ -148,6 +152,11 @@ export function dispatchCrc(message: Dispatch): number {
 /** CRC-32 of a partial sum as expert.proto defines it. */
 function partialSumCrc(message: PartialSum): number {
   return crc32(message.sums, crcOfU32s([message.numRows], crcOfU64(message.dispatchId, 0)));
+}
+
+/** CRC-32 of what names a fetched expert as expert.proto defines it; that of its bytes goes on from it. */
+export function fetchCrc(request: FetchExpertRequest): number {
+  return crcOfU32s([request.layer, request.expertId, request.format], 0);
 }
 
 /** CRC-32 of a placement as cluster.proto defines it. */

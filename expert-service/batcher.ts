@@ -63,6 +63,7 @@ export function takeBatch(
 export class Batcher {
   readonly #options: BatcherOptions;
   #queue: QueuedDispatch[] = [];
+  #tasks: (() => void)[] = [];
   #running: Promise<void> | undefined;
 
   constructor(options: BatcherOptions) {
@@ -101,6 +102,25 @@ export class Batcher {
     this.#drop((dispatch) => dispatch.stream === stream, "its stream ended");
   }
 
+  /** Whether a run is on the device, or dispatches wait for one. */
+  get busy(): boolean {
+    return this.#running !== undefined;
+  }
+
+  /** Does something while no run is on the device: before the next one, or soon where there is none. Rejects with what it throws. */
+  between<T>(task: () => T): Promise<T> {
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    this.#tasks.push(() => {
+      try {
+        resolve(task());
+      } catch (error) {
+        reject(error);
+      }
+    });
+    this.#running ??= this.#drain();
+    return promise;
+  }
+
   /** Settles when no run is on the device; those that wait then are started after. */
   async idle(): Promise<void> {
     await this.#running;
@@ -118,7 +138,13 @@ export class Batcher {
   async #drain(): Promise<void> {
     // Dispatches that arrive in one turn of the event loop are seen together.
     await new Promise((resolve) => setImmediate(resolve));
-    while (this.#queue.length > 0) await this.#runNext();
+    for (;;) {
+      const tasks = this.#tasks;
+      this.#tasks = [];
+      for (const task of tasks) task();
+      if (this.#queue.length > 0) await this.#runNext();
+      else if (this.#tasks.length === 0) break;
+    }
     this.#running = undefined;
   }
 

@@ -19,6 +19,8 @@ export interface ShardDevice {
   readonly shaderF16: boolean;
   /** Memory that expert weights may take, bytes. */
   readonly memoryBytes: number;
+  /** Takes experts in any format without being made for it. */
+  readonly anyFormat: boolean;
   /** Largest binding of the adapter, bytes; Infinity on the CPU. */
   readonly bindingBytes: number;
   /** Settles with the reason when the device is lost; never otherwise. */
@@ -69,6 +71,7 @@ function gpuShardDevice(
     adapter: gpu.adapter,
     shaderF16: gpu.shaderF16,
     memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
+    anyFormat: false,
     bindingBytes: gpu.maxBindingBytes,
     lost: gpu.lost,
     tolerance: () => checked?.tolerance ?? 0,
@@ -93,6 +96,7 @@ function cpuShardDevice(model: ModelConfig, memoryLimit?: number): ShardDevice {
     adapter: "cpu",
     shaderF16: false,
     memoryBytes,
+    anyFormat: true,
     bindingBytes: Number.POSITIVE_INFINITY,
     lost: new Promise(() => {}),
     tolerance: () => 0,

@@ -7,7 +7,11 @@ import { formatFromWire } from "../core/format-message.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { placementCrc } from "../core/wire.ts";
-import type { ShardPlacement, PhysicalExpert } from "../proto/gen/switchyard/v1/cluster.ts";
+import type {
+  ExpertPeer,
+  PhysicalExpert,
+  ShardPlacement,
+} from "../proto/gen/switchyard/v1/cluster.ts";
 import {
   ExpertFormat as WireFormat,
   WeightsDtype as PlacementWeights,
@@ -16,6 +20,22 @@ import {
 /** A placement that the shard does not take; what it holds stays as it is. */
 export class PlacementRefusedError extends Error {
   override readonly name = "PlacementRefusedError";
+  /** It is not what was sent: nothing in it can be believed. */
+  readonly damaged: boolean;
+  constructor(message: string, damaged = false) {
+    super(message);
+    this.damaged = damaged;
+  }
+}
+
+/** A placement that is no longer to be loaded: a newer one took its place. */
+export class PlacementSupersededError extends Error {
+  override readonly name = "PlacementSupersededError";
+  readonly by: number;
+  constructor(epoch: number, by: number) {
+    super(`placement: epoch ${epoch} gives way to epoch ${by}`);
+    this.by = by;
+  }
 }
 
 /** What a shard can take. */
@@ -33,6 +53,10 @@ export interface CheckedPlacement {
   readonly weights: WeightsDtype;
   /** Layer → its logical experts, ascending. */
   readonly layers: ReadonlyMap<number, readonly number[]>;
+  /** The format of experts that say nothing of their own. */
+  readonly common: ExpertFormat;
+  /** Where experts may be fetched from, beside the checkpoint. */
+  readonly peers: readonly ExpertPeer[];
   /** Format of each expert that it places. */
   readonly formatOf: FormatOf;
   /** The formats that occur, commonest first; where it places none, that of experts that say nothing of their own. */
@@ -45,6 +69,7 @@ export function checkPlacement(placement: ShardPlacement, shard: ShardAbilities)
   if (crc !== placement.crc32) {
     throw new PlacementRefusedError(
       `placement: crc32 is ${crc.toString(16)}, it states ${placement.crc32.toString(16)}`,
+      true,
     );
   }
   if (placement.epoch < 1) {
@@ -81,6 +106,8 @@ export function checkPlacement(placement: ShardPlacement, shard: ShardAbilities)
     epoch: placement.epoch,
     weights,
     layers,
+    common,
+    peers: placement.peers,
     formatOf,
     formats: found.length === 0 ? [common] : found,
   };

@@ -1,37 +1,25 @@
-/** Which experts are in the shard's device memory: exactly those of its placement. */
+/** Which experts are in the shard's device memory: exactly those that the placements of its live epochs name together. */
 
-import type { ExpertDevice, StoredExpert } from "../core/expert-device.ts";
-import { NO_SLOT } from "../core/expert-device.ts";
+import type { ExpertDevice } from "../core/expert-device.ts";
+import { NO_SLOT, OutOfDeviceMemoryError } from "../core/expert-device.ts";
 import type { ExpertFormat } from "../core/expert-format.ts";
-import { loadExperts } from "../core/load-experts.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
+import { expertBytes, type PackedExpert } from "../core/weights.ts";
 import type { ShardPlacement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
+import { DeviceSlots } from "./device-slots.ts";
 import type { ShardDevice } from "./device.ts";
-import type { CheckedPlacement, ShardAbilities } from "./placement-check.ts";
+import type { LoadPlacement } from "./loader.ts";
 import {
   checkPlacement,
+  type CheckedPlacement,
   PlacementRefusedError,
-  sameIds,
+  PlacementSupersededError,
   samePlacement,
+  type ShardAbilities,
 } from "./placement-check.ts";
-
-/** The shard's own copy of the checkpoint. */
-export interface ExpertSource {
-  readExpert(layer: number, expertId: number): Promise<StoredExpert>;
-  /** Bytes read since the checkpoint was opened. */
-  bytesRead(): number;
-}
-
-/** One layer on the device. */
-interface ResidentLayer {
-  /** Logical experts, ascending; the index is the slot. */
-  readonly experts: readonly number[];
-  /** By slot. */
-  readonly formats: readonly ExpertFormat[];
-  /** Slot of each logical expert, NO_SLOT where it is not held [numExperts]. */
-  readonly slots: Uint32Array;
-}
+import { EpochsInUse } from "./router-epochs.ts";
+import type { SlotExpert } from "./slots.ts";
 
 /** What computes a dispatch of an epoch and layer. */
 export interface HeldLayer {
@@ -43,151 +31,320 @@ export interface HeldLayer {
 /** What a residency needs. */
 export interface ResidencyOptions extends ShardAbilities {
   readonly device: ShardDevice;
-  readonly source: ExpertSource;
-  /** Settles when no run is on the device. */
-  readonly idle: () => Promise<void>;
-  /** Called after each expert that was loaded. */
-  readonly onProgress?: (loaded: number, total: number) => void;
+  /** Loads experts into their slots. */
+  readonly load: LoadPlacement;
+  /** Bytes read from the checkpoint since it was opened. */
+  readonly bytesRead: () => number;
+  /** The formats in which a cluster keeps experts, where this is the one of those that say nothing of their own. */
+  readonly formatsBeside: (common: ExpertFormat) => readonly ExpertFormat[];
+  /** Does something while no run is on the device. */
+  readonly between: <T>(task: () => T) => Promise<T>;
+  /** Keeps an expert that leaves the device; absent: none is kept. */
+  readonly keep?: (layer: number, expert: number, packed: PackedExpert) => void;
+  /** What the shard holds has changed. */
+  readonly onChange?: () => void;
 }
+
+/** A placement that is being loaded, or waits to be. */
+interface Target {
+  readonly placement: CheckedPlacement;
+  readonly done: PromiseWithResolvers<void>;
+  readonly stop: AbortController;
+}
+
+type Wanted = ReadonlyMap<number, readonly SlotExpert[]>;
 
 /** Holds a shard's experts; starts empty. */
 export class Residency {
   readonly #options: ResidencyOptions;
-  readonly #layers = new Map<number, ResidentLayer>();
-  #device:
-    | { readonly expertDevice: ExpertDevice; readonly formats: readonly ExpertFormat[] }
-    | undefined;
-  /** The placement that is in force or being loaded. */
-  #target: { readonly placement: CheckedPlacement; readonly done: Promise<void> } | undefined;
-  /** The placement of which every expert is resident. */
-  #serving: CheckedPlacement | undefined;
+  readonly #uses = new EpochsInUse();
+  readonly #live = new Map<number, CheckedPlacement>();
+  #targets: Target[] = [];
+  #slots: DeviceSlots | undefined;
+  /** The formats that the device was made for. */
+  #formats: readonly ExpertFormat[] = [];
+  #work: Promise<void> | undefined;
+  #untidy = false;
+  #closed = false;
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
   }
 
   /**
-   * Loads what a placement says, frees the rest, and answers when all is resident. The same placement again is free.
-   * Throws PlacementRefusedError for an epoch below the current one, and for another placement of the current epoch
-   * while `shared` (other routers work by it); what goes wrong while loading leaves the shard without a placement.
+   * Loads what a router's placement says beside what is live, and answers when all is resident. One that is live already
+   * is free. A newer placement takes the place of one that is being loaded while another epoch is live.
+   * Rejects with PlacementRefusedError, for an epoch below the router's last one too, or for another placement of an
+   * epoch that other routers work by; PlacementSupersededError; OutOfDeviceMemoryError where it does not fit beside the
+   * epochs in use; what loading rejects with. Live epochs stay as they are then.
    */
-  async apply(placement: ShardPlacement, shared: boolean): Promise<PlacementAck> {
+  async apply(router: object, placement: ShardPlacement): Promise<PlacementAck> {
     const wanted = checkPlacement(placement, this.#options);
-    const current = this.#target;
-    if (current !== undefined && wanted.epoch < current.placement.epoch) {
+    const { epoch } = wanted;
+    const newest = this.#uses.newest(router);
+    if (epoch < newest) {
       throw new PlacementRefusedError(
-        `placement: epoch ${wanted.epoch}, the shard is at epoch ${current.placement.epoch}`,
+        `placement: epoch ${epoch}, the router's last one is of epoch ${newest}`,
       );
     }
-    if (current === undefined || !samePlacement(wanted, current.placement)) {
-      if (shared && wanted.epoch === current?.placement.epoch) {
-        throw new PlacementRefusedError(
-          `placement: epoch ${wanted.epoch} was given by another router with other experts or weights`,
-        );
-      }
-      this.#start(wanted);
+    const target = this.#targets.find((one) => one.placement.epoch === epoch);
+    const known = target?.placement ?? this.#live.get(epoch);
+    const same = known !== undefined && samePlacement(wanted, known);
+    if (known !== undefined && !same && this.#uses.needs(epoch, router)) {
+      throw new PlacementRefusedError(
+        `placement: epoch ${epoch} was given by another router with other experts or weights`,
+      );
     }
-    const target = this.#target;
-    await target?.done;
+    this.#uses.place(router, epoch, placement.oldestLiveEpoch);
+    try {
+      if (!same) await this.#load(wanted, target);
+      else if (target !== undefined) await target.done.promise;
+      this.#tidySoon();
+    } catch (error) {
+      this.#uses.refuse(router, epoch);
+      throw error;
+    }
+    const slots = this.#slots;
     return {
-      epoch: wanted.epoch,
-      numExperts: [...this.#layers.values()].reduce((sum, { experts }) => sum + experts.length, 0),
-      residentBytes: this.#device?.expertDevice.residentBytes() ?? 0,
-      checkpointBytesRead: this.#options.source.bytesRead(),
+      epoch,
+      numExperts: slots?.numLoaded() ?? 0,
+      residentBytes: this.residentBytes(),
+      checkpointBytesRead: this.#options.bytesRead(),
     };
   }
 
-  /** What computes a layer in an epoch. Throws DispatchRefusedError WRONG_EPOCH or EXPERT_NOT_HELD. */
+  /** A router dispatches to no epoch below this one any more. Throws RangeError for one that it has not placed. */
+  release(router: object, oldestLiveEpoch: number): void {
+    this.#uses.release(router, oldestLiveEpoch);
+    this.#tidySoon();
+  }
+
+  /** A router's stream has ended: what only it used may go. */
+  leave(router: object): void {
+    this.#uses.leave(router);
+    this.#tidySoon();
+  }
+
+  /** Whether an epoch's experts are all resident. */
+  isLive(epoch: number): boolean {
+    return this.#live.has(epoch);
+  }
+
+  /** Live epochs, ascending. */
+  epochs(): number[] {
+    return [...this.#live.keys()].sort((a, b) => a - b);
+  }
+
+  /** Whether an epoch that a connected router uses, or waits for, places anything here. */
+  isNeeded(): boolean {
+    return [...this.#live.values(), ...this.#targets.map(({ placement }) => placement)].some(
+      ({ epoch, layers }) => layers.size > 0 && this.#uses.needs(epoch),
+    );
+  }
+
+  /** Whether an epoch that this router may dispatch to is live. */
+  serves(router: object): boolean {
+    return this.epochs().some((epoch) => this.#uses.needsOf(router, epoch));
+  }
+
+  /** Bytes that the experts take on the device. */
+  residentBytes(): number {
+    return this.#slots?.device.residentBytes() ?? 0;
+  }
+
+  /** Experts in device memory. */
+  numExperts(): number {
+    return this.#slots?.numLoaded() ?? 0;
+  }
+
+  /** What computes a layer in an epoch, until the next run. Throws DispatchRefusedError WRONG_EPOCH or EXPERT_NOT_HELD. */
   hold(epoch: number, layer: number): HeldLayer {
-    if (this.#serving?.epoch !== epoch || this.#device === undefined) {
-      const has = this.#serving === undefined ? "no placement" : `epoch ${this.#serving.epoch}`;
+    const placement = this.#live.get(epoch);
+    if (placement === undefined || this.#slots === undefined) {
+      const has = this.#live.size === 0 ? "no placement" : this.#names();
       throw new DispatchRefusedError(
         DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH,
         `epoch ${epoch}: the shard has ${has}`,
       );
     }
-    const held = this.#layers.get(layer);
-    if (held === undefined) {
+    const slots = this.#slots.find(placement, layer);
+    if (slots === undefined) {
       throw new DispatchRefusedError(
         DispatchErrorCode.DISPATCH_ERROR_CODE_EXPERT_NOT_HELD,
         `layer ${layer}: the shard holds no expert of it in epoch ${epoch}`,
       );
     }
-    return { device: this.#device.expertDevice, slots: held.slots };
+    return { device: this.#slots.device, slots };
   }
 
-  close(): void {
-    this.#serving = undefined;
-    this.#target = undefined;
-    this.#layers.clear();
-    this.#device?.expertDevice.close();
-    this.#device = undefined;
+  /** A resident expert as it was packed; undefined where it is not resident in that format. */
+  read(layer: number, expert: number, format: ExpertFormat): Promise<PackedExpert> | undefined {
+    const slot = this.#slots?.indexOf(layer, expert, format) ?? NO_SLOT;
+    return slot === NO_SLOT ? undefined : this.#slots?.device.read(layer, slot);
   }
 
-  #start(placement: CheckedPlacement): void {
-    const before = this.#target?.done;
-    this.#serving = undefined;
-    const done = this.#load(placement, before);
-    this.#target = { placement, done };
-    done.catch(() => {
-      if (this.#target?.placement === placement) this.close();
+  /** Ends what is being loaded and frees the device; runs must have ended. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#live.clear();
+    for (const { stop } of this.#targets) stop.abort(new Error("the shard is stopping"));
+    await this.#work;
+    this.#slots?.device.close();
+    this.#slots = undefined;
+  }
+
+  async #load(placement: CheckedPlacement, instead: Target | undefined): Promise<void> {
+    const { epoch } = placement;
+    const [first] = this.#targets;
+    for (const target of this.#targets) {
+      const older = target.placement.epoch;
+      // A router may need the only epoch that is on its way as well as a newer one.
+      const alone = target === first && this.#live.size === 0 && this.#uses.needs(older);
+      if (target !== instead && (older > epoch || alone)) continue;
+      target.stop.abort(new PlacementSupersededError(older, epoch));
+    }
+    const target = {
+      placement,
+      done: Promise.withResolvers<void>(),
+      stop: new AbortController(),
+    };
+    this.#targets.push(target);
+    this.#start();
+    await target.done.promise;
+  }
+
+  #tidySoon(): void {
+    if (this.epochs().some((epoch) => this.#uses.isOver(epoch))) this.#untidy = true;
+    this.#start();
+  }
+
+  /** One thing at a time: slots change and fill in one place only. */
+  #start(): void {
+    if (this.#work !== undefined || this.#closed) return;
+    if (this.#targets.length === 0 && !this.#untidy) return;
+    this.#work = this.#workOff().finally(() => {
+      this.#work = undefined;
+      this.#start();
     });
   }
 
-  async #load(placement: CheckedPlacement, before: Promise<void> | undefined): Promise<void> {
-    await before?.catch(() => {});
-    await this.#options.idle();
-    const device = await this.#deviceFor(placement);
-    this.#freeOthers(device, placement);
-    // All memory first: a placement that does not fit fails before a byte is read.
-    const missing = [...placement.layers].filter(([layer]) => !this.#layers.has(layer));
-    for (const [layer, experts] of missing) {
-      device.allocate(
-        layer,
-        experts.map((expertId) => placement.formatOf(layer, expertId)),
-      );
+  async #workOff(): Promise<void> {
+    while (!this.#closed) {
+      const [target] = this.#targets;
+      if (target !== undefined) await this.#make(target);
+      else if (this.#untidy) await this.#tidy();
+      else break;
     }
-    const loads = missing.flatMap(([layer, experts]) =>
-      experts.map((expert, slot) => {
-        const format = placement.formatOf(layer, expert);
-        return { layer, expert, slot, format };
-      }),
-    );
-    let loaded = 0;
-    await loadExperts(loads, {
-      sizes: this.#options.model,
-      read: (layer, expert) => this.#options.source.readExpert(layer, expert),
-      device,
-      onExpert: () => this.#options.onProgress?.(++loaded, loads.length),
+    for (const { done, stop } of this.#targets) done.reject(stop.signal.reason);
+    this.#targets = [];
+  }
+
+  async #make(target: Target): Promise<void> {
+    const { placement, done, stop } = target;
+    try {
+      stop.signal.throwIfAborted();
+      await this.#makeRoom(placement);
+      const slots = await this.#slotsFor(placement);
+      const wanted = wantedBy([...this.#live.values(), placement]);
+      await slots.arrange(wanted, stop.signal);
+      const gentle = () => this.#live.size > 0;
+      await this.#options.load(slots, placement, { gentle, signal: stop.signal });
+      await this.#options.between(() => {
+        stop.signal.throwIfAborted();
+        this.#live.set(placement.epoch, placement);
+      });
+      this.#targets = this.#targets.filter((one) => one !== target);
+      done.resolve();
+    } catch (error) {
+      this.#targets = this.#targets.filter((one) => one !== target);
+      this.#untidy = true;
+      done.reject(stop.signal.aborted ? stop.signal.reason : error);
+    }
+    this.#options.onChange?.();
+  }
+
+  /** Frees what no live epoch names. */
+  async #tidy(): Promise<void> {
+    this.#untidy = false;
+    await this.#drop(this.epochs().filter((epoch) => this.#uses.isOver(epoch)));
+    try {
+      await this.#slots?.arrange(wantedBy([...this.#live.values()]));
+    } catch (error) {
+      // Without memory for a layer twice its free slots stay, for a later placement to take.
+      if (!(error instanceof OutOfDeviceMemoryError)) throw error;
+    }
+    this.#options.onChange?.();
+  }
+
+  /** Drops epochs until a placement fits beside the others. Throws OutOfDeviceMemoryError where it does not. */
+  async #makeRoom(placement: CheckedPlacement): Promise<void> {
+    const { device } = this.#options;
+    const { epoch } = placement;
+    await this.#drop(this.epochs().filter((one) => one === epoch || this.#uses.isOver(one)));
+    if (this.#bytesWith(placement) > device.memoryBytes) {
+      // Kept for routers that might come back.
+      await this.#drop(this.epochs().filter((one) => !this.#uses.needs(one)));
+    }
+    const bytes = this.#bytesWith(placement);
+    if (bytes <= device.memoryBytes) return;
+    const beside = this.#live.size === 0 ? "" : ` beside ${this.#names()}`;
+    throw new OutOfDeviceMemoryError(`placement ${epoch}${beside}`, bytes, device.memoryBytes);
+  }
+
+  /** The live epochs in words. */
+  #names(): string {
+    return `epoch${this.#live.size === 1 ? "" : "s"} ${this.epochs().join(", ")}`;
+  }
+
+  #bytesWith(placement: CheckedPlacement): number {
+    let bytes = 0;
+    for (const experts of wantedBy([...this.#live.values(), placement]).values()) {
+      for (const { format } of experts) bytes += expertBytes(this.#options.model, format);
+    }
+    return bytes;
+  }
+
+  async #drop(epochs: readonly number[]): Promise<void> {
+    if (epochs.length === 0) return;
+    await this.#options.between(() => {
+      for (const epoch of epochs) this.#live.delete(epoch);
     });
-    for (const [layer, experts] of missing) {
-      const slots = new Uint32Array(this.#options.model.numExperts).fill(NO_SLOT);
-      for (const [slot, expert] of experts.entries()) slots[expert] = slot;
-      const formats = experts.map((expert) => placement.formatOf(layer, expert));
-      this.#layers.set(layer, { experts, formats, slots });
-    }
-    if (this.#target?.placement === placement) this.#serving = placement;
   }
 
-  /** The device, made again where it is not for the placement's formats: kernels are compiled for some only. */
-  async #deviceFor(placement: CheckedPlacement): Promise<ExpertDevice> {
-    const { formats } = placement;
-    const has = this.#device?.formats;
-    if (this.#device === undefined || !formats.every((format) => has?.includes(format))) {
-      this.#device?.expertDevice.close();
-      this.#device = undefined;
-      this.#layers.clear();
-      this.#device = { expertDevice: await this.#options.device.create(formats), formats };
+  /** The device's slots, made again where it is not for the placement's formats: kernels are compiled for some only. */
+  async #slotsFor({ formats, common }: CheckedPlacement): Promise<DeviceSlots> {
+    const { device, between, keep, model, formatsBeside } = this.#options;
+    const isReady = device.anyFormat || formats.every((format) => this.#formats.includes(format));
+    if (this.#slots !== undefined && isReady) return this.#slots;
+    if (this.#slots !== undefined) {
+      await this.#drop(this.epochs().filter((epoch) => !this.#uses.needs(epoch)));
+      if (this.#live.size > 0) {
+        throw new PlacementRefusedError(
+          `placement: experts in ${formats.join(", ")}, while it has ${this.#names()} the shard computes ${this.#formats.join(", ")}`,
+        );
+      }
+      await between(() => this.#slots?.device.close());
+      this.#slots = undefined;
     }
-    return this.#device.expertDevice;
+    this.#formats = [...new Set([...formats, ...formatsBeside(common)])];
+    const made = await device.create(this.#formats);
+    this.#slots = new DeviceSlots({ device: made, numExperts: model.numExperts, between, keep });
+    return this.#slots;
   }
+}
 
-  #freeOthers(device: ExpertDevice, placement: CheckedPlacement): void {
-    for (const [layer, { experts, formats }] of this.#layers) {
-      const same = (id: number, slot: number) => placement.formatOf(layer, id) === formats[slot];
-      if (sameIds(experts, placement.layers.get(layer)) && experts.every(same)) continue;
-      device.free(layer);
-      this.#layers.delete(layer);
+/** Every expert that some of the placements name, by layer, each format of it once. */
+function wantedBy(placements: readonly CheckedPlacement[]): Wanted {
+  const wanted = new Map<number, Map<string, SlotExpert>>();
+  for (const { layers, formatOf } of placements) {
+    for (const [layer, experts] of layers) {
+      const of = wanted.get(layer) ?? new Map<string, SlotExpert>();
+      wanted.set(layer, of);
+      for (const expert of experts) {
+        const format = formatOf(layer, expert);
+        of.set(`${expert} ${format}`, { expert, format });
+      }
     }
   }
+  return new Map([...wanted].map(([layer, of]) => [layer, [...of.values()]]));
 }

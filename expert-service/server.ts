@@ -1,11 +1,10 @@
 /** ExpertService: one stream per router, from its hello over its placement to its dispatches. */
 
-import { randomUUID } from "node:crypto";
-
 import type { handleBidiStreamingCall, Server, ServerDuplexStream } from "@grpc/grpc-js";
 import { status } from "@grpc/grpc-js";
 
 import { expertServiceDefinition } from "../core/expert-stream.ts";
+import { OutOfDeviceMemoryError } from "../core/expert-device.ts";
 import type { ExpertsSetting } from "../core/expert-formats.ts";
 import { checkHellos, type WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
@@ -25,18 +24,21 @@ import type {
   RouterMessage,
   ShardHello,
   ShardMessage,
+  ShardStatus,
 } from "../proto/gen/switchyard/v1/expert.ts";
-import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
+import type { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
 import type { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
+import { createFetchExpert, type FetchExpertOptions } from "./fetch-expert.ts";
+import { PlacementRefusedError, PlacementSupersededError } from "./placement-check.ts";
 import type { Residency } from "./residency.ts";
 import { startDispatchSpan } from "./spans.ts";
 
 /** A router that connects must say hello within this time. */
 const HELLO_TIMEOUT_MS = 5_000;
 
-/** Tells this start of the process from others. */
-const INCARNATION = randomUUID();
+/** Milliseconds between two words of the shard about itself. */
+const STATUS_INTERVAL_MS = 1_000;
 
 /** What the service needs of its shard. */
 export interface ExpertServiceOptions {
@@ -47,27 +49,71 @@ export interface ExpertServiceOptions {
   readonly experts: ExpertsSetting;
   readonly device: ShardDevice;
   readonly residency: Residency;
+  /** A packed expert for another shard; undefined where the shard does not have it. */
+  readonly read: FetchExpertOptions["read"];
   readonly batcher: Batcher;
   readonly logger: Logger;
   /** Milliseconds, monotonic; the batcher's clock. */
   readonly now: () => number;
-  /** A placement could not be loaded: the shard can not go on. */
+  /** Tells this start of the process from others. */
+  readonly incarnation: string;
+  /** Experts of a step's row that the shard computes in a second; 0 where it was not measured. */
+  readonly pairsPerSecond: number;
+  /** What the shard says of itself now. */
+  readonly status: () => ShardStatus;
+  /** A router asks the shard to leave, or to stay after all. */
+  readonly onDrain: (draining: boolean) => void;
+  /** A placement could not be loaded, and nothing else is served: the shard can not go on. */
   readonly onFailure: (error: Error) => void;
 }
 
 type Call = ServerDuplexStream<RouterMessage, ShardMessage>;
 
-/** Adds ExpertService to a server; the result ends every open stream with UNAVAILABLE. */
-export function addExpertService(server: Server, options: ExpertServiceOptions): () => void {
+/** The service on a server. */
+export interface ExpertService {
+  /** Routers whose hello was taken. */
+  numRouters(): number;
+  /** Tells all routers the shard's status soon. */
+  statusChanged(): void;
+  /** Ends every stream with UNAVAILABLE. */
+  close(): void;
+}
+
+/** Adds ExpertService to a server. */
+export function addExpertService(server: Server, options: ExpertServiceOptions): ExpertService {
   const sessions = new Set<RouterSession>();
   const connect: handleBidiStreamingCall<RouterMessage, ShardMessage> = (call) => {
     const session = new RouterSession(call, options, sessions);
     sessions.add(session);
   };
-  server.addService(expertServiceDefinition, { connect });
-  return () => {
-    for (const session of sessions) session.end(status.UNAVAILABLE, "the shard is stopping");
+  const { modelHash, read } = options;
+  const fetchExpert = createFetchExpert({ modelHash, read });
+  server.addService(expertServiceDefinition, { connect, fetchExpert });
+  const tell = () => {
+    for (const session of sessions) session.sendStatus();
   };
+  const timer = setInterval(tell, STATUS_INTERVAL_MS);
+  timer.unref();
+  let soon: NodeJS.Immediate | undefined;
+  return {
+    numRouters: () => [...sessions].filter(({ isGreeted }) => isGreeted).length,
+    statusChanged: () => {
+      soon ??= setImmediate(() => {
+        soon = undefined;
+        tell();
+      });
+    },
+    close: () => {
+      clearInterval(timer);
+      clearImmediate(soon);
+      for (const session of sessions) session.end(status.UNAVAILABLE, "the shard is stopping");
+    },
+  };
+}
+
+/** Whether an error says that a placement does not fit, and nothing is wrong with the shard. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof PlacementRefusedError || error instanceof OutOfDeviceMemoryError;
 }
 
 /** One router's stream. */
@@ -77,8 +123,6 @@ class RouterSession {
   readonly #sessions: Set<RouterSession>;
   readonly #helloTimer: NodeJS.Timeout;
   #routerId: string | undefined;
-  /** Epoch of the last placement that this router sent; 0 before the first. */
-  #epoch = 0;
   #open = true;
 
   constructor(call: Call, options: ExpertServiceOptions, sessions: Set<RouterSession>) {
@@ -98,6 +142,17 @@ class RouterSession {
     call.on("error", (error: Error) => this.#close(error.message));
   }
 
+  /** The router's hello was taken, and the stream is open. */
+  get isGreeted(): boolean {
+    return this.#open && this.#routerId !== undefined;
+  }
+
+  /** Tells the router how the shard stands. */
+  sendStatus(): void {
+    if (!this.isGreeted) return;
+    this.#send({ kind: { $case: "status", value: this.#options.status() } });
+  }
+
   /** Ends the stream with a status. */
   end(code: status, details: string): void {
     if (!this.#open) return;
@@ -111,6 +166,7 @@ class RouterSession {
     clearTimeout(this.#helloTimer);
     this.#sessions.delete(this);
     this.#options.batcher.cancelStream(this);
+    this.#options.residency.leave(this);
     if (this.#routerId !== undefined) {
       this.#options.logger.info({ router: this.#routerId, reason }, "router disconnected");
     }
@@ -134,6 +190,10 @@ class RouterSession {
       this.#onDispatch(kind.value);
     } else if (kind.$case === "cancel") {
       this.#options.batcher.cancel(this, kind.value.dispatchId);
+    } else if (kind.$case === "release") {
+      this.#onRelease(kind.value.oldestLiveEpoch);
+    } else if (kind.$case === "drain") {
+      this.#options.onDrain(!kind.value.cancel);
     }
   }
 
@@ -144,6 +204,7 @@ class RouterSession {
     }
     clearTimeout(this.#helloTimer);
     const { rank, modelHash, weights, experts, device, logger } = this.#options;
+    const { incarnation, pairsPerSecond } = this.#options;
     const ours: ShardHello = {
       protocolVersion: PROTOCOL_VERSION,
       modelHash,
@@ -154,8 +215,8 @@ class RouterSession {
       shaderF16: device.shaderF16,
       memoryBytes: device.memoryBytes,
       conformanceTolerance: device.tolerance(),
-      incarnation: INCARNATION,
-      pairsPerSecond: 0,
+      incarnation,
+      pairsPerSecond,
     };
     try {
       checkHellos(hello, ours);
@@ -168,26 +229,40 @@ class RouterSession {
     this.#routerId = hello.routerId;
     logger.info({ router: hello.routerId }, "router connected");
     this.#send({ kind: { $case: "hello", value: ours } });
+    this.sendStatus();
   }
 
   async #onPlacement(placement: ShardPlacement): Promise<void> {
-    const { residency, logger } = this.#options;
-    const shared = [...this.#sessions].some((other) => other !== this && other.#epoch > 0);
+    const { residency, logger, onFailure } = this.#options;
+    const { epoch } = placement;
     try {
-      const loaded = residency.apply(placement, shared);
-      this.#epoch = placement.epoch;
-      const ack = await loaded;
+      const ack = await residency.apply(this, placement);
+      if (!this.#open) return;
       logger.info({ router: this.#routerId, ...ack }, "placement resident");
       this.#send({ kind: { $case: "placementAck", value: ack } });
     } catch (error) {
-      this.#epoch = 0;
+      if (!this.#open) return;
       const { code, details } = grpcStatusOf(error);
-      logger.error(
-        { router: this.#routerId, epoch: placement.epoch, reason: details },
-        "placement refused",
-      );
+      const supersededBy = error instanceof PlacementSupersededError ? error.by : 0;
+      logger.warn({ router: this.#routerId, epoch, reason: details }, "placement refused");
+      const damaged = error instanceof PlacementRefusedError && error.damaged;
+      if (supersededBy > 0 || (residency.serves(this) && !damaged)) {
+        const value = { epoch, reason: details, supersededBy };
+        this.#send({ kind: { $case: "placementRefused", value } });
+        return;
+      }
       this.end(code, details);
-      if (code !== status.FAILED_PRECONDITION) this.#options.onFailure(error as Error);
+      const serving = residency.epochs().length > 0;
+      if (!serving && !isRefusal(error)) onFailure(error as Error);
+    }
+  }
+
+  #onRelease(oldestLiveEpoch: number): void {
+    try {
+      this.#options.residency.release(this, oldestLiveEpoch);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.end(status.INVALID_ARGUMENT, error.message);
     }
   }
 
@@ -205,12 +280,8 @@ class RouterSession {
         topK: model.numExpertsPerToken,
         maxRows: MAX_DISPATCH_ROWS,
       });
-      if (epoch !== this.#epoch) {
-        throw new DispatchRefusedError(
-          DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH,
-          `epoch ${epoch}: the router's placement on this stream is of epoch ${this.#epoch}`,
-        );
-      }
+      // At once, not when it is its turn.
+      this.#options.residency.hold(epoch, layer);
       const receivedAt = now();
       batcher.submit({
         stream: this,

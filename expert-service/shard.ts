@@ -1,5 +1,7 @@
 /** Puts a shard together: its server, batcher and residency over one device and one checkpoint. */
 
+import { randomUUID } from "node:crypto";
+
 import { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 
@@ -11,8 +13,13 @@ import { moeLayers } from "../core/model/config.ts";
 import { readExpert } from "../core/model/weights.ts";
 import { bindServer, serverOptions, stopServer } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
+import type { ShardStatus } from "../proto/gen/switchyard/v1/expert.ts";
 import { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
+import { ExpertSources } from "./expert-sources.ts";
+import { HostCache } from "./host-cache.ts";
+import { createLoader } from "./loader.ts";
+import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
 import { addExpertService } from "./server.ts";
 
@@ -29,6 +36,12 @@ export interface ShardOptions {
   readonly onFailure: (error: Error) => void;
   /** Longest run of the device. */
   readonly runDeadlineMs?: number;
+  /** Host memory for experts that left the device, bytes; 0 unless told otherwise. */
+  readonly hostCacheBytes?: number;
+  /** Where other shards reach this one, once it is known. */
+  readonly ownAddress?: () => string | undefined;
+  /** What the shard says of itself has changed. */
+  readonly onChange?: () => void;
   /** Called after each expert that was loaded. */
   readonly onProgress?: (loaded: number, total: number) => void;
 }
@@ -48,10 +61,13 @@ const RUN_DEADLINE_MS = 60_000;
 
 /** The formats that the cluster will most likely decide on, commonest first; any other is checked before it computes. */
 function likelyFormats({ weights, experts, checkpoint, device }: ShardOptions): ExpertFormat[] {
-  const { config, overlay, storedExperts } = checkpoint;
   const likely = weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights;
-  const formatOf = formatsOf(overlay, commonFormat(experts, likely, storedExperts));
-  return formatsAmong(formatOf, moeLayers(config), config.numExperts);
+  return formatsIn(checkpoint, commonFormat(experts, likely, checkpoint.storedExperts));
+}
+
+/** The formats of a cluster's experts, commonest first, where `common` is that of those that the overlay says nothing of. */
+function formatsIn({ config, overlay }: Checkpoint, common: ExpertFormat): ExpertFormat[] {
+  return formatsAmong(formatsOf(overlay, common), moeLayers(config), config.numExperts);
 }
 
 /**
@@ -70,20 +86,58 @@ export async function startShard(address: string, options: ShardOptions): Promis
     runDeadlineMs: options.runDeadlineMs ?? RUN_DEADLINE_MS,
     hold: (epoch, layer) => residency.hold(epoch, layer),
   });
+  const cache = new HostCache(checkpoint.config, options.hostCacheBytes ?? 0);
+  const sources = new ExpertSources({
+    sizes: checkpoint.config,
+    readExpert: (layer, expertId) => readExpert(checkpoint, layer, expertId),
+    cache,
+    peers: new PeerExperts({ modelHash: checkpoint.modelHash, sizes: checkpoint.config }),
+    ownAddress: options.ownAddress ?? (() => undefined),
+    logger,
+    now,
+  });
   const residency = new Residency({
     model: checkpoint.config,
     weights,
     experts,
     device,
-    source: {
-      readExpert: (layer, expertId) => readExpert(checkpoint, layer, expertId),
-      bytesRead: () => checkpoint.bytesRead(),
-    },
-    idle: () => batcher.idle(),
-    onProgress: options.onProgress,
+    load: createLoader({
+      sizes: checkpoint.config,
+      sources,
+      turn: () => batcher.between(() => {}),
+      busy: () => batcher.busy,
+      onProgress: options.onProgress,
+    }),
+    bytesRead: () => checkpoint.bytesRead(),
+    formatsBeside: (common) => formatsIn(checkpoint, common),
+    between: (task) => batcher.between(task),
+    keep:
+      options.hostCacheBytes === undefined || options.hostCacheBytes === 0
+        ? undefined
+        : (layer, expert, packed) => cache.put(layer, expert, packed),
+    onChange: () => changed(),
   });
+  let draining = false;
+  const shardStatus = (): ShardStatus => ({
+    draining,
+    released: draining && !residency.isNeeded(),
+    residentBytes: residency.residentBytes(),
+    memoryBytes: device.memoryBytes,
+    waiting: batcher.waiting,
+    epochs: residency.epochs(),
+  });
+  const changed = () => {
+    service.statusChanged();
+    options.onChange?.();
+  };
+  const drain = (wanted: boolean) => {
+    if (draining === wanted) return;
+    draining = wanted;
+    logger.info({ draining }, "drain");
+    changed();
+  };
   const server = new Server(serverOptions);
-  const endStreams = addExpertService(server, {
+  const service = addExpertService(server, {
     rank,
     model: checkpoint.config,
     modelHash: checkpoint.modelHash,
@@ -94,6 +148,14 @@ export async function startShard(address: string, options: ShardOptions): Promis
     batcher,
     logger,
     now,
+    incarnation: randomUUID(),
+    pairsPerSecond: 0,
+    status: shardStatus,
+    onDrain: drain,
+    read: (layer, expert, format) => {
+      const kept = cache.look({ layer, expert, format });
+      return kept === undefined ? residency.read(layer, expert, format) : Promise.resolve(kept);
+    },
     onFailure: options.onFailure,
   });
   const health = new HealthImplementation({
@@ -107,10 +169,10 @@ export async function startShard(address: string, options: ShardOptions): Promis
     close: async () => {
       health.setStatus("", "NOT_SERVING");
       health.setStatus("switchyard.v1.ExpertService", "NOT_SERVING");
-      endStreams();
+      service.close();
       await stopServer(server, STOP_GRACE_MS);
       await batcher.idle();
-      residency.close();
+      await residency.close();
     },
   };
 }

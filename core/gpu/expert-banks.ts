@@ -239,7 +239,8 @@ export class ExpertBanks {
       }
       device.queue.submit([encoder.finish()]);
       await mapForReading(staging, bytes);
-      return expertOf(this.#sizes, format, new Uint8Array(staging.getMappedRange(0, bytes)));
+      const mapped = staging.getMappedRange(0, bytes).slice(0);
+      return expertOf(this.#sizes, format, new Uint8Array(mapped));
     } finally {
       staging.destroy();
     }

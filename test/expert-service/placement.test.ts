@@ -104,6 +104,7 @@ describe("a placement", () => {
       const { layers } = placementOf(shard.checkpoint, [0, 1]);
       const next = placementOf(shard.checkpoint, [], {
         epoch: 2,
+        oldestLiveEpoch: 2,
         layers: [layers[0], { layer: 2, experts: [{ expertId: 7, splitWeight: 1, format: 0 }] }],
       });
       connection.send({ $case: "placement", value: next });
@@ -125,7 +126,10 @@ describe("a placement", () => {
       });
       await connection.next("partialSum");
       connection.send({ $case: "placement", value: placementOf(shard.checkpoint, [0, 1]) });
-      assert.match((await connection.ended).details, /epoch 1, the shard is at epoch 2/);
+      const { epoch, reason } = await connection.next("placementRefused");
+      assert.equal(epoch, 1);
+      assert.match(reason, /epoch 1, the router's last one is of epoch 2/);
+      connection.close();
     });
   });
 
@@ -140,6 +144,7 @@ describe("a placement", () => {
       };
       const next = placementOf(shard.checkpoint, [], {
         epoch: 2,
+        oldestLiveEpoch: 2,
         layers: [layers[0], changed, layers[2]],
       });
       connection.send({ $case: "placement", value: next });
@@ -234,7 +239,7 @@ describe("a placement", () => {
     );
   });
 
-  it("that the device can not hold is a failure of the shard, with bytes and limit", async () => {
+  it("that the device can not hold is refused with bytes and limit, and one that it can hold works after it", async () => {
     await withShard(
       async (shard) => {
         const connection = openShardConnection(shard.address);
@@ -243,8 +248,11 @@ describe("a placement", () => {
         connection.send({ $case: "placement", value: placementOf(shard.checkpoint, [0, 1]) });
         const { code, details } = await connection.ended;
         assert.equal(code, status.RESOURCE_EXHAUSTED);
-        assert.match(details, new RegExp(`${2 * EXPERT_BYTES} bytes.*at most ${EXPERT_BYTES} `));
-        assert.equal(shard.failures.length, 1);
+        const limits = `${6 * EXPERT_BYTES} bytes.*at most ${5 * EXPERT_BYTES} `;
+        assert.match(details, new RegExp(limits));
+        const good = await placedConnection(shard.address, shard.checkpoint, [0]);
+        good.close();
+        assert.deepEqual(shard.failures, []);
       },
       { memoryLimit: 5 * EXPERT_BYTES },
     );

@@ -14,6 +14,7 @@ import {
   type Dispatch,
   type RouterHello,
   type ShardMessage,
+  type ShardStatus,
 } from "../../proto/gen/switchyard/v1/expert.ts";
 import { packRows } from "../../core/wire-rows.ts";
 import { testValues } from "./expert-reference.ts";
@@ -33,6 +34,8 @@ export interface ShardConnection {
   nextOrEnd(): Promise<Kind | StatusObject>;
   /** How the stream ended. */
   readonly ended: Promise<StatusObject>;
+  /** What the shard last said of itself; it says so between other messages, which do not count it. */
+  status(): ShardStatus | undefined;
   close(): void;
 }
 
@@ -52,17 +55,19 @@ export function openShardConnection(address: string): ShardConnection {
   const client = new RawClient(address, credentials.createInsecure(), channelOptions);
   const call = (client.connect as () => ClientDuplexStream<Buffer, ShardMessage>).call(client);
   const arrived: Kind[] = [];
+  let status: ShardStatus | undefined;
   let wake = () => {};
   let end: StatusObject | undefined;
   const { promise: ended, resolve } = Promise.withResolvers<StatusObject>();
   call.on("data", ({ kind }: ShardMessage) => {
-    if (kind) arrived.push(kind);
+    if (kind?.$case === "status") status = kind.value;
+    else if (kind) arrived.push(kind);
     wake();
   });
   call.on("error", () => {});
-  call.on("status", (status: StatusObject) => {
-    end = status;
-    resolve(status);
+  call.on("status", (final: StatusObject) => {
+    end = final;
+    resolve(final);
     client.close();
     wake();
   });
@@ -93,6 +98,7 @@ export function openShardConnection(address: string): ShardConnection {
     },
     nextOrEnd,
     ended,
+    status: () => status,
     close: () => call.cancel(),
   };
 }

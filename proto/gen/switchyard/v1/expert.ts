@@ -181,7 +181,7 @@ export interface ExpertChunk {
   data: Uint8Array;
   /** Bytes of the whole; in the first chunk. */
   totalBytes: number;
-  /** CRC-32 (IEEE) of the whole; in the last chunk. */
+  /** CRC-32 (IEEE) of the request's layer, expert_id and format as u32, little-endian, then of the whole; in the last chunk. */
   crc32: number;
 }
 
@@ -1732,7 +1732,7 @@ export const ExpertServiceService = {
   },
   /**
    * A resident expert's packed weights, in the order of its parts, for a shard that is to hold it too. NOT_FOUND where it is
-   * not resident in that format.
+   * not resident in that format, RESOURCE_EXHAUSTED where too many are fetched already.
    */
   fetchExpert: {
     path: "/switchyard.v1.ExpertService/FetchExpert" as const,
@@ -1753,7 +1753,7 @@ export interface ExpertServiceServer extends UntypedServiceImplementation {
   connect: handleBidiStreamingCall<RouterMessage, ShardMessage>;
   /**
    * A resident expert's packed weights, in the order of its parts, for a shard that is to hold it too. NOT_FOUND where it is
-   * not resident in that format.
+   * not resident in that format, RESOURCE_EXHAUSTED where too many are fetched already.
    */
   fetchExpert: handleServerStreamingCall<FetchExpertRequest, ExpertChunk>;
 }
@@ -1768,7 +1768,7 @@ export interface ExpertServiceClient extends Client {
   connect(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<RouterMessage, ShardMessage>;
   /**
    * A resident expert's packed weights, in the order of its parts, for a shard that is to hold it too. NOT_FOUND where it is
-   * not resident in that format.
+   * not resident in that format, RESOURCE_EXHAUSTED where too many are fetched already.
    */
   fetchExpert(request: FetchExpertRequest, options?: Partial<CallOptions>): ClientReadableStream<ExpertChunk>;
   fetchExpert(

@@ -1,0 +1,170 @@
+/** Fills a shard's empty slots: with all cores before anything is served, else in portions that give way to runs. */
+
+import { setTimeout as pause } from "node:timers/promises";
+
+import type { ExpertSizes } from "../core/expert-device.ts";
+import { PackPool } from "../core/packing/pack-pool.ts";
+import type { PackedExpert } from "../core/weights.ts";
+import type { DeviceSlots, EmptySlot } from "./device-slots.ts";
+import type { ExpertSources } from "./expert-sources.ts";
+import type { CheckedPlacement } from "./placement-check.ts";
+
+/** Weights from which threads are worth their start: of all experts before anything is served, of one beside serving. */
+const WEIGHTS_FOR_THREADS = 2 ** 25;
+const WEIGHTS_FOR_A_THREAD = 2 ** 18;
+
+/** Experts that are fetched ahead of those that are packed. */
+const READ_AHEAD = 2;
+
+/** Experts under way at most, beside those ahead; packing has no more threads. */
+const MAX_LANES = 16;
+
+/** Packed bytes that may be on their way to the device. */
+const BYTES_ON_THE_WAY = 2 ** 26;
+
+/** Bytes that are written between two runs. */
+const PORTION_BYTES = 2 ** 20;
+
+/** What loading needs. */
+export interface LoaderOptions {
+  readonly sizes: ExpertSizes;
+  readonly sources: ExpertSources;
+  /** Settles between two runs: at once where there are none. */
+  readonly turn: () => Promise<void>;
+  /** Whether runs are under way or wait. */
+  readonly busy: () => boolean;
+  /** Called after each expert that was loaded. */
+  readonly onProgress?: (loaded: number, total: number) => void;
+}
+
+/** How a load goes about it. */
+export interface LoadTerms {
+  /** Whether something is served meanwhile. */
+  readonly gentle: () => boolean;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Fills the empty slots. Rejects with the first thing that goes wrong, or the signal's reason, when nothing is under way
+ * any more.
+ */
+export type LoadPlacement = (
+  slots: DeviceSlots,
+  placement: CheckedPlacement,
+  terms: LoadTerms,
+) => Promise<void>;
+
+/** Makes what loads. */
+export function createLoader(options: LoaderOptions): LoadPlacement {
+  return async (slots, placement, terms) => {
+    const load = new Load(options, slots, placement, terms);
+    await load.run();
+  };
+}
+
+class Load {
+  readonly #options: LoaderOptions;
+  readonly #slots: DeviceSlots;
+  readonly #terms: LoadTerms;
+  readonly #placement: CheckedPlacement;
+  readonly #waiting: EmptySlot[];
+  readonly #total: number;
+  readonly #numWorkers: number | undefined;
+  #pool: PackPool | undefined;
+  #loaded = 0;
+  #onTheWay = 0;
+  #stopped = false;
+
+  constructor(
+    options: LoaderOptions,
+    slots: DeviceSlots,
+    placement: CheckedPlacement,
+    terms: LoadTerms,
+  ) {
+    this.#options = options;
+    this.#slots = slots;
+    this.#terms = terms;
+    this.#placement = placement;
+    this.#waiting = slots.empty();
+    this.#total = this.#waiting.length;
+    this.#numWorkers = this.#chooseWorkers();
+  }
+
+  async run(): Promise<void> {
+    const numWorkers = this.#numWorkers ?? MAX_LANES;
+    const lanes = this.#terms.gentle() ? 1 + Math.min(1, numWorkers) : numWorkers + READ_AHEAD;
+    try {
+      const ended = await Promise.allSettled(
+        Array.from({ length: Math.min(lanes, this.#total) }, () => this.#lane()),
+      );
+      const failed = ended.find(({ status }) => status === "rejected");
+      if (failed?.status === "rejected") throw failed.reason;
+      if (this.#total > 0) await this.#slots.device.settled();
+    } finally {
+      this.#options.sources.rest();
+      await this.#pool?.close();
+    }
+  }
+
+  async #lane(): Promise<void> {
+    try {
+      for (;;) {
+        this.#terms.signal.throwIfAborted();
+        const next = this.#stopped ? undefined : this.#waiting.shift();
+        if (next === undefined) return;
+        const startedAt = performance.now();
+        const busyBefore = this.#options.busy();
+        await this.#loadOne(next);
+        // As much time again for runs alone: they may need the cores that packing takes.
+        if (this.#terms.gentle() && (busyBefore || this.#options.busy())) {
+          await pause(performance.now() - startedAt, undefined, { signal: this.#terms.signal });
+        }
+      }
+    } catch (error) {
+      this.#stopped = true;
+      throw this.#terms.signal.aborted ? this.#terms.signal.reason : error;
+    }
+  }
+
+  async #loadOne(slot: EmptySlot): Promise<void> {
+    const { layer, expert, format } = slot;
+    const { sources, turn, onProgress } = this.#options;
+    const peers = this.#placement.peers.flatMap(({ address, layers }) =>
+      layers.some((of) => of.layer === layer && of.expertIds.includes(expert)) ? [address] : [],
+    );
+    const packed: PackedExpert = await sources.get(
+      { layer, expert, format },
+      peers,
+      this.#terms.signal,
+      () => this.#packers(),
+    );
+    const { device } = this.#slots;
+    for (const bytes of device.loadParts(layer, slot.slot, packed, PORTION_BYTES)) {
+      if (this.#terms.gentle()) {
+        await turn();
+        if (this.#stopped || this.#terms.signal.aborted) return;
+      }
+      this.#onTheWay += bytes;
+      if (this.#onTheWay > BYTES_ON_THE_WAY) {
+        this.#onTheWay = 0;
+        await device.settled();
+      }
+    }
+    this.#slots.filled(slot);
+    onProgress?.(++this.#loaded, this.#total);
+  }
+
+  #packers(): PackPool | undefined {
+    if (this.#numWorkers === 0) return undefined;
+    this.#pool ??= new PackPool(this.#numWorkers);
+    return this.#pool;
+  }
+
+  /** Threads that pack; 0 packs in this one; undefined: as many as there are cores. */
+  #chooseWorkers(): number | undefined {
+    const { hiddenSize, expertIntermediateSize } = this.#options.sizes;
+    const weights = 3 * hiddenSize * expertIntermediateSize;
+    if (this.#terms.gentle()) return weights < WEIGHTS_FOR_A_THREAD ? 0 : 1;
+    return this.#total * weights < WEIGHTS_FOR_THREADS ? 0 : undefined;
+  }
+}
