@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
-import { Client, credentials } from "@grpc/grpc-js";
+import { Client, credentials, status } from "@grpc/grpc-js";
 
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
@@ -9,8 +9,13 @@ import { DispatchTimeoutError, ShardLostError } from "../../../router-service/cl
 import { DEMO_MODEL, TINY_MODEL } from "../../support/cluster.ts";
 import { testValues } from "../../support/expert-reference.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
-import { startService, type Exit, type ServiceProcess } from "../../support/service-process.ts";
-import { helloFor, openShardConnection, placementOf } from "../../support/shard-connection.ts";
+import { startService, type ServiceProcess } from "../../support/service-process.ts";
+import {
+  helloFor,
+  openShardConnection,
+  placedConnection,
+  placementOf,
+} from "../../support/shard-connection.ts";
 import { connectTestCluster } from "../../support/shards.ts";
 import { waitFor } from "../../support/wait-for.ts";
 
@@ -114,10 +119,9 @@ describe("a shard process that can not serve", () => {
     await assert.rejects(startShard(0, 0, ["--model=test/goldens"]), /config\.json/);
   });
 
-  it("ends with a non-zero code and numbers where its memory does not hold the placement", async (t) => {
+  it("refuses a placement that its memory does not hold, with the bytes, and stays", async (t) => {
     const shard = await startShard(0, 0, ["--memory-limit=600000"]);
-    let exit: Exit | undefined;
-    void shard.exited.then((how) => (exit = how));
+    t.after(() => shard.stop());
     // A router would count and not place them.
     const checkpoint = await openCheckpoint(TINY_MODEL);
     t.after(() => checkpoint.close());
@@ -126,8 +130,10 @@ describe("a shard process that can not serve", () => {
     await connection.next("hello");
     const all = Array.from({ length: checkpoint.config.numExperts }, (_, id) => id);
     connection.send({ $case: "placement", value: placementOf(checkpoint, all) });
-    assert.deepEqual(await waitFor("the exit", () => exit), { code: 1, signal: null });
-    assert.match(shard.output(), /layer 1 with 12 experts needs 368640 bytes of device memory/);
+    const { code, details } = await connection.ended;
+    assert.equal(code, status.RESOURCE_EXHAUSTED);
+    assert.match(details, /needs 1105920 bytes of device memory, at most 600000/);
+    (await placedConnection(addressOf(shard), checkpoint, [0])).close();
   });
 
   it("of another checkpoint is refused by the model's hash", async (t) => {
