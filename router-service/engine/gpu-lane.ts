@@ -65,23 +65,27 @@ export class GpuLane {
     const step = new GpuStep(this.#gpu, this.buffers, this.#wire, config.hiddenSize, sizes);
     if (batch.follows) this.#model.follow(step.pass, sizes);
     this.#model.embed(step.pass, sizes);
-    for (const [layer, stages] of this.#model.layers.entries()) {
-      const moe = config.layers[layer] !== "dense";
-      if (moe && order.before !== undefined) await order.before(layer);
-      stages.attention(step.pass, sizes);
-      if (!moe) {
+    const { layers, sample } = this.#model;
+    layers[0].attention(step.pass, sizes);
+    for (const [layer, stages] of layers.entries()) {
+      const next = layers.at(layer + 1)?.attention ?? sample;
+      if (config.layers[layer] === "dense") {
         stages.ffn(step.pass, sizes);
+        next(step.pass, sizes);
         continue;
       }
+      if (order.before !== undefined) await order.before(layer);
       const pending = runExperts(layer, step.hiddenStates(), step.routing(layer, context));
       stages.ffn(step.pass, sizes);
       // Remote experts: the shared expert computes while their rows are on the wire.
       if (pending instanceof Promise) step.submit();
+      else step.putSums(pending);
       order.after?.(layer);
-      step.putSums(pending instanceof Promise ? await pending : pending);
+      // Encoded meanwhile, too; submitted when the sums are there.
       stages.addSums(step.pass, sizes);
+      next(step.pass, sizes);
+      if (pending instanceof Promise) step.writeSums(await pending);
     }
-    this.#model.sample(step.pass, sizes);
     // The step before may not have been read yet.
     this.#results = this.#results === 0 ? 1 : 0;
     const results = this.buffers.results[this.#results];

@@ -70,12 +70,18 @@ export class GpuStep {
     };
   }
 
-  /** Puts the experts' sums where the next stage reads them. */
+  /** Puts the experts' sums where the stage that is encoded next reads them. */
   putSums(sums: ExpertSums): void {
     if (sums.kind === "gpu") return;
-    const { values } = sums;
     // A write happens before what is submitted later: what was encoded so far may still read the layer's before.
     this.submit();
+    this.writeSums(sums);
+  }
+
+  /** Puts the experts' sums where what is encoded, and not submitted yet, reads them. */
+  writeSums(sums: ExpertSums): void {
+    if (sums.kind === "gpu") return;
+    const { values } = sums;
     this.#gpu.device.queue.writeBuffer(
       this.#buffers.sums,
       0,
