@@ -41,6 +41,12 @@ export const routerFields = z.object({
     unit: "shards",
     placeholder: "N",
   }),
+  minCopies: z.int().min(1).max(64).default(1).meta({
+    description:
+      "Copies of each expert at least, as far as the shards' memory goes; with 2, the loss of a shard moves nothing",
+    unit: "copies",
+    placeholder: "N",
+  }),
   planInterval: z.number().min(0).max(86_400).default(10).meta({
     description:
       "Time between two plans of where experts live; 0: they move only where a shard is lost or to leave",

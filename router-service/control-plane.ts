@@ -32,7 +32,14 @@ import type { RouterConfig } from "./config.ts";
 export interface ControlPlaneOptions {
   readonly settings: Pick<
     RouterConfig,
-    "redisUrl" | "discover" | "minShards" | "shards" | "planInterval" | "wire" | "host"
+    | "redisUrl"
+    | "discover"
+    | "minShards"
+    | "shards"
+    | "planInterval"
+    | "minCopies"
+    | "wire"
+    | "host"
   >;
   readonly checkpoint: Pick<Checkpoint, "config" | "modelHash" | "overlay">;
   readonly shape: ModelShape;
@@ -89,6 +96,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     cluster,
     feed,
     planIntervalSeconds: settings.planInterval,
+    minCopies: settings.minCopies,
   });
   const thread = new PlannerThread();
   const planner = new PlannerLoop({

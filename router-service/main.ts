@@ -134,6 +134,7 @@ const api = createApi({
   metricsText: () => metrics.text(),
   onPrompt: (report) => metrics.onPrompt(report),
   numShards: () => cluster?.members().length ?? 0,
+  ...(isRemote && { placement: () => controlPlane }),
   log: logger,
 });
 let controlPlane: ControlPlane | undefined;

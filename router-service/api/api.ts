@@ -31,6 +31,8 @@ export interface ApiOptions {
   readonly onPrompt?: (report: PromptReport) => void;
   /** Shards in the placement; absent: none. */
   readonly numShards?: () => number;
+  /** What is known of shards and placement, undefined while the router starts; absent: there are no shards. */
+  readonly placement?: Serving["placement"];
   readonly log: Serving["log"];
   readonly limits?: Partial<ApiLimits>;
 }
@@ -67,6 +69,7 @@ export function createApi(options: ApiOptions): Api {
     log,
     onPrompt: options.onPrompt ?? (() => undefined),
     numShards: options.numShards ?? (() => 0),
+    placement: options.placement,
   };
   const checkApiKey = createApiKeyCheck(options.apiKey);
   const { metricsText } = options;

@@ -19,9 +19,11 @@ import type { CheckApiKey } from "./api-key.ts";
 import { planChat } from "./chat.ts";
 import { planCompletions } from "./completions.ts";
 import { modelCard, modelList } from "./models.ts";
+import { placementView, planView } from "./placement.ts";
 import { parseJson } from "./request-body.ts";
 import { type Operation, RequestSpan } from "./request-span.ts";
 import { checkAvailable, type Serving } from "./serving.ts";
+import { drainShard, shardList } from "./shards.ts";
 import { taskLabel } from "./task-label.ts";
 import { detokenize, tokenize } from "./tokenize.ts";
 
@@ -39,6 +41,7 @@ const CONNECTION_STATUS: ReadonlyMap<string, number> = new Map([
   ["HPE_HEADER_OVERFLOW", 431],
   ["ERR_HTTP_REQUEST_TIMEOUT", 408],
 ]);
+const DRAIN_ROUTE = "/v1/shards/:rank/drain";
 const UPLOAD_MS = 60_000;
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
@@ -74,7 +77,9 @@ export function createHttpServer(door: HttpDoor): FastifyInstance {
   const methods = collectMethods(server);
   server.setNotFoundHandler((request, reply) => {
     const path = request.url.split("?", 1)[0];
-    const allowed = methods.get(path) ?? (path.startsWith("/v1/models/") ? "GET, HEAD" : undefined);
+    const allowed =
+      methods.get(path.replace(/^\/v1\/shards\/[^/]+\/drain$/, DRAIN_ROUTE)) ??
+      (path.startsWith("/v1/models/") ? "GET, HEAD" : undefined);
     if (allowed === undefined) {
       const message = `${request.method} ${path.slice(0, 128)} does not exist`;
       return sendError(serving, reply, new NotFoundError(message, "route_not_found"));
@@ -98,6 +103,17 @@ function addRoutes(server: FastifyInstance, { serving, metricsText }: HttpDoor):
   server.get("/v1/models/*", (request) =>
     modelCard(serving, (request.params as { "*": string })["*"]),
   );
+  server.get("/v1/placement", () => placementView(serving));
+  server.post("/v1/placement/plan", (request) => planView(serving, request.body));
+  server.get("/v1/shards", () => shardList(serving));
+  for (const [method, cancel] of [
+    ["POST", false],
+    ["DELETE", true],
+  ] as const) {
+    const handler = (request: FastifyRequest) =>
+      drainShard(serving, (request.params as { rank: string }).rank, cancel);
+    server.route({ method, url: DRAIN_ROUTE, handler });
+  }
   server.post("/tokenize", (request) => tokenize(serving, request.body));
   server.post("/detokenize", (request) => detokenize(serving, request.body));
   for (const route of ["/health", "/ping"]) {

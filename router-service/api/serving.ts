@@ -6,6 +6,7 @@ import type { Log } from "../../core/platform/log.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { Engine } from "../engine/request.ts";
 import { NotFoundError } from "./api-errors.ts";
+import type { PlacementSource } from "./placement.ts";
 import type { OpenRequests } from "./open-requests.ts";
 
 /** Bounds of both doors. */
@@ -45,6 +46,8 @@ export interface Serving {
   readonly onPrompt: (report: PromptReport) => void;
   /** Shards in the placement; 0: the router holds all experts. */
   readonly numShards: () => number;
+  /** What is known of shards and placement, undefined while the router starts; absent: there are no shards. */
+  readonly placement: (() => PlacementSource | undefined) | undefined;
 }
 
 /** Throws UnavailableError with the reason while requests are refused. */

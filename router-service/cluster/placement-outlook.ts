@@ -9,7 +9,7 @@ import type { WireSetting } from "../../core/wire-rows.ts";
 import type { Cluster } from "./cluster.ts";
 import type { MemberView } from "./member.ts";
 import type { ClusterPlacement } from "./plan.ts";
-import { type PlanFacts, plannerInput, type ShardFacts } from "./planner-input.ts";
+import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** What an outlook is made of. */
 export interface OutlookOptions {
@@ -20,6 +20,8 @@ export interface OutlookOptions {
   readonly feed: LoadFeed;
   /** Seconds between two plans. */
   readonly planIntervalSeconds: number;
+  /** Copies of each expert at least, as far as memory goes. */
+  readonly minCopies: number;
 }
 
 /** A reading of the statistics serves for this long, milliseconds. */
@@ -67,7 +69,7 @@ export class PlacementOutlook {
 
   /** What a plan from `current` is made from. Rejects where the statistics were never read and Redis is away. */
   async facts(current: ClusterPlacement): Promise<PlanFacts> {
-    const { config, overlay, wire, cluster, planIntervalSeconds } = this.#options;
+    const { config, overlay, wire, cluster, planIntervalSeconds, minCopies } = this.#options;
     const { forecast, together, tokensPerSecond } = await this.#read();
     const now = Date.now();
     const shards = cluster
@@ -90,12 +92,8 @@ export class PlacementOutlook {
         bytes: loadRate * planIntervalSeconds * LOADING_PART,
         steps: (tokensPerSecond / forecast.tokensPerStep) * STANDS_SECONDS,
       },
+      minCopies,
     };
-  }
-
-  /** The planner's input from `current`. Rejects as `facts`. */
-  async input(current: ClusterPlacement): Promise<ReturnType<typeof plannerInput>> {
-    return plannerInput(await this.facts(current));
   }
 
   #read(): Promise<FeedReading> {

@@ -1,8 +1,10 @@
 /** Whether a plan is worth its moves, and why; pure. */
 
-import type { Placement } from "../../core/placement/placement.ts";
-import type { Plan } from "../../core/placement/planner.ts";
+import type { PlacedLayers, Plan } from "../../core/placement/planner.ts";
 import type { ShardFacts } from "./planner-input.ts";
+
+/** Part of a step's time that a plan has to save beside the cost of its moves. */
+export const MARGIN = 0.05;
 
 /** What a placement lacks on the shards that are there. */
 export interface Need {
@@ -12,6 +14,8 @@ export interface Need {
   readonly draining: readonly number[];
   /** Experts, over all layers, without a copy on a shard that is there and stays. */
   readonly homeless: number;
+  /** Experts, over all layers, with fewer such copies than are asked for. */
+  readonly sparse: number;
 }
 
 /** What was decided. */
@@ -22,11 +26,16 @@ export interface Decision {
 }
 
 /** What a placement lacks. */
-export function needOf({ layers }: Placement, shards: readonly ShardFacts[]): Need {
+export function needOf(
+  layers: PlacedLayers,
+  shards: readonly ShardFacts[],
+  minCopies: number,
+): Need {
   const byRank = new Map(shards.map((shard) => [shard.rank, shard]));
   const lost = new Set<number>();
   const draining = new Set<number>();
   let homeless = 0;
+  let sparse = 0;
   for (const replicas of layers.values()) {
     for (const copies of replicas) {
       let homes = 0;
@@ -37,9 +46,10 @@ export function needOf({ layers }: Placement, shards: readonly ShardFacts[]): Ne
         else homes++;
       }
       if (homes === 0) homeless++;
+      if (homes < minCopies) sparse++;
     }
   }
-  return { lost: ascending(lost), draining: ascending(draining), homeless };
+  return { lost: ascending(lost), draining: ascending(draining), homeless, sparse };
 }
 
 /** Whether something has to move whatever it costs. */
@@ -48,10 +58,15 @@ export function isUrgent({ homeless, draining }: Need): boolean {
 }
 
 /**
- * A plan is published where experts lack a living copy or a shard is to leave, else where the time that it saves per
- * step is more than its loading and `margin` of the step's time.
+ * A plan is published where experts lack a living copy, a shard is to leave, or fewer experts lack copies than before
+ * (`sparseAfter` do then), else where the time that it saves per step is more than its loading and `margin` of the
+ * step's time.
  */
-export function decide({ stages, moves, why }: Plan, need: Need, margin: number): Decision {
+export function decide(
+  { stages, moves, why }: Plan,
+  need: Need,
+  { margin, sparseAfter }: { readonly margin: number; readonly sparseAfter: number },
+): Decision {
   const { secondsBefore, secondsAfter, moveSecondsPerStep } = why;
   const loads = moves.filter(({ kind }) => kind === "load").length;
   const effect =
@@ -66,6 +81,10 @@ export function decide({ stages, moves, why }: Plan, need: Need, margin: number)
     return { publish: false, why: stuck };
   }
   if (isUrgent(need)) return { publish: true, why: `${needText(need)}; ${cost}; ${effect}` };
+  if (sparseAfter < need.sparse) {
+    const lacking = `${need.sparse} experts have fewer copies than are asked for`;
+    return { publish: true, why: `${lacking}, ${sparseAfter} will; ${cost}; ${effect}` };
+  }
   const gain = (secondsBefore ?? secondsAfter) - secondsAfter;
   const worth = gain > moveSecondsPerStep + margin * (secondsBefore ?? 0);
   const lost = need.lost.length === 0 ? "" : `${needText(need)}; `;

@@ -43,6 +43,8 @@ export interface PlanFacts {
   /** What is held now; absent: nothing. */
   readonly current?: Placement;
   readonly moves: MoveBudget;
+  /** Copies of each expert at least, as far as memory goes. */
+  readonly minCopies: number;
 }
 
 /** Where nothing was measured: a slow CPU, a local network, an SSD. */
@@ -59,7 +61,7 @@ const BYTES_PER_VALUE: Readonly<Record<WireSetting, number>> = { f32: 4, f16: 2,
 
 /** The planner's input. A shard that was not measured counts as the median of those that were. */
 export function plannerInput(facts: PlanFacts): PlannerInput {
-  const { config, formatOf, expected, together, current, moves } = facts;
+  const { config, formatOf, expected, together, current, moves, minCopies } = facts;
   const { numExperts, numExpertsPerToken: topK } = config;
   const layers = moeLayers(config);
   const bytes = Float64Array.from({ length: layers.length * numExperts }, (_, cell) =>
@@ -77,6 +79,7 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
     router: routerCosts(config.hiddenSize, topK, facts.wire),
     ...(current && { current }),
     moves,
+    minCopies,
   };
 }
 

@@ -1,17 +1,16 @@
 /** Plans placements, in the one router that holds the lease: forecast, plan, stages, each adopted by all before the next. */
 
 import { errorMessage } from "../../core/error-message.ts";
-import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import { imbalanceOf } from "./assessment.ts";
 import { Changes, waitFor } from "./changes.ts";
 import type { Cluster, ClusterChange } from "./cluster.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
-import { decide, isUrgent, needOf } from "./plan-decision.ts";
+import { decide, isUrgent, MARGIN, needOf } from "./plan-decision.ts";
 import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
 import { PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
-import { plannerInput } from "./planner-input.ts";
+import { plannerInput, type ShardFacts } from "./planner-input.ts";
 import type { PlannerThread } from "./planner-thread.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
@@ -44,9 +43,6 @@ export interface PlannerTiming {
 }
 
 const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
-
-/** Part of a step's time that a plan has to save beside the cost of its moves. */
-const MARGIN = 0.05;
 
 /** A router that knows what a Redis has lost registers within this time, milliseconds. */
 const RECALL_MS = 6_000;
@@ -228,13 +224,11 @@ export class PlannerLoop {
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
     const { outlook, thread, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
-    const soonMs = this.#graceLeft(
-      facts.shards.map(({ rank }) => rank),
-      inUse,
-    );
+    const soonMs = this.#graceLeft(facts.shards, inUse);
     if (soonMs > 0) return soonMs;
-    const need = needOf(inUse.placement, facts.shards);
-    if (intervalSeconds === 0 && !isUrgent(need)) return undefined;
+    const { shards: there, minCopies } = facts;
+    const need = needOf(inUse.placement.layers, there, minCopies);
+    if (intervalSeconds === 0 && !isUrgent(need) && need.sparse === 0) return undefined;
     const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
       if (error.name !== "PlacementError") throw error;
       if (this.#state.unplaceable !== error.message) {
@@ -243,7 +237,12 @@ export class PlannerLoop {
       this.#decided(error.message, error.message);
     });
     if (plan === undefined) return undefined;
-    const { publish, why } = decide(plan, need, MARGIN);
+    const { sparse: sparseAfter } = needOf(
+      plan.stages.at(-1) ?? inUse.placement.layers,
+      there,
+      minCopies,
+    );
+    const { publish, why } = decide(plan, need, { margin: MARGIN, sparseAfter });
     const { secondsBefore, secondsAfter, shards } = plan.why;
     this.#state = {
       ...this.#state,
@@ -262,10 +261,9 @@ export class PlannerLoop {
   }
 
   /** Milliseconds in which shards that hold something and are gone may still come back; 0 where none may. */
-  #graceLeft(there: readonly number[], { placement }: ClusterPlacement): number {
+  #graceLeft(there: readonly ShardFacts[], { placement }: ClusterPlacement): number {
     const now = performance.now();
-    const { lost } = needOf(placement, []);
-    const away = lost.filter((rank) => rank !== LOCAL_RANK && !there.includes(rank));
+    const away = needOf(placement.layers, there, 1).lost;
     for (const rank of this.#awaySince.keys()) {
       if (!away.includes(rank)) this.#awaySince.delete(rank);
     }

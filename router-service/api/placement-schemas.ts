@@ -1,0 +1,57 @@
+/** Body of POST /v1/placement/plan. */
+
+import { z } from "zod";
+
+import type { WhatIf } from "../cluster/what-if.ts";
+
+const MAX_SHARDS = 4_096;
+
+const shardSchema = z.strictObject({
+  rank: z.int().min(0).max(65_534),
+  memory_bytes: z.number().min(0).optional(),
+  seconds_per_pair: z.number().positive().optional(),
+  rtt_seconds: z.number().min(0).optional(),
+  bytes_per_second: z.number().positive().optional(),
+  draining: z.boolean().optional(),
+  absent: z.boolean().optional(),
+});
+
+/** Schema of the body; what is absent stays as it is. */
+export const planBodySchema = z.object({
+  shards: z.array(shardSchema).max(MAX_SHARDS).optional(),
+  tokens_per_step: z.number().positive().optional(),
+  load: z
+    .record(
+      z.string().regex(/^\d{1,6}$/, "expected the index of an MoE layer"),
+      z.array(z.number().min(0)),
+    )
+    .optional(),
+  from: z.enum(["current", "nothing"]).optional(),
+  min_copies: z.int().min(1).max(64).optional(),
+  move_bytes: z.number().min(0).optional(),
+  steps: z.number().min(0).optional(),
+  include_layers: z.boolean().optional(),
+});
+
+/** What a body supposes. */
+export function whatIfOf(body: z.output<typeof planBodySchema>): WhatIf {
+  return {
+    shards: body.shards?.map((shard) => ({
+      rank: shard.rank,
+      memoryBytes: shard.memory_bytes,
+      secondsPerPair: shard.seconds_per_pair,
+      rttSeconds: shard.rtt_seconds,
+      bytesPerSecond: shard.bytes_per_second,
+      draining: shard.draining,
+      absent: shard.absent,
+    })),
+    tokensPerStep: body.tokens_per_step,
+    load:
+      body.load &&
+      new Map(Object.entries(body.load).map(([layer, pairs]) => [Number(layer), pairs])),
+    fromNothing: body.from === "nothing",
+    minCopies: body.min_copies,
+    moveBytes: body.move_bytes,
+    steps: body.steps,
+  };
+}

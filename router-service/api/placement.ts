@@ -1,0 +1,192 @@
+/** Where experts live and why, for people and programs: GET /v1/placement and POST /v1/placement/plan. */
+
+import { LOCAL_RANK } from "../../core/placement/placement.ts";
+import {
+  PlacementError,
+  type PlacedLayers,
+  type Plan,
+  type ShardBalance,
+} from "../../core/placement/planner.ts";
+import { RedisUnavailableError } from "../../core/platform/redis.ts";
+import type { Assessment, ShardLoss } from "../cluster/assessment.ts";
+import type { Cluster } from "../cluster/cluster.ts";
+import { decide, MARGIN, needOf } from "../cluster/plan-decision.ts";
+import type { ClusterPlacement } from "../cluster/plan.ts";
+import type { PlacementFollower } from "../cluster/placement-follower.ts";
+import type { PlacementOutlook } from "../cluster/placement-outlook.ts";
+import { plannerInput } from "../cluster/planner-input.ts";
+import type { PlannerLoop } from "../cluster/planner-loop.ts";
+import type { PlannerThread } from "../cluster/planner-thread.ts";
+import { suppose, WhatIfError } from "../cluster/what-if.ts";
+import { InvalidRequestError, UnavailableError } from "../engine/errors.ts";
+import { NotFoundError } from "./api-errors.ts";
+import { planBodySchema, whatIfOf } from "./placement-schemas.ts";
+import { parseBody } from "./request-body.ts";
+import type { Serving } from "./serving.ts";
+
+/** What a router with shards knows of them and of its placement. */
+export interface PlacementSource {
+  readonly cluster: Pick<Cluster, "members" | "current" | "drain">;
+  readonly follower: Pick<PlacementFollower, "stored">;
+  readonly planner: Pick<PlannerLoop, "state">;
+  readonly outlook: Pick<PlacementOutlook, "facts">;
+  readonly thread: Pick<PlannerThread, "plan" | "assess">;
+}
+
+/** Noticing that a shard is gone for good, and the plan for it, seconds. */
+const NOTICE_SECONDS = 0.7;
+
+/** The source. Throws NotFoundError where the router holds all experts itself, UnavailableError while it starts. */
+export function requireSource(serving: Serving): PlacementSource {
+  if (serving.placement === undefined) {
+    throw new NotFoundError("this router has no shards: it holds all experts itself", "no_shards");
+  }
+  const source = serving.placement();
+  if (source === undefined) throw new UnavailableError("the router is starting");
+  return source;
+}
+
+/** What the router works by, why, and what it is worth. Throws as requireSource; UnavailableError before the first placement. */
+export async function placementView(serving: Serving): Promise<object> {
+  const source = requireSource(serving);
+  const current = requireCurrent(source);
+  const { epoch, layers } = current.placement;
+  const stored = source.follower.stored();
+  const facts = stored?.placement.epoch === epoch ? stored : undefined;
+  const planner = source.planner.state();
+  const worth = await assessed(source, current);
+  return {
+    object: "placement",
+    epoch,
+    weights: current.weights,
+    experts: current.experts,
+    planned_by: facts?.plannedBy ?? null,
+    planned_at: facts === undefined ? null : new Date(facts.at).toISOString(),
+    why: facts?.why ?? null,
+    stages_left: facts?.stagesLeft ?? 0,
+    leading: planner.leading,
+    last_decision: planner.leading ? planner.decision : null,
+    unplaceable: planner.unplaceable ?? null,
+    predicted_step_seconds: worth?.stepSeconds ?? null,
+    imbalance: worth?.imbalance ?? null,
+    shards: shardsView(source, worth),
+    layers: layersView(layers, worth?.binding),
+  };
+}
+
+/** What would be planned if things were as the body supposes; nothing is changed. Throws InvalidRequestError, and as placementView. */
+export async function planView(serving: Serving, body: unknown): Promise<object> {
+  const source = requireSource(serving);
+  const fields = parseBody(planBodySchema, body, serving.log);
+  const current = requireCurrent(source);
+  const facts = await source.outlook.facts(current);
+  const layers = [...current.placement.layers.keys()];
+  try {
+    const supposed = suppose(facts, layers, whatIfOf(fields));
+    const plan = await source.thread.plan(plannerInput(supposed));
+    const before = supposed.current?.layers ?? new Map<number, never>();
+    const last = plan.stages.at(-1) ?? plan.target;
+    const need = needOf(before, supposed.shards, supposed.minCopies);
+    const { sparse: sparseAfter } = needOf(last, supposed.shards, supposed.minCopies);
+    const decision = decide(plan, need, { margin: MARGIN, sparseAfter });
+    return planResult(plan, decision, fields.include_layers === true ? last : undefined);
+  } catch (error) {
+    if (error instanceof WhatIfError) throw new InvalidRequestError(error.message, error.param);
+    if (error instanceof PlacementError) {
+      throw new InvalidRequestError(error.message, "shards", "no_room");
+    }
+    throw error;
+  }
+}
+
+function planResult(
+  { why, moves, stages }: Plan,
+  decision: { readonly publish: boolean; readonly why: string },
+  layers: PlacedLayers | undefined,
+): object {
+  const loads = moves.filter(({ kind }) => kind === "load").length;
+  return {
+    object: "placement.plan",
+    worth_it: decision.publish,
+    why: decision.why,
+    predicted_step_seconds_before: why.secondsBefore ?? null,
+    predicted_step_seconds: why.secondsAfter,
+    move_seconds_per_step: why.moveSecondsPerStep,
+    moves: { loads, drops: moves.length - loads, bytes: why.movedBytes, stages: stages.length },
+    shards: why.shards.map(balanceView),
+    binding: Object.fromEntries([...why.binding].map(([layer, rank]) => [layer, rankName(rank)])),
+    ...(layers && { layers: layersView(layers, why.binding) }),
+  };
+}
+
+function requireCurrent(source: PlacementSource): ClusterPlacement {
+  const current = source.cluster.current();
+  if (current !== undefined) return current;
+  const { unplaceable, decision } = source.planner.state();
+  throw new UnavailableError(`there is no placement yet: ${unplaceable ?? decision}`);
+}
+
+/** Undefined where the statistics can not be read. */
+async function assessed(
+  { outlook, thread }: PlacementSource,
+  current: ClusterPlacement,
+): Promise<Assessment | undefined> {
+  try {
+    const facts = await outlook.facts(current);
+    return await thread.assess(plannerInput(facts), current.placement.layers);
+  } catch (error) {
+    if (error instanceof RedisUnavailableError) return undefined;
+    throw error;
+  }
+}
+
+function shardsView({ cluster }: PlacementSource, worth: Assessment | undefined): object[] {
+  const members = new Map(cluster.members().map((member) => [member.rank, member]));
+  return (worth?.shards ?? []).map((balance) => {
+    const member = members.get(balance.rank);
+    const loss = worth?.losses.find(({ rank }) => rank === balance.rank);
+    return Object.assign(balanceView(balance), {
+      address: member?.address ?? null,
+      state: member?.state ?? "ready",
+      loss: loss === undefined ? null : lossView(loss),
+    });
+  });
+}
+
+/** `seconds`: until requests that wait for those experts go on; null: some never do. */
+function lossView({ experts, bytes, loadSeconds, homeless }: ShardLoss): object {
+  return {
+    experts_without_copy: experts,
+    bytes,
+    seconds: homeless > 0 ? null : experts === 0 ? 0 : NOTICE_SECONDS + loadSeconds,
+    experts_without_room: homeless,
+  };
+}
+
+function balanceView({ rank, experts, bytes, memoryBytes, pairs, seconds }: ShardBalance) {
+  return {
+    rank: rankName(rank),
+    experts,
+    bytes,
+    memory_bytes: memoryBytes,
+    pairs_per_step: pairs,
+    seconds_per_step: seconds,
+  };
+}
+
+function layersView(
+  layers: PlacedLayers,
+  binding: ReadonlyMap<number, number> | undefined,
+): object[] {
+  return [...layers].map(([layer, replicas]) => ({
+    layer,
+    waits_for: binding?.has(layer) === true ? rankName(binding.get(layer) ?? 0) : null,
+    experts: replicas.map((copies) =>
+      copies.map(({ rank, share }) => ({ rank: rankName(rank), share })),
+    ),
+  }));
+}
+
+function rankName(rank: number): number | "local" {
+  return rank === LOCAL_RANK ? "local" : rank;
+}
