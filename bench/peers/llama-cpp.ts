@@ -101,8 +101,13 @@ async function install(folder: string, backend: "vulkan" | "cpu"): Promise<strin
   }
   if (missing.length === 0) return entry;
   await mkdir(folder, { recursive: true });
-  // Without one npm would look for a package above the folder, and find the project's own.
-  await writeFile(join(folder, "package.json"), '{ "private": true }\n', { flag: "w" });
+  // Without one npm would look for a package above the folder, and find the project's own; what an earlier run has
+  // installed is in it, and would be removed with it.
+  await writeFile(join(folder, "package.json"), '{ "private": true }\n', { flag: "wx" }).catch(
+    (error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST") throw error;
+    },
+  );
   console.error(`installing ${missing.join(" and ")} into ${folder}`);
   const flags = ["--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"];
   await runTool("npm", ["install", "--prefix", folder, ...flags, ...missing]);
