@@ -4,6 +4,7 @@ import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
+import { runForecastCommand } from "./forecast.ts";
 import { runFormatsCommand } from "./formats.ts";
 import { measureHop, runHopCommand } from "./hop-cost.ts";
 import { generateLoad } from "./load/generate.ts";
@@ -38,7 +39,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, perplexity --url URL, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, perplexity --url URL, forecast, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -103,6 +104,9 @@ switch (program) {
     break;
   case "load-time":
     process.exitCode = await runLoadTimeCommand(rest);
+    break;
+  case "forecast":
+    process.exitCode = await runForecastCommand(rest);
     break;
   case "formats":
     process.exitCode = await runFormatsCommand(rest);

@@ -83,7 +83,7 @@ function switching(segment: number): Sequence[] {
   return order;
 }
 
-/** Tasks at random, by tokens: with equal weights, or with weights that wander. Ends with the first task's sequences. */
+/** Tasks at random, by tokens: with equal weights, or with weights that wander; until one task has no more sequences. */
 function mixed(even: boolean, seed: number): Sequence[] {
   const random = randomNumbers(seed);
   const left = RECORDED_TASKS.map(sequencesOf);

@@ -4,7 +4,7 @@
  * A model whose pairs fit PAIR_CELLS has a cell for each pair of every layer. A larger one counts some layers at a time,
  * as many as fit, for TURN_TOKENS tokens; then each expert's TOP_PARTNERS most frequent partners go to a list, beside
  * half of what the list had, and it is the next layers' turn. So what is in a list is counted exactly, on a part of the
- * tokens: at 61 layers × 256 experts on 4 of 60 for pairs of layers and on 8 of 61 within a layer, in 9.2 MB.
+ * tokens: at 61 layers × 256 experts on 4 of 60 for pairs of layers and on 8 of 61 within a layer, in 9.1 MB.
  */
 
 import type { RoutingShape } from "./counters.ts";

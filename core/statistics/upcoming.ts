@@ -55,16 +55,16 @@ export function upcomingTokens(
   tokens: number,
 ): QueuedTokens[] {
   const sums = new Map<string, { prefill: number; decode: number }>();
-  const left = sequences.map(({ task, prefill, decode }) => {
+  const left = sequences.flatMap(({ task, prefill, decode }) => {
+    if (prefill + decode === 0) return [];
     const sum = sums.get(task) ?? { prefill: 0, decode: 0 };
     sums.set(task, sum);
-    return { prefill, decode, sum };
+    return [{ prefill, decode, sum }];
   });
   let running = left.slice(0, maxSequences);
   let admitted = running.length;
   for (let taken = 0; taken < tokens && running.length > 0;) {
     let room = maxTokensPerStep;
-    const atStart = taken;
     for (const one of running) {
       if (one.prefill > 0 || one.decode === 0 || room === 0) continue;
       one.decode--;
@@ -81,7 +81,6 @@ export function upcomingTokens(
     }
     running = running.filter((one) => one.prefill > 0 || one.decode > 0);
     while (running.length < maxSequences && admitted < left.length) running.push(left[admitted++]);
-    if (taken === atStart && running.every((one) => one.prefill + one.decode === 0)) break;
   }
   return [...sums].flatMap(([task, sum]) =>
     (["prefill", "decode"] as const).flatMap((phase) =>
