@@ -67,7 +67,7 @@ export const routerFields = z.object({
       "Parts of a step that take turns, one computing while the other's rows are with the shards; auto: what steps are faster with",
   }),
   dispatchTimeout: z.number().positive().max(3_600).default(2).meta({
-    description: "Longest wait for a shard's answer to one dispatch",
+    description: "Longest wait for a shard's answer before its rows are sent again",
     unit: "s",
     placeholder: "SECONDS",
   }),

@@ -116,11 +116,17 @@ const cluster = isRemote
       modelHash,
       wire: settings.wire,
       dispatchTimeoutMs: settings.dispatchTimeout * 1000,
+      // Beyond it, no request is left that waits.
+      copyWaitMs: settings.requestTimeout * 1000,
       logger,
+      ...metrics.recovery,
       onDispatch: (report) => metrics.onDispatch(report),
     })
   : undefined;
-if (cluster !== undefined) lifecycle.onStop("cluster", () => cluster.close());
+if (cluster !== undefined) {
+  cluster.onChange((change) => metrics.onClusterChange(change));
+  lifecycle.onStop("cluster", () => cluster.close());
+}
 
 const engine = new DeferredEngine(limits.maxModelLen);
 const api = createApi({
@@ -182,8 +188,9 @@ const loop = createEngine({
   maxNumBatchedTokens: settings.maxNumBatchedTokens,
   maxQueue: settings.maxQueue,
   requestTimeoutMs: settings.requestTimeout * 1000,
-  // A CPU is slow but does not hang; each layer's dispatches have a deadline of their own.
-  stepTimeoutMs: gpu ? STEP_TIMEOUT_MS + layers.length * settings.dispatchTimeout * 1000 : Infinity,
+  // A CPU is slow but does not hang.
+  stepTimeoutMs: gpu ? STEP_TIMEOUT_MS : Infinity,
+  lastAwayAt: cluster && (() => cluster.lastBusyAt()),
   observer: mergeObservers(
     logger,
     statistics.observer,
@@ -192,11 +199,9 @@ const loop = createEngine({
     createRequestTracing(),
   ),
   available: () => cluster?.unavailableReason(),
+  waitsFor: () => cluster?.missingReason(),
 });
 void loop.lost.then((reason) => lifecycle.stop(reason, 1));
-cluster?.onChange(({ kind, member }) => {
-  if (kind === "lost") loop.failRunning(`shard ${member?.address} is lost: ${member?.reason}`);
-});
 pending = () => loop.pending();
 engine.resolve(loop);
 

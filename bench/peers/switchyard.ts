@@ -65,6 +65,7 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
       overlay: checkpoint.overlay,
       wire: settings.wire,
       dispatchTimeoutMs: timeoutMs,
+      copyWaitMs: timeoutMs,
       logger,
     });
   const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });

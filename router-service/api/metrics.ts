@@ -4,10 +4,13 @@ import { createMetrics, type Metrics } from "../../core/platform/metrics.ts";
 import { PHASES } from "../../core/statistics/counters.ts";
 import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
+import type { DispatchReport } from "../cluster/attempts.ts";
+import type { ClusterChange } from "../cluster/cluster.ts";
+import type { RecoveryObserver } from "../cluster/layer-call.ts";
 import type { PlannerState } from "../cluster/planner-loop.ts";
-import type { DispatchReport } from "../cluster/remote-experts.ts";
 import type { EngineObserver, StepReport } from "../engine/observer.ts";
 import type { PromptReport } from "./serving.ts";
+import { recoveryMetrics } from "./recovery-metrics.ts";
 import { engineMetrics, type EngineMetricsOptions } from "./engine-metrics.ts";
 
 /** From a loopback hop to the default dispatch timeout and beyond, seconds. */
@@ -29,6 +32,9 @@ export interface RouterMetrics {
   /** A prompt's completions have all come to their end. */
   onPrompt(report: PromptReport): void;
   onDispatch(report: DispatchReport): void;
+  /** What happens to rows where shards fail or are late. */
+  readonly recovery: RecoveryObserver;
+  onClusterChange(change: ClusterChange): void;
   /** Load of the statistics' last window; one without tokens leaves the gauges as they are. */
   onWindow(window: LoadWindow): void;
   onFlush(outcome: FlushOutcome): void;
@@ -43,6 +49,7 @@ export function createRouterMetrics(options: RouterMetricsOptions): RouterMetric
   const engine = engineMetrics(metrics, options);
   const experts = expertMetrics(metrics, options.numExperts);
   if (options.planner !== undefined) plannerMetrics(metrics, options.planner);
+  const recovery = recoveryMetrics(metrics);
   return {
     observer: {
       onStep: (report) => {
@@ -55,6 +62,8 @@ export function createRouterMetrics(options: RouterMetricsOptions): RouterMetric
     },
     onPrompt: engine.onPrompt,
     onDispatch: experts.onDispatch,
+    recovery,
+    onClusterChange: recovery.onClusterChange,
     onWindow: experts.onWindow,
     onFlush: experts.onFlush,
     onDropped: experts.onDropped,

@@ -1,7 +1,10 @@
-/** Which copy of its expert takes which token of a batch; pure. */
+/** Which copy of its expert takes which token of a batch. */
 
-import type { LayerReplicas } from "../../core/placement/placement.ts";
+import { assignPairs } from "../../core/placement/assign-pairs.ts";
+import { type CopyTable, copyTable, type SplitCosts } from "../../core/placement/copy-table.ts";
+import { type LayerReplicas, type Placement, ranksOf } from "../../core/placement/placement.ts";
 import type { Routing } from "../engine/run-experts.ts";
+import type { Reach } from "./reach.ts";
 
 /** Rank of no shard: the expert has no copy that can be used. */
 export const NO_RANK = 65_534;
@@ -51,4 +54,103 @@ class Turns {
     this.#taken[best]++;
     return this.#copies[best].rank;
   }
+}
+
+/** The router's own time for one more message, seconds. */
+const SECONDS_PER_HOP = 3e-4;
+/** What a shard counts as before anything was measured, seconds. */
+const UNKNOWN_ROUND_TRIP = 1e-3;
+const UNKNOWN_PER_PAIR = 1e-4;
+const LEAST = 1e-9;
+
+/** Chooses copies by what they cost now; remembers the tables of one placement. */
+export class CopyChooser {
+  readonly #rowBytes: number;
+  #placement: Placement | undefined;
+  #ranks: readonly number[] = [];
+  #tables = new Map<number, CopyTable>();
+
+  constructor(hiddenSize: number) {
+    // There in the wire's dtype and back in f32, roughly.
+    this.#rowBytes = hiddenSize * 7;
+  }
+
+  /**
+   * Chooses the shard of each pair among those that are trusted, so that the slowest of them is done soonest.
+   * @param pairs indices into the routing's ids, ascending
+   * @returns ranks [numPairs]; NO_RANK where no copy is trusted
+   */
+  choose(
+    placement: Placement,
+    layer: number,
+    routing: Routing,
+    pairs: Uint32Array,
+    reach: (rank: number) => Reach | undefined,
+  ): Uint16Array {
+    const replicas = placement.layers.get(layer) ?? [];
+    const table = this.#table(placement, layer, replicas);
+    const reaches = this.#ranks.map((rank) => {
+      const one = reach(rank);
+      return one?.trusted === true ? one : undefined;
+    });
+    const { offsets, shards, shared } = table;
+    const { ids } = routing;
+    const has = (expert: number) => {
+      for (let copy = offsets[expert]; copy < offsets[expert + 1]; copy++) {
+        if (reaches[shards[copy]] !== undefined) return true;
+      }
+      return false;
+    };
+    if (shared.length === 0) {
+      return Uint16Array.from(pairs, (pair) => {
+        const shard = shards[offsets[ids[pair]]];
+        return reaches[shard] === undefined ? NO_RANK : this.#ranks[shard];
+      });
+    }
+    if (pairs.length < ids.length || !ids.every(has)) {
+      const usable = new Set(this.#ranks.filter((_, shard) => reaches[shard] !== undefined));
+      return chooseCopies(routing, pairs, replicas, (rank) => usable.has(rank));
+    }
+    const assigned = assignPairs(ids, routing.topK, table, splitCosts(reaches, this.#rowBytes));
+    return assigned.map((shard) => this.#ranks[shard]);
+  }
+
+  #table(placement: Placement, layer: number, replicas: LayerReplicas): CopyTable {
+    if (placement !== this.#placement) {
+      this.#placement = placement;
+      this.#ranks = ranksOf(placement);
+      this.#tables = new Map();
+    }
+    const known = this.#tables.get(layer);
+    if (known !== undefined) return known;
+    const made = copyTable(replicas, this.#ranks);
+    this.#tables.set(layer, made);
+    return made;
+  }
+}
+
+/** What rows cost at each shard, by its measured speed; a shard without one counts as the others do on average. */
+function splitCosts(reaches: readonly (Reach | undefined)[], rowBytes: number): SplitCosts {
+  const speeds = reaches.map((one) => one?.speed);
+  const mean = (values: readonly (number | undefined)[], unknown: number) => {
+    const known = values.filter((value) => value !== undefined);
+    return known.length === 0
+      ? unknown
+      : known.reduce((sum, value) => sum + value, 0) / known.length;
+  };
+  const roundTrips = speeds.map((one) => one?.roundTripSeconds);
+  const perPairs = speeds.map((one) => one?.secondsPerPair);
+  const roundTrip = mean(roundTrips, UNKNOWN_ROUND_TRIP);
+  const perPair = mean(perPairs, UNKNOWN_PER_PAIR);
+  const perRow = (bytesPerSecond: number | undefined) =>
+    bytesPerSecond === undefined ? 0 : rowBytes / bytesPerSecond;
+  return {
+    fixed: Float64Array.from(reaches, (one, shard) =>
+      one === undefined ? Infinity : Math.max(LEAST, roundTrips[shard] ?? roundTrip),
+    ),
+    perHop: new Float64Array(reaches.length).fill(SECONDS_PER_HOP),
+    perRow: Float64Array.from(speeds, (one) => perRow(one?.bytesPerSecond)),
+    perPair: Float64Array.from(perPairs, (one) => Math.max(LEAST, one ?? perPair)),
+    perExpert: new Float64Array(reaches.length),
+  };
 }

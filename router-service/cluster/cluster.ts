@@ -1,24 +1,31 @@
 /** The expert shards of a router, as one: who is there, who holds what, and the remote half of `runExperts`. */
 
-import { checkHellos, checkTolerance, HandshakeError } from "../../core/handshake.ts";
 import type { WeightsDtype } from "../../core/expert-device.ts";
+import { moeLayers } from "../../core/model/config.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import { PROTOCOL_VERSION } from "../../core/wire.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
-import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { RunExperts } from "../engine/run-experts.ts";
 import { adopt, switchTo } from "./adoption.ts";
+import type { DispatchReport } from "./attempts.ts";
 import { Changes, changeOrAbort } from "./changes.ts";
-import { Member, type MemberEvent, type MemberView } from "./member.ts";
+import { EpochUse } from "./epoch-use.ts";
+import type { RecoveryObserver } from "./layer-call.ts";
+import type { Member, MemberEvent, MemberView } from "./member.ts";
 import { missingExperts } from "./missing-experts.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
-import { createRemoteExperts, type DispatchReport } from "./remote-experts.ts";
+import type { Directory } from "./reach.ts";
+import { createRemoteExperts } from "./remote-experts.ts";
+import { Roster } from "./roster.ts";
 import { shardPlacement } from "./shard-placement.ts";
 
+/** Without any shard for this long, requests are refused. */
+const NO_SHARD_MS = 5_000;
+
 /** What a cluster is made of. */
-export interface ClusterOptions extends PlanInput {
+export interface ClusterOptions extends PlanInput, RecoveryObserver {
   /** Addresses of the shards at first, host:port. */
   readonly shards: readonly string[];
   /** Plan the first placement when all shards have said hello; else the first one is adopted. Default: true. */
@@ -28,6 +35,8 @@ export interface ClusterOptions extends PlanInput {
   readonly modelHash: string;
   readonly wire: WireSetting;
   readonly dispatchTimeoutMs: number;
+  /** Milliseconds that a layer of a step waits for its experts to have a copy again. */
+  readonly copyWaitMs: number;
   readonly logger: Logger;
   /** Called after every dispatch, answered or not; returns at once. */
   readonly onDispatch?: (report: DispatchReport) => void;
@@ -42,7 +51,10 @@ export interface ClusterChange {
 
 /** The shards, connected and kept connected. */
 export interface Cluster {
-  /** Runs routed experts on the shards. Rejects with an UnavailableError. */
+  /**
+   * Runs routed experts on the shards; rows whose dispatch fails go to another copy, or wait for one.
+   * Rejects with an UnavailableError.
+   */
   readonly runExperts: RunExperts;
   /** What is known of each shard, in the order of the addresses. */
   members(): MemberView[];
@@ -61,12 +73,18 @@ export interface Cluster {
   onChange(callback: (change: ClusterChange) => void): () => void;
   /** Tells a shard that it is to leave, or to stay after all; false where no shard with this rank is connected. */
   drain(rank: number, cancel: boolean): boolean;
+  /** Says why no shard has room for experts without a copy, so that requests need not wait; undefined where that is over. */
+  setUnplaceable(reason: string | undefined): void;
   /** Dtype of weights in the cluster, once there is a placement. Rejects with PlacementError or HandshakeError where it can not work. */
   weights(): Promise<WeightsDtype>;
   /** Resolves when every expert has a living copy. Rejects as `weights`, and on close. */
   ready(): Promise<void>;
-  /** Why new requests are to be refused: some expert has no living copy. */
+  /** Which shards experts are without; undefined where every expert has a living copy. */
+  missingReason(): string | undefined;
+  /** Why requests are to be refused: experts never had copies, nobody has room for them, or no shard is left. */
   unavailableReason(): string | undefined;
+  /** When the rows of a step were last with the shards, milliseconds of performance.now(); now, where some are. */
+  lastBusyAt(): number;
   close(): Promise<void>;
 }
 
@@ -78,11 +96,10 @@ export function createCluster(options: ClusterOptions): Cluster {
 class ShardCluster implements Cluster {
   readonly runExperts: RunExperts;
   readonly #options: ClusterOptions;
-  readonly #hello: RouterHello;
-  readonly #members = new Map<string, Member>();
-  readonly #leaving = new Set<Promise<void>>();
+  readonly #roster: Roster;
   readonly #changes = new Changes();
   readonly #stop = new AbortController();
+  readonly #use = new EpochUse();
   readonly #decided = Promise.withResolvers<WeightsDtype>();
   readonly #callbacks = new Set<(change: ClusterChange) => void>();
   #adopting: Promise<unknown> = Promise.resolve();
@@ -90,51 +107,41 @@ class ShardCluster implements Cluster {
   /** Being adopted. */
   #next: ClusterPlacement | undefined;
   #missing: { readonly reason: string | undefined } | undefined;
+  #unplaceable: string | undefined;
+  #wasReady = false;
+  #noShardTimer: NodeJS.Timeout | undefined;
+  #noShard = false;
+  #calls = 0;
+  #lastBusyAt = -Infinity;
 
   constructor(options: ClusterOptions) {
     this.#options = options;
-    const { modelHash, weights, experts, routerId } = options;
-    this.#hello = { protocolVersion: PROTOCOL_VERSION, modelHash, weights, experts, routerId };
+    const { modelHash, weights, experts, routerId, logger, config } = options;
     this.#decided.promise.catch(() => {});
+    this.#roster = new Roster({
+      hello: { protocolVersion: PROTOCOL_VERSION, modelHash, weights, experts, routerId },
+      logger,
+      placementsFor: (rank) => this.#placementsFor(rank),
+      onEvent: (member, event) => this.#onEvent(member, event),
+    });
     this.runExperts = createRemoteExperts({
-      hiddenSize: options.config.hiddenSize,
-      wire: options.wire,
+      ...options,
+      hiddenSize: config.hiddenSize,
+      numExperts: config.numExperts,
+      layers: moeLayers(config),
       dispatchTimeoutMs: Math.ceil(options.dispatchTimeoutMs),
-      onDispatch: options.onDispatch,
-      placement: () => this.#current?.placement,
-      shard: (rank) => this.#memberOf(rank),
-      unavailable: () => new UnavailableError(this.unavailableReason() ?? "no shard is ready"),
+      directory: this.#directory(),
+      onCall: (began) => this.#onCall(began),
     });
     this.setMembers(options.shards);
   }
 
   members(): MemberView[] {
-    const epoch = this.#current?.placement.epoch;
-    return [...this.#members.values()].map((member) => member.view(epoch));
+    return this.#roster.members.map((member) => this.#view(member));
   }
 
   setMembers(addresses: readonly string[]): void {
-    if (this.#stop.signal.aborted) return;
-    const wanted = new Set(addresses);
-    for (const [address, member] of this.#members) {
-      if (wanted.has(address)) continue;
-      this.#members.delete(address);
-      const gone = member.close("the shard is no member any more");
-      this.#leaving.add(gone);
-      void gone.finally(() => this.#leaving.delete(gone));
-      this.#notify({ kind: "left", member: member.view(this.#current?.placement.epoch) });
-    }
-    for (const address of wanted) {
-      if (this.#members.has(address)) continue;
-      const member = new Member({
-        address,
-        hello: this.#hello,
-        logger: this.#options.logger,
-        judge: (one, hello) => this.#judge(one, hello),
-        onEvent: (one, event) => this.#onEvent(one, event),
-      });
-      this.#members.set(address, member);
-    }
+    this.#roster.set(addresses);
   }
 
   adopt(stored: ClusterPlacement, signal?: AbortSignal): Promise<void> {
@@ -155,7 +162,12 @@ class ShardCluster implements Cluster {
   }
 
   drain(rank: number, cancel: boolean): boolean {
-    return this.#memberOf(rank)?.drain(cancel) ?? false;
+    return this.#roster.find(rank)?.drain(cancel) ?? false;
+  }
+
+  setUnplaceable(reason: string | undefined): void {
+    this.#unplaceable = reason;
+    this.#changes.notify();
   }
 
   weights(): Promise<WeightsDtype> {
@@ -164,46 +176,71 @@ class ShardCluster implements Cluster {
 
   async ready(): Promise<void> {
     await this.#decided.promise;
-    while (this.unavailableReason() !== undefined) {
+    while (this.missingReason() !== undefined) {
       await changeOrAbort(this.#changes, this.#stop.signal);
     }
   }
 
-  unavailableReason(): string | undefined {
+  missingReason(): string | undefined {
     if (this.#missing === undefined) {
-      const members = [...this.#members.values()];
-      this.#missing = { reason: missingExperts(this.#current?.placement, members) };
+      const reason = missingExperts(this.#current?.placement, this.#roster.members);
+      this.#missing = { reason };
+      this.#wasReady ||= reason === undefined;
     }
     return this.#missing.reason;
+  }
+
+  unavailableReason(): string | undefined {
+    const missing = this.missingReason();
+    if (missing === undefined) return undefined;
+    if (!this.#wasReady) return missing;
+    return this.#unplaceable ?? (this.#noShard ? missing : undefined);
+  }
+
+  lastBusyAt(): number {
+    return this.#calls > 0 ? performance.now() : this.#lastBusyAt;
   }
 
   async close(): Promise<void> {
     const stopped = new UnavailableError("the router is stopping");
     this.#stop.abort(stopped);
     this.#decided.reject(stopped);
-    await Promise.all([...this.#members.values()].map((member) => member.close()));
-    await Promise.all(this.#leaving);
+    clearTimeout(this.#noShardTimer);
+    await this.#roster.close();
   }
 
-  #memberOf(rank: number): Member | undefined {
-    let found: Member | undefined;
-    for (const member of this.#members.values()) {
-      // An address that the shard had before may still be named.
-      if (member.rank === rank && !found?.connected) found = member;
-    }
-    return found;
+  #directory(): Directory {
+    return {
+      placement: () => this.#current?.placement,
+      reach: (rank, epoch) => {
+        const member = this.#roster.find(rank);
+        return member?.serves(epoch) ? member : undefined;
+      },
+      changes: this.#changes,
+      hopeless: () =>
+        this.#stop.signal.aborted ? "the router is stopping" : this.unavailableReason(),
+      missing: () => this.missingReason(),
+      failed: (rank, epoch, reason) => this.#onFailed(rank, epoch, reason),
+      forgive: (rank) => this.#roster.find(rank)?.forgive(),
+      begin: (epoch) => this.#use.begin(epoch),
+    };
   }
 
-  #judge(member: Member, hello: ShardHello): ShardPlacement[] {
-    checkHellos(this.#hello, hello);
-    checkTolerance(hello.conformanceTolerance);
-    for (const other of this.#members.values()) {
-      if (other !== member && other.connected && other.rank === hello.rank) {
-        throw new HandshakeError(`rank ${hello.rank}: shard ${other.address} has it too`);
-      }
-    }
-    return [this.#current, this.#next].flatMap((stored) =>
-      stored === undefined ? [] : [this.#messageFor(stored, hello.rank)],
+  #onFailed(rank: number, epoch: number, reason: Parameters<Directory["failed"]>[2]): void {
+    const member = this.#roster.find(rank);
+    member?.failed(reason);
+    if (reason !== "wrong_epoch" || epoch !== this.#current?.placement.epoch) return;
+    member?.placeAgain(this.#messageFor(this.#current, rank));
+  }
+
+  #onCall(began: boolean): void {
+    this.#calls += began ? 1 : -1;
+    this.#lastBusyAt = performance.now();
+  }
+
+  #placementsFor(rank: number): ShardPlacement[] {
+    return [this.#current, this.#next].flatMap((stored, index, both) =>
+      stored === undefined || both.indexOf(stored) < index ? [] : [this.#messageFor(stored, rank)],
     );
   }
 
@@ -212,27 +249,46 @@ class ShardCluster implements Cluster {
     return shardPlacement(stored, rank, this.#options.overlay, oldest);
   }
 
-  #onEvent(member: Member, kind: MemberEvent): void {
-    this.#notify({ kind, member: member.view(this.#current?.placement.epoch) });
+  #view(member: Member): MemberView {
+    return member.view(this.#current?.placement.epoch);
+  }
+
+  #onEvent(member: Member, kind: MemberEvent | "left"): void {
+    this.#watchShards();
+    this.#notify({ kind, member: this.#view(member) });
     if (kind === "joined") this.#planFirst();
+  }
+
+  /** Takes note where no shard is left, but not at once: links break all together and come back. */
+  #watchShards(): void {
+    if (this.#roster.members.some(({ connected }) => connected)) {
+      clearTimeout(this.#noShardTimer);
+      this.#noShardTimer = undefined;
+      this.#noShard = false;
+    } else {
+      this.#noShardTimer ??= setTimeout(() => {
+        this.#noShard = true;
+        this.#changes.notify();
+      }, NO_SHARD_MS);
+    }
   }
 
   #notify(change: ClusterChange): void {
     this.#missing = undefined;
+    this.missingReason();
     this.#changes.notify();
     for (const callback of this.#callbacks) callback(change);
   }
 
   #planFirst(): void {
     if (this.#options.plansFirst === false || (this.#current ?? this.#next) !== undefined) return;
-    const hellos = [...this.#members.values()].map(({ hello }) => hello);
+    const hellos = this.#roster.members.map(({ hello }) => hello);
     if (!hellos.every((hello) => hello !== undefined)) return;
     let first: ClusterPlacement;
     try {
       first = planCluster(this.#options, hellos);
     } catch (error) {
       this.#decided.reject(error);
-      this.#notify({ kind: "adopted" });
       return;
     }
     // A shard that refuses it is away with its reason, and asked again.
@@ -241,24 +297,25 @@ class ShardCluster implements Cluster {
 
   async #adopt(stored: ClusterPlacement, signal: AbortSignal): Promise<void> {
     const { placement, weights, experts } = stored;
+    const { epoch } = placement;
+    const { logger } = this.#options;
     const before = this.#current;
-    if (before?.placement.epoch === placement.epoch) return;
+    if (before?.placement.epoch === epoch) return;
     switchTo(before, stored);
     this.#next = stored;
     if (before === undefined) this.#switch(stored);
-    const { epoch } = placement;
-    const { logger } = this.#options;
-    logger.info({ epoch, weights, experts, members: this.#members.size }, "placement decided");
+    logger.info({ epoch, weights, experts }, "placement decided");
     this.#decided.resolve(weights);
     try {
-      const members = () => [...this.#members.values()];
+      const members = () => this.#roster.members;
       const message = (rank: number) => this.#messageFor(stored, rank);
       await adopt({ stored, before, members, message, changes: this.#changes, signal });
       this.#switch(stored);
     } finally {
       this.#next = undefined;
     }
-    for (const member of this.#members.values()) member.release(epoch);
+    await this.#use.unusedBelow(epoch, this.#stop.signal);
+    for (const member of this.#roster.members) member.release(epoch);
     logger.info({ epoch }, "placement adopted");
   }
 

@@ -3,9 +3,17 @@
 import type { Logger } from "../../core/platform/log.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expert.ts";
+import type { DispatchHeader, PackedDispatch } from "../../core/wire.ts";
+import { Quarantine } from "./quarantine.ts";
+import type { Reach } from "./reach.ts";
+import type { ResendReason } from "./resend.ts";
 import { ShardClient } from "./shard-client.ts";
 import { type MeasuredSpeed, ShardSpeed, type SpeedSample } from "./shard-speed.ts";
-import type { ShardStream } from "./shard-stream.ts";
+import type { DispatchHandle, ShardStream } from "./shard-stream.ts";
+
+/** A shard that says something every second is not asked first after this time without a word, and given up after the other. */
+const SUSPECT_MS = 1_500;
+const SILENT_MS = 3_000;
 
 /** away: no stream; loading: connected, some placement is not resident yet; draining: it serves, and is to leave. */
 export type MemberState = "away" | "loading" | "ready" | "draining";
@@ -25,12 +33,14 @@ export interface MemberView {
   /** Epochs of which it holds all that it was told to. */
   readonly epochs: readonly number[];
   readonly speed: MeasuredSpeed;
-  /** Milliseconds since the epoch of Date until which it gets no rows, for it was found wrong. */
+  /** It said nothing for longer than it should, or is far behind with an answer: it gets no rows that others can take. */
+  readonly suspect: boolean;
+  /** Unix milliseconds until which it gets no rows, for it was found wrong. */
   readonly quarantinedUntil: number | undefined;
 }
 
-/** What happened to a shard; away: it is so still, maybe for another reason. */
-export type MemberEvent = "joined" | "lost" | "away" | "placed" | "draining";
+/** What happened to a shard; away: it is so still, maybe for another reason; quarantined: it is, or not any more. */
+export type MemberEvent = "joined" | "lost" | "away" | "placed" | "draining" | "quarantined";
 
 /** What a member needs. */
 export interface MemberOptions {
@@ -43,23 +53,32 @@ export interface MemberOptions {
 }
 
 /** A shard of the cluster. */
-export class Member {
+export class Member implements Reach {
   readonly address: string;
+  readonly #options: MemberOptions;
+  readonly #quarantine = new Quarantine();
   readonly #client: ShardClient;
   #hello: ShardHello | undefined;
   #status: ShardStatus | undefined;
   #speed = new ShardSpeed();
   #connected = false;
+  #overdueAt = -Infinity;
+  #quarantineTimer: NodeJS.Timeout | undefined;
 
-  constructor({ address, hello, logger, judge, onEvent }: MemberOptions) {
+  constructor(options: MemberOptions) {
+    const { address, hello, logger, judge, onEvent } = options;
     this.address = address;
+    this.#options = options;
     this.#client = new ShardClient({
       address,
       hello,
       logger,
       onHello: (theirs) => {
         const placements = judge(this, theirs);
-        if (theirs.incarnation !== this.#hello?.incarnation) this.#speed = new ShardSpeed();
+        if (theirs.incarnation !== this.#hello?.incarnation) {
+          this.#speed = new ShardSpeed();
+          this.forgive();
+        }
         this.#hello = theirs;
         this.#status = undefined;
         return placements;
@@ -96,16 +115,90 @@ export class Member {
     return state.kind === "connected" && state.epochs.has(epoch) ? state.stream : undefined;
   }
 
+  /** Whether rows of an epoch may be sent to it: it holds what it was told to, and is not in quarantine. */
+  serves(epoch: number): boolean {
+    return this.streamOf(epoch) !== undefined && this.#quarantine.until(Date.now()) === undefined;
+  }
+
+  get trusted(): boolean {
+    const { state } = this.#client;
+    if (state.kind === "away") return false;
+    return this.#overdueAt <= state.stream.lastMessageAt && this.#silentMs() < SUSPECT_MS;
+  }
+
+  get speed(): MeasuredSpeed {
+    return this.#speed.measured;
+  }
+
+  dispatch(header: Omit<DispatchHeader, "dispatchId">, payload: PackedDispatch): DispatchHandle {
+    return this.#client.dispatch(header, payload);
+  }
+
+  expectedSeconds(bytes: number, pairs: number): number | undefined {
+    return this.#speed.expectedSeconds(bytes, pairs);
+  }
+
+  overdue(): void {
+    this.#overdueAt = performance.now();
+  }
+
+  /** Gives the stream up where the shard, which speaks every second, has been silent for long. */
+  checkSilence(): void {
+    const { state } = this.#client;
+    const silentMs = this.#silentMs();
+    if (state.kind === "away" || silentMs < SILENT_MS) return;
+    state.stream.end(`no message for ${Math.round(silentMs)} ms`);
+  }
+
+  /** Takes note of a dispatch that failed for a fault of the shard's. */
+  failed(reason: ResendReason): void {
+    const now = Date.now();
+    if (this.#quarantine.until(now) !== undefined) return;
+    const forMs =
+      reason === "wrong_result"
+        ? this.#quarantine.wrong(now)
+        : reason === "checksum"
+          ? this.#quarantine.checksum(now)
+          : undefined;
+    if (forMs === undefined) return;
+    const { logger, onEvent } = this.#options;
+    logger.error({ shard: this.address, rank: this.rank, reason, forMs }, "shard in quarantine");
+    clearTimeout(this.#quarantineTimer);
+    this.#quarantineTimer = setTimeout(() => onEvent(this, "quarantined"), forMs + 1);
+    onEvent(this, "quarantined");
+  }
+
+  /** Ends a quarantine. */
+  forgive(): void {
+    const was = this.#quarantine.until(Date.now()) !== undefined;
+    this.#quarantine.forgive();
+    clearTimeout(this.#quarantineTimer);
+    if (was) this.#options.onEvent(this, "quarantined");
+  }
+
+  #silentMs(): number {
+    const { state } = this.#client;
+    // One that says nothing of itself at all may be silent.
+    if (state.kind === "away" || this.#status === undefined) return 0;
+    return performance.now() - state.stream.lastMessageAt;
+  }
+
   /** Why the shard can not compute for an epoch. */
   reasonAgainst(epoch: number | undefined): string {
     const { state } = this.#client;
     if (state.kind === "away") return state.reason;
+    if (this.#quarantine.until(Date.now()) !== undefined) return "it is in quarantine";
     return epoch === undefined ? "it is connected" : "its placement is being loaded";
   }
 
   /** Has the shard hold a placement; see ShardClient.place. */
   place(placement: ShardPlacement): Promise<void> {
     return this.#client.place(placement);
+  }
+
+  /** See ShardClient.placeAgain. */
+  placeAgain(placement: ShardPlacement): void {
+    this.#client.placeAgain(placement);
   }
 
   /** See ShardClient.release. */
@@ -141,11 +234,13 @@ export class Member {
       status: this.#status,
       epochs: connected ? [...state.epochs].sort((a, b) => a - b) : [],
       speed: this.#speed.measured,
-      quarantinedUntil: undefined,
+      suspect: connected && !this.trusted,
+      quarantinedUntil: this.#quarantine.until(Date.now()),
     };
   }
 
   async close(reason?: string): Promise<void> {
+    clearTimeout(this.#quarantineTimer);
     await this.#client.close(reason);
   }
 }

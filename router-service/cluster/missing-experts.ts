@@ -42,11 +42,11 @@ function awayOf(placement: Placement, members: readonly Member[]): string[] {
   });
 }
 
-/** Ranks of the shards that hold what they were told for an epoch. */
+/** Ranks of the shards to which rows of an epoch may be sent. */
 export function livingRanks(members: readonly Member[], epoch: number): Set<number> {
   const ranks = new Set<number>();
   for (const member of members) {
-    if (member.rank !== undefined && member.streamOf(epoch) !== undefined) ranks.add(member.rank);
+    if (member.rank !== undefined && member.serves(epoch)) ranks.add(member.rank);
   }
   return ranks;
 }

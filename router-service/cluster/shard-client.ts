@@ -5,7 +5,8 @@ import type { Logger } from "../../core/platform/log.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expert.ts";
 import { PlacementRefusedError, ShardLostError } from "./errors.ts";
-import { ShardStream } from "./shard-stream.ts";
+import type { DispatchHeader, PackedDispatch } from "../../core/wire.ts";
+import { type DispatchHandle, ShardStream } from "./shard-stream.ts";
 
 /** A shard that accepts a connection says hello within this time. */
 const HELLO_TIMEOUT_MS = 5_000;
@@ -81,6 +82,21 @@ export class ShardClient {
     const placed = this.#place(state.stream, placement);
     this.#placing.set(placement.epoch, placed);
     return placed;
+  }
+
+  /** Sends rows; see ShardStream.dispatch. */
+  dispatch(header: Omit<DispatchHeader, "dispatchId">, payload: PackedDispatch): DispatchHandle {
+    if (this.#state.kind === "connected") return this.#state.stream.dispatch(header, payload);
+    const lost = new ShardLostError(`shard ${this.address}`, this.#state.reason);
+    return { answer: Promise.reject(lost), bytesOut: 0, cancel: () => {} };
+  }
+
+  /** Has the shard hold its placement of an epoch anew: it says that it does not. */
+  placeAgain(placement: ShardPlacement): void {
+    this.#epochs.delete(placement.epoch);
+    this.#placing.delete(placement.epoch);
+    this.place(placement).catch(() => {});
+    this.#options.onChange();
   }
 
   /** Tells the shard that nothing is dispatched to an epoch below this one any more. */

@@ -8,13 +8,14 @@ import { channelOptions } from "../../core/platform/grpc.ts";
 import type { DispatchHeader, PackedDispatch, ShardTimes } from "../../core/wire.ts";
 import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../core/wire.ts";
 import type { ShardPlacement, PlacementAck } from "../../proto/gen/switchyard/v1/cluster.ts";
-import type {
-  PartialSum,
-  RouterHello,
-  RouterMessage,
-  ShardHello,
-  ShardMessage,
-  ShardStatus,
+import {
+  DispatchErrorCode,
+  type PartialSum,
+  type RouterHello,
+  type RouterMessage,
+  type ShardHello,
+  type ShardMessage,
+  type ShardStatus,
 } from "../../proto/gen/switchyard/v1/expert.ts";
 import {
   DispatchFailedError,
@@ -29,6 +30,9 @@ type Call = ClientDuplexStream<RouterMessage, ShardMessage>;
 
 /** Dispatches without an answer at most; an engine has a few. */
 const MAX_PENDING = 1024;
+
+/** A dispatch that fails for its time after so long without a word of the shard's ends the stream. */
+const SILENT_MS = 1_900;
 
 /** A dispatch on its way. */
 export interface DispatchHandle {
@@ -206,11 +210,12 @@ export class ShardStream {
     if (pending === undefined) return;
     const { layer, timeoutMs } = pending.header;
     pending.reject(new DispatchTimeoutError(this.#shard, layer, timeoutMs));
-    if (this.#lastMessageAt >= pending.sentAt) {
+    const silentMs = performance.now() - Math.max(this.#lastMessageAt, pending.sentAt);
+    if (silentMs < SILENT_MS) {
       this.#send({ $case: "cancel", value: { dispatchId } });
     } else {
       // Not a word since it was sent: whoever waits behind it need not find out one by one.
-      this.end(`no message for ${timeoutMs} ms`);
+      this.end(`no message for ${Math.round(silentMs)} ms`);
     }
   }
 
@@ -253,8 +258,13 @@ export class ShardStream {
     if (pending === undefined) return;
     const { layer, hiddenSize } = pending.header;
     try {
+      const sums = decodePartialSum(message, pending.numRows, hiddenSize);
+      if (!allFinite(sums)) {
+        const code = DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_RESULT;
+        throw new DispatchRefusedError(code, "partial sums that are not finite");
+      }
       pending.resolve({
-        sums: decodePartialSum(message, pending.numRows, hiddenSize),
+        sums,
         bytesIn: message.sums.length,
         times: { queueUs: message.queueUs, computeUs: message.computeUs },
       });
@@ -263,4 +273,11 @@ export class ShardStream {
       pending.reject(new DispatchFailedError(this.#shard, layer, error.code, error.message));
     }
   }
+}
+
+function allFinite(values: Float32Array): boolean {
+  // Infinities and NaN survive any sum; f64 holds every other.
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i] * 0;
+  return sum === 0;
 }

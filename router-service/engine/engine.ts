@@ -40,19 +40,21 @@ export interface EngineOptions {
   readonly requestTimeoutMs: number;
   /** After this time a step counts as never returning, and the engine as lost; STEP_TIMEOUT_MS where absent. */
   readonly stepTimeoutMs?: number;
+  /** When rows of a step were last with others to compute, milliseconds of performance.now(): that is no hang. */
+  readonly lastAwayAt?: () => number;
   readonly observer?: EngineObserver;
   /** Why no request can be served at the moment; undefined where one can. */
   readonly available?: () => string | undefined;
+  /** What steps wait for at the moment beside the device, for the error of a request whose time is over. */
+  readonly waitsFor?: () => string | undefined;
   /** Milliseconds, monotonic; performance.now() where absent. */
   readonly now?: () => number;
   /** Seeds for requests that bring none; random where absent. */
   readonly randomSeed?: () => number;
 }
 
-/** An engine as main holds it: it can be told of lost experts, and says when it can not go on. */
+/** An engine as main holds it: it says when it can not go on. */
 export interface RunningEngine extends Engine {
-  /** Ends what runs with UnavailableError at once and aborts the step in flight; what waits is judged by `available`. */
-  failRunning(reason: string): void;
   /** What runs, then what waits, both in order of arrival. */
   pending(): PendingRequest[];
   /** Settles with the reason when the engine can never make another token; not by close(). */
@@ -203,11 +205,6 @@ class EngineLoop implements RunningEngine {
     return [...this.#active.values()];
   }
 
-  failRunning(reason: string): void {
-    this.#fail([...this.#scheduler.running], reason);
-    this.#wake();
-  }
-
   async close(): Promise<void> {
     this.#stop("the service is stopping");
     await Promise.race([this.#done, this.lost]); // a lost device may never answer its last step
@@ -226,7 +223,10 @@ class EngineLoop implements RunningEngine {
     this.#active.set(active.sequence, active);
     active.watch(
       () => this.#end(active, "abort", { error: aborted() }),
-      () => this.#end(active, "error", { error: new RequestTimeoutError(requestTimeoutMs / 1000) }),
+      () => {
+        const error = new RequestTimeoutError(requestTimeoutMs / 1000, this.#options.waitsFor?.());
+        this.#end(active, "error", { error });
+      },
       requestTimeoutMs,
     );
     this.#wake();
@@ -279,7 +279,8 @@ class EngineLoop implements RunningEngine {
     try {
       const traceContext = this.#observer.stepContext?.(sequences);
       const result = this.#options.runner.forward(batch, { signal, traceContext });
-      return await withinStepTimeout(result, this.#options.stepTimeoutMs ?? STEP_TIMEOUT_MS);
+      const { stepTimeoutMs = STEP_TIMEOUT_MS, lastAwayAt } = this.#options;
+      return await withinStepTimeout(result, stepTimeoutMs, lastAwayAt);
     } catch (error) {
       this.#observer.onStepFailed?.({ finishedAt: this.#now(), aborted: signal.aborted });
       if (error instanceof StepTimeoutError) this.#lose(error.message);

@@ -34,7 +34,9 @@ export class StepFailedError extends Error {
 /** The request took longer than --request-timeout. HTTP 504, gRPC DEADLINE_EXCEEDED. */
 export class RequestTimeoutError extends Error {
   override readonly name = "RequestTimeoutError";
-  constructor(seconds: number) {
-    super(`the request was not done within the request timeout of ${seconds} s`);
+  /** `why`: what it waited for, where that is known. */
+  constructor(seconds: number, why?: string) {
+    const because = why === undefined ? "" : `; ${why}`;
+    super(`the request was not done within the request timeout of ${seconds} s${because}`);
   }
 }

@@ -17,11 +17,25 @@ export class StepTimeoutError extends Error {
   }
 }
 
-/** The step's own outcome, or StepTimeoutError when that takes too long; Infinity waits for ever. */
-export async function withinStepTimeout<T>(step: Promise<T>, timeoutMs: number): Promise<T> {
+/**
+ * The step's own outcome, or StepTimeoutError when the device takes too long; Infinity waits for ever.
+ * @param lastAwayAt when the step last waited for others than the device, milliseconds of performance.now(): such waits
+ *   have deadlines of their own
+ */
+export async function withinStepTimeout<T>(
+  step: Promise<T>,
+  timeoutMs: number,
+  lastAwayAt: () => number = () => -Infinity,
+): Promise<T> {
   if (timeoutMs > MAX_TIMER_MS) return step;
   const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() => late.reject(new StepTimeoutError(timeoutMs)), timeoutMs);
+  const startedAt = performance.now();
+  const check = () => {
+    const aloneMs = performance.now() - Math.max(startedAt, lastAwayAt());
+    if (aloneMs < timeoutMs) timer = setTimeout(check, Math.ceil(timeoutMs - aloneMs));
+    else late.reject(new StepTimeoutError(timeoutMs));
+  };
+  let timer = setTimeout(check, timeoutMs);
   try {
     return await Promise.race([step, late.promise]);
   } finally {

@@ -97,6 +97,7 @@ export async function connectTestCluster(
     shaderF16: false,
     wire: "f32",
     dispatchTimeoutMs: 2000,
+    copyWaitMs: 10_000,
     logger: silentLogger,
     ...options,
   });

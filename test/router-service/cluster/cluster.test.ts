@@ -4,12 +4,8 @@ import path from "node:path";
 import { after, before, describe, it } from "node:test";
 
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import {
-  DispatchFailedError,
-  PlacementError,
-  ShardLostError,
-} from "../../../router-service/cluster/errors.ts";
-import type { DispatchReport } from "../../../router-service/cluster/remote-experts.ts";
+import { DispatchFailedError, PlacementError } from "../../../router-service/cluster/errors.ts";
+import type { DispatchReport } from "../../../router-service/cluster/attempts.ts";
 import { reconnectPauseMs } from "../../../router-service/cluster/shard-client.ts";
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
 import { testValues } from "../../support/expert-reference.ts";
@@ -181,15 +177,15 @@ describe("a cluster of two shards", () => {
     await assert.rejects(async () => cluster.runExperts(3, step.hiddenStates, step.routing), /3/);
   });
 
-  it("gives up a dispatch after its timeout, and works again as soon as the shard does", async () => {
+  it("sends rows again to a shard that did not answer in time, and has them when it does", async () => {
     gate.shut();
-    const startedAt = performance.now();
-    await assert.rejects(run(cluster), /did not answer a dispatch of layer 0 within 700 ms/);
-    const waitedMs = performance.now() - startedAt;
-    assert.ok(waitedMs >= 690 && waitedMs < 2000, `waited ${waitedMs} ms`);
+    reports.length = 0;
+    const running = run(cluster);
+    await waitFor("the timeout", () => outcomes().includes("1 timeout"));
+    const { seconds } = reports.find(({ outcome }) => outcome === "timeout") ?? { seconds: 0 };
+    assert.ok(seconds >= 0.69 && seconds < 2, `waited ${seconds} s`);
     gate.open();
-    await cluster.ready();
-    assert.deepEqual(await run(cluster), expected);
+    assert.deepEqual(await running, expected);
   });
 
   it("loses a shard that stops, tells why, and has it back when it starts again", async () => {
@@ -202,13 +198,13 @@ describe("a cluster of two shards", () => {
     await waitFor("the loss", () => losses.length > 0);
     stop();
     assert.match(losses[0], new RegExp(`${address} the shard is stopping`));
-    assert.match(cluster.unavailableReason() ?? "", /experts without a living copy: shard/);
-    await assert.rejects(run(cluster), ShardLostError);
+    assert.match(cluster.missingReason() ?? "", /experts without a living copy: shard/);
+    const running = run(cluster);
     const port = Number(address.split(":")[1]);
     shards[0] = await startTestShard({ rank: 1, port, wrapDevice: gate.wrap });
     await cluster.ready();
-    assert.equal(cluster.unavailableReason(), undefined);
-    assert.deepEqual(await run(cluster), expected);
+    assert.equal(cluster.missingReason(), undefined);
+    assert.deepEqual(await running, expected);
   });
 
   it("takes a shard under another rank as another shard, and misses the one that was there", async () => {
@@ -216,7 +212,9 @@ describe("a cluster of two shards", () => {
     await shards[1].close();
     shards[1] = await startTestShard({ rank: 7, port });
     await waitFor("the other shard", () => cluster.members()[1].rank === 7);
-    assert.match(cluster.unavailableReason() ?? "", /rank 0: no shard has it/);
+    await waitFor("what is missing", () =>
+      /rank 0: no shard has it/.test(cluster.missingReason() ?? ""),
+    );
     await shards[1].close();
     shards[1] = await startTestShard({ rank: 0, port });
     await cluster.ready();
