@@ -278,6 +278,6 @@ export class ShardStream {
 function allFinite(values: Float32Array): boolean {
   // Infinities and NaN survive any sum; f64 holds every other.
   let sum = 0;
-  for (let i = 0; i < values.length; i++) sum += values[i] * 0;
-  return sum === 0;
+  for (let i = 0; i < values.length; i++) sum += values[i];
+  return Number.isFinite(sum);
 }

@@ -5,7 +5,6 @@ import { Client, credentials, status } from "@grpc/grpc-js";
 
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import { DispatchTimeoutError, ShardLostError } from "../../../router-service/cluster/errors.ts";
 import { DEMO_MODEL, TINY_MODEL } from "../../support/cluster.ts";
 import { testValues } from "../../support/expert-reference.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
@@ -53,36 +52,29 @@ describe("two shard processes", () => {
     await Promise.all((shards ?? []).map((shard) => shard.stop()));
   });
 
-  it("killed outright with dispatches pending: all reject at once, and it all works after a restart", async () => {
+  it("killed outright with dispatches pending: their rows are computed after its restart, others' are kept", async () => {
     answered.length = 0;
     // Stopped first, so that the dispatches are pending for certain.
     shards[1].kill("SIGSTOP");
     const pending = [run(), run(), run()];
-    const errors = pending.map((one) => one.then(() => undefined).catch((error: unknown) => error));
     await waitFor("the other shard's answers", () => answered.length === 3);
-    const killedAt = performance.now();
     shards[1].kill("SIGKILL");
-    for (const error of await Promise.all(errors)) assert.ok(error instanceof ShardLostError);
-    const waitedMs = performance.now() - killedAt;
-    assert.ok(waitedMs < 1000, `rejected after ${waitedMs} ms`);
-    assert.match(cluster.unavailableReason() ?? "", new RegExp(addressOf(shards[1])));
-    await assert.rejects(run(), ShardLostError);
-
+    await waitFor("the loss", () => cluster.missingReason() !== undefined);
+    assert.match(cluster.missingReason() ?? "", new RegExp(addressOf(shards[1])));
     shards[1] = await startShard(1, shards[1].ready.port);
-    await cluster.ready();
-    assert.deepEqual(await run(), expected);
+    for (const sums of await Promise.all(pending)) assert.deepEqual(sums, expected);
+    assert.deepEqual(
+      answered.sort((a, b) => a - b),
+      [0, 0, 0, 1, 1, 1],
+    );
   });
 
-  it("frozen: a dispatch ends after its timeout, then it counts as lost until it wakes", async () => {
+  it("frozen for a while: it counts as lost until it wakes, then its rows are computed", async () => {
     shards[0].kill("SIGSTOP");
-    await assert.rejects(run(), DispatchTimeoutError);
-    await waitFor("the loss", () => cluster.unavailableReason() !== undefined);
-    const refusedAt = performance.now();
-    await assert.rejects(run(), ShardLostError);
-    assert.ok(performance.now() - refusedAt < 200, "refused without a wait");
+    const running = run();
+    await waitFor("the loss", () => cluster.missingReason() !== undefined);
     shards[0].kill("SIGCONT");
-    await cluster.ready();
-    assert.deepEqual(await run(), expected);
+    assert.deepEqual(await running, expected);
   });
 
   it("asked to stop ends with exit code 0 at once, its routers told", async () => {
@@ -90,7 +82,7 @@ describe("two shard processes", () => {
     assert.deepEqual(await shards[0].stop(), { code: 0, signal: null });
     assert.ok(performance.now() - startedAt < 3000);
     await waitFor("the loss", () =>
-      /the shard is stopping|ECONNREFUSED/.test(cluster.unavailableReason() ?? ""),
+      /the shard is stopping|ECONNREFUSED/.test(cluster.missingReason() ?? ""),
     );
     shards[0] = await startShard(0, shards[0].ready.port);
     await cluster.ready();
