@@ -125,17 +125,13 @@ describe("an engine whose step fails", () => {
     );
     const running = collect(engine, engineRequest(prompt(3)));
     const waiting = collect(engine, engineRequest(prompt(4)));
-    const refusals = [running, waiting].map((each) =>
-      assert.rejects(each, unavailable(/layer 2 expert 5 has no living copy/)),
-    );
+    const noRoom = unavailable(/layer 2 expert 5 has no living copy/);
+    const refusals = [running, waiting].map((each) => assert.rejects(each, noRoom));
     await waitFor("a step in flight", () => held.length === 1);
     reason = "layer 2 expert 5 has no living copy";
     open();
     await Promise.all(refusals);
-    await assert.rejects(
-      collect(engine, engineRequest(prompt(5))),
-      unavailable(/layer 2 expert 5 has no living copy/),
-    );
+    await assert.rejects(collect(engine, engineRequest(prompt(5))), noRoom);
     reason = undefined;
     const later = collect(engine, engineRequest(prompt(6), { maxTokens: 1 }));
     await waitFor("the next step", () => held.length === 2);
