@@ -20,7 +20,8 @@ export const expertConfigSchema = z.object({
   expertsBits: serviceOptions.expertsBits,
   expertsGroup: serviceOptions.expertsGroup,
   memoryLimit: z.int().min(1).optional().meta({
-    description: "Device memory that expert weights may take",
+    description:
+      "Device memory that expert weights may take; while experts move, that of one layer more for a moment",
     unit: "bytes",
     placeholder: "BYTES",
     defaultText: "the largest buffer that the adapter takes; half of the free memory on the CPU",
@@ -29,6 +30,28 @@ export const expertConfigSchema = z.object({
     description: "Dispatches that may wait; one more is answered with an error",
     unit: "dispatches",
     placeholder: "N",
+  }),
+  redisUrl: serviceOptions.redisUrl,
+  advertise: z
+    .string()
+    .regex(/^\S+:\d{1,5}$/)
+    .optional()
+    .meta({
+      description: "Where routers and other shards reach this one",
+      placeholder: "HOST:PORT",
+      expectation: "a host and a port like 10.0.0.7:50061",
+      defaultText: "its own host and port",
+    }),
+  hostCache: z.int().min(0).default(0).meta({
+    description: "Host memory for experts that leave the device, so that they are back sooner",
+    unit: "bytes",
+    placeholder: "BYTES",
+  }),
+  drainTimeout: z.number().min(0).default(30).meta({
+    description:
+      "How long a first SIGTERM or SIGINT waits for routers to take everything off this shard; a second one ends it at once",
+    unit: "s",
+    placeholder: "SECONDS",
   }),
   logLevel: serviceOptions.logLevel,
 });

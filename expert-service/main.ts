@@ -1,13 +1,16 @@
 /** One expert shard as a process: builds and wires everything. */
 
 import { expertsSetting } from "../core/expert-formats.ts";
+import { type Heartbeat, startHeartbeat } from "../core/heartbeat.ts";
 import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress, type Progress } from "../core/platform/progress.ts";
+import { connectRedis } from "../core/platform/redis.ts";
 import { hostPort } from "../core/platform/service-options.ts";
 import { startTelemetry } from "../core/platform/telemetry.ts";
+import { advertisedAddress } from "./advertise.ts";
 import { expertAbout, expertConfigSchema } from "./config.ts";
 import { openShardDevice } from "./device.ts";
 import { startShard } from "./shard.ts";
@@ -28,6 +31,8 @@ lifecycle.onStop("device", () => device.close());
 void device.lost.then((reason) => lifecycle.stop(`the device is lost: ${reason}`, 1));
 
 let progress: Progress | undefined;
+let address: string | undefined;
+let heartbeat: Heartbeat | undefined;
 const shard = await startShard(hostPort(config.host, config.port), {
   rank: config.rank,
   weights: config.weights,
@@ -36,6 +41,10 @@ const shard = await startShard(hostPort(config.host, config.port), {
   checkpoint,
   device,
   logger,
+  hostCacheBytes: config.hostCache,
+  measureSpeed: true,
+  ownAddress: () => address,
+  onChange: () => heartbeat?.changed(),
   onFailure: (error) => lifecycle.stop(error.message, 1),
   onProgress: (loaded, total) => {
     progress ??= startProgress(`shard ${config.rank} experts`, total, logger);
@@ -46,13 +55,34 @@ const shard = await startShard(hostPort(config.host, config.port), {
   },
 });
 lifecycle.onStop("server", () => shard.close());
+lifecycle.beforeStop(async () => {
+  const reason = await shard.drain(config.drainTimeout * 1000);
+  logger.info({ reason }, "drained");
+});
+
+const own = advertisedAddress(config.advertise, config.host, shard.port);
+address = own;
+if (config.redisUrl !== undefined) {
+  const redis = connectRedis(config.redisUrl, logger);
+  lifecycle.onStop("redis", () => redis.close());
+  heartbeat = startHeartbeat({
+    redis,
+    modelHash: checkpoint.modelHash,
+    member: () => shard.registration(own),
+    onConflict: (error) => lifecycle.stop(error.message, 1),
+    onError: (error) => logger.warn({ err: error }, "the shard can not register"),
+  });
+  lifecycle.onStop("registration", () => heartbeat?.close());
+}
 
 logger.info(
   {
     port: shard.port,
+    address,
     adapter: device.adapter,
     memoryBytes: device.memoryBytes,
     tolerance: device.tolerance(),
+    pairsPerSecond: Math.round(shard.registration(own).pairsPerSecond),
     modelHash: checkpoint.modelHash,
   },
   "listening",

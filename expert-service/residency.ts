@@ -41,6 +41,8 @@ export interface ResidencyOptions extends ShardAbilities {
   readonly between: <T>(task: () => T) => Promise<T>;
   /** Keeps an expert that leaves the device; absent: none is kept. */
   readonly keep?: (layer: number, expert: number, packed: PackedExpert) => void;
+  /** A device without slots that is there already. */
+  readonly made?: { readonly device: ExpertDevice; readonly formats: readonly ExpertFormat[] };
   /** What the shard holds has changed. */
   readonly onChange?: () => void;
 }
@@ -69,6 +71,9 @@ export class Residency {
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
+    if (options.made === undefined) return;
+    this.#formats = options.made.formats;
+    this.#slots = this.#slotsOf(options.made.device);
   }
 
   /**
@@ -313,7 +318,7 @@ export class Residency {
 
   /** The device's slots, made again where it is not for the placement's formats: kernels are compiled for some only. */
   async #slotsFor({ formats, common }: CheckedPlacement): Promise<DeviceSlots> {
-    const { device, between, keep, model, formatsBeside } = this.#options;
+    const { device, between, formatsBeside } = this.#options;
     const isReady = device.anyFormat || formats.every((format) => this.#formats.includes(format));
     if (this.#slots !== undefined && isReady) return this.#slots;
     if (this.#slots !== undefined) {
@@ -327,9 +332,13 @@ export class Residency {
       this.#slots = undefined;
     }
     this.#formats = [...new Set([...formats, ...formatsBeside(common)])];
-    const made = await device.create(this.#formats);
-    this.#slots = new DeviceSlots({ device: made, numExperts: model.numExperts, between, keep });
+    this.#slots = this.#slotsOf(await device.create(this.#formats));
     return this.#slots;
+  }
+
+  #slotsOf(device: ExpertDevice): DeviceSlots {
+    const { between, keep, model } = this.#options;
+    return new DeviceSlots({ device, numExperts: model.numExperts, between, keep });
   }
 }
 

@@ -1,12 +1,15 @@
 /** Puts a shard together: its server, batcher and residency over one device and one checkpoint. */
 
 import { randomUUID } from "node:crypto";
+import { setTimeout as pause } from "node:timers/promises";
 
 import { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 
 import { type ExpertFormat, formatsAmong } from "../core/expert-format.ts";
 import { commonFormat, type ExpertsSetting, formatsOf } from "../core/expert-formats.ts";
+import { inTime } from "../core/gpu/deadline.ts";
+import type { ShardRegistration } from "../core/membership.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
@@ -19,6 +22,7 @@ import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
 import { HostCache } from "./host-cache.ts";
 import { createLoader } from "./loader.ts";
+import { measurePairsPerSecond } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
 import { addExpertService } from "./server.ts";
@@ -38,6 +42,8 @@ export interface ShardOptions {
   readonly runDeadlineMs?: number;
   /** Host memory for experts that left the device, bytes; 0 unless told otherwise. */
   readonly hostCacheBytes?: number;
+  /** Measure how fast the device computes; default: no, 0 is said of it. */
+  readonly measureSpeed?: boolean;
   /** Where other shards reach this one, once it is known. */
   readonly ownAddress?: () => string | undefined;
   /** What the shard says of itself has changed. */
@@ -49,12 +55,19 @@ export interface ShardOptions {
 /** A shard that listens. */
 export interface Shard {
   readonly port: number;
+  /** What it would register as at this address. */
+  registration(address: string): ShardRegistration;
+  /** Marks the shard as leaving. Settles with the reason when it may go: released, without routers, or `timeoutMs` over. */
+  drain(timeoutMs: number): Promise<string>;
   /** Ends all streams, stops the server and frees the device's experts; device and checkpoint stay the caller's. */
   close(): Promise<void>;
 }
 
 /** Streams are ended before the server stops, so that little remains to wait for, milliseconds. */
 const STOP_GRACE_MS = 500;
+
+/** Time between two looks whether a shard that leaves may go, milliseconds. */
+const DRAIN_POLL_MS = 50;
 
 /** No router waits nearly as long for a dispatch, milliseconds. */
 const RUN_DEADLINE_MS = 60_000;
@@ -70,14 +83,33 @@ function formatsIn({ config, overlay }: Checkpoint, common: ExpertFormat): Exper
   return formatsAmong(formatsOf(overlay, common), moeLayers(config), config.numExperts);
 }
 
+/** Checks the device's kernels and, where that is asked for, measures them; the device that was made for it is kept. */
+async function prepareDevice(options: ShardOptions, now: () => number) {
+  const { checkpoint, device } = options;
+  const formats = likelyFormats(options);
+  await device.check(formats);
+  if (options.measureSpeed !== true) return { made: undefined, pairsPerSecond: 0 };
+  const made = { device: await device.create(formats), formats };
+  const { config } = checkpoint;
+  const measuring = measurePairsPerSecond(made.device, {
+    sizes: config,
+    format: formats[0],
+    numExperts: config.numExperts,
+    topK: config.numExpertsPerToken,
+    memoryBytes: device.memoryBytes,
+    now,
+  });
+  return { made, pairsPerSecond: await inTime("the shard's first runs", measuring) };
+}
+
 /**
  * Starts a shard without experts that listens on `address`, once its device's kernels conform.
  * Rejects where they do not (ConformanceError), or the address is taken.
  */
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
   const { rank, weights, experts, checkpoint, device, logger } = options;
-  await device.check(likelyFormats(options));
   const now = () => performance.now();
+  const { made, pairsPerSecond } = await prepareDevice(options, now);
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,
     maxDispatches: options.maxDispatches,
@@ -101,6 +133,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
     weights,
     experts,
     device,
+    made,
     load: createLoader({
       sizes: checkpoint.config,
       sources,
@@ -117,6 +150,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
         : (layer, expert, packed) => cache.put(layer, expert, packed),
     onChange: () => changed(),
   });
+  const incarnation = randomUUID();
   let draining = false;
   const shardStatus = (): ShardStatus => ({
     draining,
@@ -148,8 +182,8 @@ export async function startShard(address: string, options: ShardOptions): Promis
     batcher,
     logger,
     now,
-    incarnation: randomUUID(),
-    pairsPerSecond: 0,
+    incarnation,
+    pairsPerSecond,
     status: shardStatus,
     onDrain: drain,
     read: (layer, expert, format) => {
@@ -164,8 +198,34 @@ export async function startShard(address: string, options: ShardOptions): Promis
   });
   health.addToServer(server);
   const port = await bindServer(server, address);
+  const { adapter, memoryBytes } = device;
   return {
     port,
+    registration: (address) => ({
+      kind: "shard",
+      rank,
+      address,
+      adapter,
+      memoryBytes,
+      residentBytes: residency.residentBytes(),
+      pairsPerSecond,
+      tolerance: device.tolerance(),
+      weights,
+      experts,
+      incarnation,
+      draining,
+      released: shardStatus().released,
+      residentExperts: residency.numExperts(),
+      epoch: residency.epochs().at(-1) ?? 0,
+    }),
+    drain: (timeoutMs) => {
+      drain(true);
+      const reason = () => {
+        if (service.numRouters() === 0) return "no router is connected";
+        return shardStatus().released ? "nothing is placed on it" : undefined;
+      };
+      return waitForReason(reason, timeoutMs);
+    },
     close: async () => {
       health.setStatus("", "NOT_SERVING");
       health.setStatus("switchyard.v1.ExpertService", "NOT_SERVING");
@@ -175,4 +235,15 @@ export async function startShard(address: string, options: ShardOptions): Promis
       await residency.close();
     },
   };
+}
+
+/** Looks for a reason to go on until there is one, or time is over. */
+async function waitForReason(look: () => string | undefined, timeoutMs: number): Promise<string> {
+  const endsAt = performance.now() + timeoutMs;
+  for (;;) {
+    const reason = look();
+    if (reason !== undefined) return reason;
+    if (performance.now() >= endsAt) return `not released within ${timeoutMs} ms`;
+    await pause(DRAIN_POLL_MS);
+  }
 }

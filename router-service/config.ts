@@ -28,11 +28,7 @@ export const routerFields = z.object({
       placeholder: "HOST:PORT,…",
       expectation: "a list like 10.0.0.1:50061,10.0.0.2:50061",
     }),
-  redisUrl: redisUrl.optional().meta({
-    ...redisUrl.meta(),
-    description:
-      "Redis for the routing statistics and what routers of a model agree on; none: both stay in memory, and only one router may use the shards",
-  }),
+  redisUrl: serviceOptions.redisUrl,
   discover: z.boolean().default(false).meta({
     description: "Find the expert shards that register in Redis, instead of --shards",
   }),

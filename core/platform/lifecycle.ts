@@ -12,6 +12,8 @@ export interface Lifecycle {
   readonly signal: AbortSignal;
   /** Registers what to close at the stop; last registered, first closed. */
   onStop(name: string, close: () => void | Promise<void>): void;
+  /** Registers what the first signal waits for before the stop begins; a second signal does not. At most one; it never rejects. */
+  beforeStop(prepare: () => Promise<void>): void;
   /** Closes everything, then exits with the code; only the first call counts. */
   stop(reason: string, exitCode: number): void;
 }
@@ -40,7 +42,7 @@ const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 /**
  * Takes over signals and uncaught errors of this process.
- * SIGINT, SIGTERM, SIGHUP: close in reverse order, exit 0; a second one exits at once with 128 + its number.
+ * SIGINT, SIGTERM, SIGHUP: wait for what `beforeStop` says, close in reverse order, exit 0; a second one exits at once with 128 + its number.
  * An uncaught error is logged, then the same with exit 1: one that tells what is wrong with the settings, the model or
  * the machine by its message alone. What the stop itself makes fail is neither. What is not closed by the deadline is named, exit 1.
  */
@@ -48,6 +50,7 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
   const closers: { readonly name: string; readonly close: () => void | Promise<void> }[] = [];
   const controller = new AbortController();
   let signalledAt: number | undefined;
+  let prepare: (() => Promise<void>) | undefined;
 
   const stop = (reason: string, exitCode: number): void => {
     if (controller.signal.aborted) return;
@@ -64,8 +67,10 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
       if (signalledAt !== undefined && now - signalledAt > SAME_WISH_MS) {
         process.exit(128 + constants.signals[signal]);
       }
-      signalledAt ??= now;
-      stop(signal, 0);
+      if (signalledAt !== undefined) return;
+      signalledAt = now;
+      if (prepare === undefined) stop(signal, 0);
+      else void prepare().finally(() => stop(signal, 0));
     });
   }
   const fail = (error: unknown): void => {
@@ -84,6 +89,9 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
 
   return {
     signal: controller.signal,
+    beforeStop: (wait) => {
+      prepare = wait;
+    },
     onStop: (name, close) => void closers.push({ name, close }),
     stop,
   };

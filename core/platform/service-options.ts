@@ -49,6 +49,11 @@ export const serviceOptions = {
     .string()
     .default("127.0.0.1")
     .meta({ description: "Address to listen on", placeholder: "ADDRESS" }),
+  redisUrl: redisUrl.optional().meta({
+    ...redisUrl.meta(),
+    description:
+      "Redis for the routing statistics, what routers of a model agree on, and the shards' registration; none: statistics and plans stay in memory, and only one router may use the shards",
+  }),
   device: z.enum(["auto", "webgpu", "cpu"]).default("auto").meta({
     description: "What computes; auto: WebGPU where there is an adapter, else the CPU",
   }),
