@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import { portOption, redisUrl, serviceOptions } from "../core/platform/service-options.ts";
+import { portOption, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Fields of a router's settings, each for itself. */
 export const routerFields = z.object({
