@@ -23,9 +23,13 @@ const startShard = (rank: number, port = 0, flags: readonly string[] = []) =>
     name: `shard ${rank}`,
     script: "expert-service/main.ts",
     argv: [
-      ...["--device=cpu", `--model=${TINY_MODEL}`, `--rank=${rank}`, `--port=${port}`],
+      "--device=cpu",
+      `--model=${TINY_MODEL}`,
+      `--rank=${rank}`,
+      `--port=${port}`,
       // Routers of these tests do not move what a leaving shard holds.
-      ...["--drain-timeout=0", ...flags],
+      "--drain-timeout=0",
+      ...flags,
     ],
   });
 const addressOf = (shard: ServiceProcess) => `127.0.0.1:${shard.ready.port}`;
