@@ -122,12 +122,14 @@ export class Residency {
   release(router: object, oldestLiveEpoch: number): void {
     this.#uses.release(router, oldestLiveEpoch);
     this.#tidySoon();
+    this.#options.onChange?.();
   }
 
   /** A router's stream has ended: what only it used may go. */
   leave(router: object): void {
     this.#uses.leave(router);
     this.#tidySoon();
+    this.#options.onChange?.();
   }
 
   /** Whether an epoch's experts are all resident. */
@@ -143,7 +145,8 @@ export class Residency {
   /** Whether an epoch that a connected router uses, or waits for, places anything here. */
   isNeeded(): boolean {
     return [...this.#live.values(), ...this.#targets.map(({ placement }) => placement)].some(
-      ({ epoch, layers }) => layers.size > 0 && this.#uses.needs(epoch),
+      ({ epoch, layers }) =>
+        this.#uses.needs(epoch) && layers.values().some(({ length }) => length > 0),
     );
   }
 

@@ -15,12 +15,15 @@ export interface Gate {
   shut(): void;
   /** Later runs reject with this; undefined: as usual. */
   failWith(error: Error | undefined): void;
+  /** Experts that are loaded later are not taken, by this reason; undefined: as usual. */
+  failLoads(error: Error | undefined): void;
 }
 
 /** Makes a gate, shut at first. */
 export function createGate(): Gate {
   let begun = 0;
   let failure: Error | undefined;
+  let loadFailure: Error | undefined;
   let gate = Promise.withResolvers<void>();
   const gated = (device: ExpertDevice): ExpertDevice => ({
     adapter: device.adapter,
@@ -29,7 +32,10 @@ export function createGate(): Gate {
     allocate: (layer, formats) => device.allocate(layer, formats),
     load: (layer, slot, weights) => device.load(layer, slot, weights),
     loadPacked: (layer, slot, expert) => device.loadPacked(layer, slot, expert),
-    loadParts: (layer, slot, expert, bytes) => device.loadParts(layer, slot, expert, bytes),
+    loadParts: (layer, slot, expert, bytes) => {
+      if (loadFailure) throw loadFailure;
+      return device.loadParts(layer, slot, expert, bytes);
+    },
     read: (layer, slot) => device.read(layer, slot),
     rearrange: (layer, formats, from) => device.rearrange(layer, formats, from),
     settled: () => device.settled(),
@@ -52,6 +58,9 @@ export function createGate(): Gate {
     open: () => gate.resolve(),
     shut: () => {
       gate = Promise.withResolvers<void>();
+    },
+    failLoads: (error) => {
+      loadFailure = error;
     },
     failWith: (error) => {
       failure = error;

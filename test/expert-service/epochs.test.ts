@@ -1,0 +1,334 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+
+import { status } from "@grpc/grpc-js";
+
+import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
+import { createGate } from "../support/gated-device.ts";
+import {
+  dispatchOf,
+  helloFor,
+  openShardConnection,
+  placedConnection,
+  placementOf,
+  type ShardConnection,
+} from "../support/shard-connection.ts";
+import { startTestShard, type TestShard } from "../support/shards.ts";
+import { waitFor } from "../support/wait-for.ts";
+
+const EXPERT_BYTES = 3 * 64 * 40 * 4;
+const NUM_LAYERS = 3;
+
+async function withShard(
+  body: (shard: TestShard) => Promise<void>,
+  options: Parameters<typeof startTestShard>[0] = {},
+): Promise<void> {
+  const shard = await startTestShard(options);
+  try {
+    await body(shard);
+    assert.deepEqual(shard.failures, []);
+  } finally {
+    await shard.close();
+  }
+}
+
+/** A placement of an epoch beside epoch 1. */
+const later = (
+  checkpoint: Checkpoint,
+  epoch: number,
+  experts: readonly number[],
+  oldestLiveEpoch = 1,
+): ShardPlacement => placementOf(checkpoint, experts, { epoch, oldestLiveEpoch });
+
+async function place(connection: ShardConnection, value: ShardPlacement) {
+  connection.send({ $case: "placement", value });
+  return connection.next("placementAck");
+}
+
+async function sumsOf(connection: ShardConnection, epoch: number, experts: readonly number[]) {
+  connection.send({ $case: "dispatch", value: dispatchOf(experts, { epoch }) });
+  return (await connection.next("partialSum")).sums;
+}
+
+async function refusedCode(connection: ShardConnection, epoch: number, experts: readonly number[]) {
+  connection.send({ $case: "dispatch", value: dispatchOf(experts, { epoch }) });
+  return (await connection.next("error")).code;
+}
+
+/** Opens a stream and says hello. */
+async function greeted(shard: TestShard): Promise<ShardConnection> {
+  const connection = openShardConnection(shard.address);
+  connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+  await connection.next("hello");
+  return connection;
+}
+
+const WRONG_EPOCH = DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH;
+
+describe("two live epochs", () => {
+  it("are both served, share what both name, and the older one goes when it is released", async () => {
+    await withShard(async (shard) => {
+      const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2, 3]);
+      const before = await sumsOf(connection, 1, [1, 2, 3, 65535]);
+      const read = shard.checkpoint.bytesRead();
+      const ack = await place(connection, later(shard.checkpoint, 2, [2, 3, 0, 7]));
+      assert.equal(ack.numExperts, NUM_LAYERS * 5);
+      assert.equal(ack.residentBytes, NUM_LAYERS * 5 * EXPERT_BYTES);
+      assert.equal(ack.checkpointBytesRead - read, NUM_LAYERS * 2 * (EXPERT_BYTES / 2));
+      assert.deepEqual(await sumsOf(connection, 1, [1, 2, 3, 65535]), before);
+      const shared = await sumsOf(connection, 1, [2, 3, 65535, 65535]);
+      assert.deepEqual(await sumsOf(connection, 2, [2, 3, 65535, 65535]), shared);
+      const NOT_HELD = DispatchErrorCode.DISPATCH_ERROR_CODE_EXPERT_NOT_HELD;
+      assert.equal(await refusedCode(connection, 2, [1, 2, 3, 7]), NOT_HELD);
+
+      connection.send({ $case: "release", value: { oldestLiveEpoch: 2 } });
+      await waitFor(
+        "the release",
+        () => connection.status()?.residentBytes === NUM_LAYERS * 4 * EXPERT_BYTES,
+      );
+      assert.deepEqual(connection.status()?.epochs, [2]);
+      assert.equal(await refusedCode(connection, 1, [2, 2, 3, 3]), WRONG_EPOCH);
+      assert.deepEqual(await sumsOf(connection, 2, [2, 3, 65535, 65535]), shared);
+      connection.close();
+    });
+  });
+
+  it("are both served while one is loaded, run after run", async () => {
+    const gate = createGate();
+    gate.open();
+    await withShard(
+      async (shard) => {
+        const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+        const other = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+        const expected = await sumsOf(connection, 1, [1, 2, 65535, 65535]);
+        gate.shut();
+        const begun = gate.begun();
+        connection.send({ $case: "dispatch", value: dispatchOf([1, 2, 65535, 65535]) });
+        await waitFor("the run", () => gate.begun() > begun);
+        // The layer's slots change while the run is under way: it must see the old ones.
+        other.send({ $case: "placement", value: later(shard.checkpoint, 2, [0, 1, 2, 3]) });
+        gate.open();
+        assert.deepEqual((await connection.next("partialSum")).sums, expected);
+        for (let i = 0; i < 20; i++) {
+          assert.deepEqual(await sumsOf(connection, 1, [1, 2, 65535, 65535]), expected);
+        }
+        await other.next("placementAck");
+        assert.deepEqual(await sumsOf(other, 2, [1, 2, 65535, 65535]), expected);
+        connection.close();
+        other.close();
+      },
+      { wrapDevice: gate.wrap },
+    );
+  });
+
+  it("stay while any connected router uses them; a router that is gone does not count", async () => {
+    await withShard(async (shard) => {
+      const slow = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const fast = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      await place(fast, later(shard.checkpoint, 2, [2, 3], 2));
+      await sumsOf(slow, 1, [1, 2, 65535, 65535]);
+      slow.close();
+      await waitFor("epoch 1 to go", () => fast.status()?.epochs.join() === "2");
+      await waitFor(
+        "its experts to go",
+        () => fast.status()?.residentBytes === NUM_LAYERS * 2 * EXPERT_BYTES,
+      );
+      fast.close();
+    });
+  });
+
+  it("stay resident while no router is connected, and cost nothing to one that comes back", async () => {
+    await withShard(async (shard) => {
+      const first = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      await place(first, later(shard.checkpoint, 2, [2, 3]));
+      first.close();
+      await first.ended;
+      const read = shard.checkpoint.bytesRead();
+      const again = await greeted(shard);
+      const placements = [
+        placementOf(shard.checkpoint, [1, 2]),
+        later(shard.checkpoint, 2, [2, 3]),
+      ];
+      for (const value of placements) again.send({ $case: "placement", value });
+      assert.equal((await again.next("placementAck")).epoch, 1);
+      assert.equal((await again.next("placementAck")).epoch, 2);
+      assert.equal(shard.checkpoint.bytesRead(), read);
+      again.close();
+    });
+  });
+
+  it("are loaded in their order where none is live and a router needs both", async () => {
+    await withShard(async (shard) => {
+      const connection = await greeted(shard);
+      const placements = [
+        placementOf(shard.checkpoint, [1, 2]),
+        later(shard.checkpoint, 2, [2, 3]),
+      ];
+      for (const value of placements) connection.send({ $case: "placement", value });
+      assert.equal((await connection.next("placementAck")).epoch, 1);
+      assert.equal((await connection.next("placementAck")).epoch, 2);
+      connection.close();
+    });
+  });
+});
+
+describe("a placement beside a live one", () => {
+  it("that does not fit is refused with bytes and limit; the live one is served on, and one that fits is taken", async () => {
+    await withShard(
+      async (shard) => {
+        const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+        const expected = await sumsOf(connection, 1, [1, 2, 65535, 65535]);
+        const value = later(shard.checkpoint, 2, [2, 3, 4]);
+        connection.send({ $case: "placement", value });
+        const { epoch, reason, supersededBy } = await connection.next("placementRefused");
+        assert.equal(epoch, 2);
+        assert.equal(supersededBy, 0);
+        const limits = `beside epoch 1 needs ${12 * EXPERT_BYTES} bytes.* at most ${9 * EXPERT_BYTES} `;
+        assert.match(reason, new RegExp(limits));
+        assert.deepEqual(await sumsOf(connection, 1, [1, 2, 65535, 65535]), expected);
+        const ack = await place(connection, later(shard.checkpoint, 3, [2, 3]));
+        assert.equal(ack.residentBytes, 9 * EXPERT_BYTES, "the memory is full");
+        connection.send({ $case: "release", value: { oldestLiveEpoch: 3 } });
+        await place(connection, later(shard.checkpoint, 4, [3, 5], 3));
+        connection.close();
+      },
+      { memoryLimit: 9 * EXPERT_BYTES },
+    );
+  });
+
+  it("takes the memory of epochs that no connected router uses", async () => {
+    await withShard(
+      async (shard) => {
+        const first = await placedConnection(shard.address, shard.checkpoint, [1, 2, 3]);
+        first.close();
+        await first.ended;
+        const second = await greeted(shard);
+        await place(second, later(shard.checkpoint, 7, [4, 5, 6]));
+        await waitFor("the word", () => second.status()?.epochs.join() === "7");
+        second.close();
+      },
+      { memoryLimit: 9 * EXPERT_BYTES },
+    );
+  });
+
+  it("gives way to a newer one, nothing of it stays, and both are answered", async () => {
+    await withShard(
+      async (shard) => {
+        const connection = await placedConnection(shard.address, shard.checkpoint, [1]);
+        const values = [
+          later(shard.checkpoint, 2, [1, 2, 3, 4]),
+          later(shard.checkpoint, 3, [1, 8, 9]),
+        ];
+        for (const value of values) connection.send({ $case: "placement", value });
+        const refused = await connection.next("placementRefused");
+        assert.deepEqual([refused.epoch, refused.supersededBy], [2, 3]);
+        assert.match(refused.reason, /epoch 2 gives way to epoch 3/);
+        const ack = await connection.next("placementAck");
+        assert.equal(ack.epoch, 3);
+        assert.equal(ack.residentBytes, NUM_LAYERS * 3 * EXPERT_BYTES);
+        assert.equal(await refusedCode(connection, 2, [1, 1, 1, 1]), WRONG_EPOCH);
+        await sumsOf(connection, 3, [1, 8, 9, 65535]);
+        connection.close();
+      },
+      // Enough for either beside epoch 1, not for both.
+      { memoryLimit: NUM_LAYERS * 4 * EXPERT_BYTES },
+    );
+  });
+
+  it("whose loading fails leaves the live one as it was, and nothing of its own", async () => {
+    const gate = createGate();
+    gate.open();
+    await withShard(
+      async (shard) => {
+        const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+        const expected = await sumsOf(connection, 1, [1, 2, 65535, 65535]);
+        gate.failLoads(new Error("no such luck"));
+        const value = later(shard.checkpoint, 2, [2, 3]);
+        connection.send({ $case: "placement", value });
+        assert.match((await connection.next("placementRefused")).reason, /no such luck/);
+        assert.deepEqual(await sumsOf(connection, 1, [1, 2, 65535, 65535]), expected);
+        await waitFor(
+          "its slots to go",
+          () => connection.status()?.residentBytes === NUM_LAYERS * 2 * EXPERT_BYTES,
+        );
+        gate.failLoads(undefined);
+        await place(connection, { ...value });
+        await waitFor("the word", () => connection.status()?.epochs.join() === "1,2");
+        connection.close();
+      },
+      { wrapDevice: gate.wrap },
+    );
+  });
+});
+
+describe("a release", () => {
+  it("of an epoch that was not placed ends the stream, and frees nothing", async () => {
+    await withShard(async (shard) => {
+      const holder = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const wrong = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      wrong.send({ $case: "release", value: { oldestLiveEpoch: 9_000_000 } });
+      const { code, details } = await wrong.ended;
+      assert.equal(code, status.INVALID_ARGUMENT);
+      assert.match(details, /oldest_live_epoch 9000000, the newest placement is of 1/);
+      await sumsOf(holder, 1, [1, 2, 65535, 65535]);
+      holder.close();
+    });
+  });
+});
+
+describe("a shard that is to leave", () => {
+  it("says so to every router, and when nothing is placed on it any more", async () => {
+    await withShard(async (shard) => {
+      const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const other = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const drained = shard.shard.drain(20_000);
+      await waitFor("the word", () => connection.status()?.draining && other.status()?.draining);
+      assert.equal(connection.status()?.released, false);
+      await place(connection, later(shard.checkpoint, 2, [], 2));
+      other.close();
+      await waitFor("the release", () => connection.status()?.released);
+      assert.equal(await drained, "nothing is placed on it");
+      connection.send({ $case: "drain", value: { cancel: true } });
+      await waitFor("the word to be taken back", () => connection.status()?.draining === false);
+      connection.send({ $case: "drain", value: { cancel: false } });
+      await waitFor("the word again", () => connection.status()?.draining);
+      connection.close();
+      await connection.ended;
+      assert.equal(await shard.shard.drain(20_000), "no router is connected");
+    });
+  });
+
+  it("goes after its patience where routers leave things on it", async () => {
+    await withShard(async (shard) => {
+      const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      assert.equal(await shard.shard.drain(60), "not released within 60 ms");
+      await sumsOf(connection, 1, [1, 2, 65535, 65535]);
+      connection.close();
+    });
+  });
+});
+
+describe("a shard's word of itself", () => {
+  it("comes with the hello and at once when what it holds changes", async () => {
+    await withShard(
+      async (shard) => {
+        const connection = await greeted(shard);
+        const first = await waitFor("the first word", () => connection.status());
+        assert.deepEqual(first, {
+          draining: false,
+          released: false,
+          residentBytes: 0,
+          memoryBytes: 9 * EXPERT_BYTES,
+          waiting: 0,
+          epochs: [],
+        });
+        await place(connection, placementOf(shard.checkpoint, [1]));
+        await waitFor("the change", () => connection.status()?.epochs.join() === "1", 500);
+        connection.close();
+      },
+      { memoryLimit: 9 * EXPERT_BYTES },
+    );
+  });
+});
