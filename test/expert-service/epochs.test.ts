@@ -3,67 +3,20 @@ import { describe, it } from "node:test";
 
 import { status } from "@grpc/grpc-js";
 
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
-import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import { createGate } from "../support/gated-device.ts";
 import {
-  dispatchOf,
-  helloFor,
-  openShardConnection,
-  placedConnection,
-  placementOf,
-  type ShardConnection,
-} from "../support/shard-connection.ts";
-import { startTestShard, type TestShard } from "../support/shards.ts";
+  EXPERT_BYTES,
+  greeted,
+  later,
+  NUM_LAYERS,
+  place,
+  refusedCode,
+  sumsOf,
+  withShard,
+} from "../support/placed-shard.ts";
+import { dispatchOf, placedConnection, placementOf } from "../support/shard-connection.ts";
 import { waitFor } from "../support/wait-for.ts";
-
-const EXPERT_BYTES = 3 * 64 * 40 * 4;
-const NUM_LAYERS = 3;
-
-async function withShard(
-  body: (shard: TestShard) => Promise<void>,
-  options: Parameters<typeof startTestShard>[0] = {},
-): Promise<void> {
-  const shard = await startTestShard(options);
-  try {
-    await body(shard);
-    assert.deepEqual(shard.failures, []);
-  } finally {
-    await shard.close();
-  }
-}
-
-/** A placement of an epoch beside epoch 1. */
-const later = (
-  checkpoint: Checkpoint,
-  epoch: number,
-  experts: readonly number[],
-  oldestLiveEpoch = 1,
-): ShardPlacement => placementOf(checkpoint, experts, { epoch, oldestLiveEpoch });
-
-async function place(connection: ShardConnection, value: ShardPlacement) {
-  connection.send({ $case: "placement", value });
-  return connection.next("placementAck");
-}
-
-async function sumsOf(connection: ShardConnection, epoch: number, experts: readonly number[]) {
-  connection.send({ $case: "dispatch", value: dispatchOf(experts, { epoch }) });
-  return (await connection.next("partialSum")).sums;
-}
-
-async function refusedCode(connection: ShardConnection, epoch: number, experts: readonly number[]) {
-  connection.send({ $case: "dispatch", value: dispatchOf(experts, { epoch }) });
-  return (await connection.next("error")).code;
-}
-
-/** Opens a stream and says hello. */
-async function greeted(shard: TestShard): Promise<ShardConnection> {
-  const connection = openShardConnection(shard.address);
-  connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
-  await connection.next("hello");
-  return connection;
-}
 
 const WRONG_EPOCH = DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH;
 
@@ -275,60 +228,5 @@ describe("a release", () => {
       await sumsOf(holder, 1, [1, 2, 65535, 65535]);
       holder.close();
     });
-  });
-});
-
-describe("a shard that is to leave", () => {
-  it("says so to every router, and when nothing is placed on it any more", async () => {
-    await withShard(async (shard) => {
-      const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-      const other = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-      const drained = shard.shard.drain(20_000);
-      await waitFor("the word", () => connection.status()?.draining && other.status()?.draining);
-      assert.equal(connection.status()?.released, false);
-      await place(connection, later(shard.checkpoint, 2, [], 2));
-      other.close();
-      await waitFor("the release", () => connection.status()?.released);
-      assert.equal(await drained, "nothing is placed on it");
-      connection.send({ $case: "drain", value: { cancel: true } });
-      await waitFor("the word to be taken back", () => connection.status()?.draining === false);
-      connection.send({ $case: "drain", value: { cancel: false } });
-      await waitFor("the word again", () => connection.status()?.draining);
-      connection.close();
-      await connection.ended;
-      assert.equal(await shard.shard.drain(20_000), "no router is connected");
-    });
-  });
-
-  it("goes after its patience where routers leave things on it", async () => {
-    await withShard(async (shard) => {
-      const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-      assert.equal(await shard.shard.drain(60), "not released within 60 ms");
-      await sumsOf(connection, 1, [1, 2, 65535, 65535]);
-      connection.close();
-    });
-  });
-});
-
-describe("a shard's word of itself", () => {
-  it("comes with the hello and at once when what it holds changes", async () => {
-    await withShard(
-      async (shard) => {
-        const connection = await greeted(shard);
-        const first = await waitFor("the first word", () => connection.status());
-        assert.deepEqual(first, {
-          draining: false,
-          released: false,
-          residentBytes: 0,
-          memoryBytes: 9 * EXPERT_BYTES,
-          waiting: 0,
-          epochs: [],
-        });
-        await place(connection, placementOf(shard.checkpoint, [1]));
-        await waitFor("the change", () => connection.status()?.epochs.join() === "1", 500);
-        connection.close();
-      },
-      { memoryLimit: 9 * EXPERT_BYTES },
-    );
   });
 });
