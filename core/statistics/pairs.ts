@@ -93,6 +93,8 @@ export class PairCounts {
   readonly #perLayer: number;
   #first = 0;
   #tokens = 0;
+  /** Layers whose lists were made of the cells; undefined while the cells are counted in. */
+  #listed: number | undefined;
 
   constructor(shape: RoutingShape, kind: PairKind) {
     this.#shape = shape;
@@ -124,7 +126,7 @@ export class PairCounts {
    */
   add(layer: number, numTokens: number, ids: Uint32Array, after: Uint32Array = ids): void {
     const row = layer - this.#first;
-    if (row < 0 || row >= this.span) return;
+    if (row < 0 || row >= this.span || this.#listed !== undefined) return;
     const { numExperts, topK } = this.#shape;
     const { cells } = this;
     const base = row * this.#perLayer;
@@ -143,19 +145,22 @@ export class PairCounts {
     }
   }
 
-  /** Ends a step: after enough tokens it is other layers' turn. */
+  /** Ends a step: after enough tokens the layers' lists are made, one in each step, and it is other layers' turn. */
   endStep(numTokens: number): void {
     if (this.lists === undefined) return;
-    this.#tokens += numTokens;
-    if (this.#tokens < TURN_TOKENS) return;
-    this.#tokens = 0;
-    for (let row = 0; row < this.span && this.#first + row < this.#numLayers; row++) {
-      const cells = this.cells.subarray(row * this.#perLayer, (row + 1) * this.#perLayer);
-      if (listLayer(this.lists, this.#first + row, cells, this.#shape, this.kind, 0.5)) {
-        this.changed.add(this.#first + row);
-      }
+    if (this.#listed === undefined) {
+      this.#tokens += numTokens;
+      if (this.#tokens < TURN_TOKENS) return;
+      this.#listed = 0;
     }
+    const row = this.#listed++;
+    const layer = this.#first + row;
+    const cells = this.cells.subarray(row * this.#perLayer, (row + 1) * this.#perLayer);
+    if (listLayer(this.lists, layer, cells, this.#shape, this.kind, 0.5)) this.changed.add(layer);
+    if (this.#listed < Math.min(this.span, this.#numLayers - this.#first)) return;
     this.cells.fill(0);
+    this.#tokens = 0;
+    this.#listed = undefined;
     this.#first += this.span;
     if (this.#first >= this.#numLayers) this.#first = 0;
   }

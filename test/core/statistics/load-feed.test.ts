@@ -16,7 +16,8 @@ import type { QueuedTokens } from "../../../core/statistics/windows.ts";
 import { startRedis } from "../../support/redis.ts";
 
 const SHAPE = { modelName: "tiny", layers: [1, 2], numExperts: 4, topK: 2 };
-const NOW = Math.floor(Date.now() / 1000);
+/** The beginning of the bucket at hand. */
+const NOW = Math.floor(Date.now() / 10_000) * 10;
 
 /** Tokens of a task: "a" chooses experts 0 and 1, any other 2 and 3. */
 function stepOf(task: string, numTokens: number, shape = SHAPE): RoutedStep {
@@ -135,9 +136,13 @@ test("the task that all routers say is next is what is forecast, and its experts
   }
 });
 
-test("Redis away: a read says so, the next goes on from where the one before was", async () => {
+test("Redis away: a read says so, the next goes on from where the one before was", async (t) => {
   const durable = await startRedis({ durable: true });
   const own = connectRedis(durable.url);
+  t.after(async () => {
+    own.close();
+    await durable.close();
+  });
   await own.ready(5_000);
   const writer = new Writer(own, "away", "r1");
   const feed = feedOf(own, "away");
@@ -153,8 +158,6 @@ test("Redis away: a read says so, the next goes on from where the one before was
   writer.counters.record(stepOf("a", 50));
   await writer.flush(NOW - 250);
   assert.equal((await feed.read(NOW)).tokens, 150);
-  own.close();
-  await durable.close();
 });
 
 test("without Redis the process's own counts are its windows", async () => {

@@ -35,6 +35,14 @@ function stepOf(numTokens: number, seed: number): RoutedStep {
   };
 }
 
+/** One layer is listed in each step. */
+function endTurn(counts: PairCounts): void {
+  const before = counts.changed.size;
+  counts.endStep(TURN_TOKENS);
+  for (let step = 1; step < counts.span; step++) counts.endStep(0);
+  assert.ok(counts.changed.size <= before + counts.span);
+}
+
 test("at 61 layers of 256 experts pairs take under 10 MB, whatever is counted, and every layer has its turn", () => {
   const counters = new RoutingCounters(LARGE);
   const bytes = () => counters.together.bytes + counters.next.bytes;
@@ -42,8 +50,8 @@ test("at 61 layers of 256 experts pairs take under 10 MB, whatever is counted, a
   for (let turn = 0; turn < 16; turn++) {
     // The turn's tokens: few distinct, so that the test is short.
     counters.record(stepOf(256, 256 * turn));
-    counters.together.endStep(TURN_TOKENS);
-    counters.next.endStep(TURN_TOKENS);
+    endTurn(counters.together);
+    endTurn(counters.next);
   }
   assert.ok(bytes() < 10e6, `${bytes()} bytes`);
   const { together, next } = counters;
@@ -65,7 +73,7 @@ test("at 61 layers of 256 experts pairs take under 10 MB, whatever is counted, a
 test("an encoded layer of lists takes 33 KB at 256 experts and comes back", () => {
   const counts = new PairCounts(LARGE, "together");
   counts.add(0, 64, stepOf(64, 5).routing.get(3)!.ids);
-  counts.endStep(TURN_TOKENS);
+  endTurn(counts);
   const bytes = encodeLists(counts.lists!, 0, 256);
   assert.ok(bytes.length < 33_000, `${bytes.length}`);
   const fields = [Buffer.from(listField("together", 0)), bytes];
