@@ -3,7 +3,7 @@ import { after, before, describe, test } from "node:test";
 
 import { connectRedis, type RedisConnection } from "../../core/platform/redis.ts";
 import { selectSeries } from "../../core/statistics/load.ts";
-import { listModels, readStatistics } from "../../core/statistics/reader.ts";
+import { listModels, readQueued, readStatistics } from "../../core/statistics/reader.ts";
 import { greedyBody } from "../support/api.ts";
 import { startCluster, type Cluster } from "../support/cluster.ts";
 import { readTinyGoldens, readTinyRouting } from "../support/goldens.ts";
@@ -88,6 +88,26 @@ describe("the routing statistics of a router and 2 shards", () => {
     assert.equal(code, 0, stderr);
     for (const task of ["golden-3", "poetry"]) assert.match(stdout, new RegExp(task));
     for (const layer of [0, 1, 2]) assert.match(stdout, new RegExp(`layer ${layer}`, "i"));
+  });
+
+  test("say what the router expects to run next, while it runs something", async () => {
+    let over = false;
+    const load = (async () => {
+      while (!over) await say("steady", [4, 3, 2], 30);
+    })();
+    try {
+      await waitFor("decodes of the task are expected", async () => {
+        const [model] = await listModels(redis);
+        if (model === undefined) return undefined;
+        const queued = await readQueued(redis, model.modelHash, Date.now() / 1000);
+        return queued.find(
+          ({ task, phase, tokens }) => task === "steady" && phase === "decode" && tokens <= 30,
+        );
+      });
+    } finally {
+      over = true;
+      await load;
+    }
   });
 
   test("stop at nothing while Redis is gone, and are flushed when it is back", async () => {
