@@ -91,9 +91,9 @@ describe("the routing statistics of a router and 2 shards", () => {
   });
 
   test("say what the router expects to run next, while it runs something", async () => {
-    let over = false;
+    const over = new AbortController();
     const load = (async () => {
-      while (!over) await say("steady", [4, 3, 2], 30);
+      while (!over.signal.aborted) await say("steady", [4, 3, 2], 30);
     })();
     try {
       await waitFor("decodes of the task are expected", async () => {
@@ -105,7 +105,7 @@ describe("the routing statistics of a router and 2 shards", () => {
         );
       });
     } finally {
-      over = true;
+      over.abort();
       await load;
     }
   });
