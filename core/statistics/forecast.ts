@@ -22,7 +22,7 @@ const DEFAULT_TOKENS_PER_STEP = 64;
 /** Seconds that a forecast is for. */
 const AHEAD_SECONDS = 10;
 
-/** The shape of a model's load, and how fast it may be forgotten. */
+/** The shape of a model's load. */
 export interface HistoryShape {
   readonly numMoeLayers: number;
   readonly numExperts: number;

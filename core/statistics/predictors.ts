@@ -3,9 +3,8 @@
 import type { LoadProfiles, Profile, QueuedTokens } from "./windows.ts";
 
 /**
- * Predictors of the next window, first the one that is used before any error is known: the tasks' own loads in the mix
- * that is queued; the same with the tasks' recent loads; all tokens so far; a slow mean; a fast mean; the fast mean
- * moved on in the direction from the slow one; the last window.
+ * Predictors of the next window: the tasks' own loads in the mix that is queued; the same with the tasks' recent loads;
+ * all tokens so far; a slow mean; a fast mean; the fast mean moved on in the direction from the slow one; the last window.
  */
 export const PREDICTORS = [
   "mix",
