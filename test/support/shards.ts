@@ -30,6 +30,8 @@ export interface TestShardOptions {
   /** Default: cpu. */
   readonly device?: "webgpu" | "cpu";
   readonly runDeadlineMs?: number;
+  readonly hostCacheBytes?: number;
+  readonly measureSpeed?: boolean;
   /** Changes the device; default: as it is. */
   readonly wrapDevice?: (device: ShardDevice) => ShardDevice;
 }
@@ -62,6 +64,8 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
     device: options.wrapDevice?.(device) ?? device,
     logger: silentLogger,
     runDeadlineMs: options.runDeadlineMs,
+    hostCacheBytes: options.hostCacheBytes,
+    measureSpeed: options.measureSpeed,
     onFailure: (error) => failures.push(error),
   });
   return {

@@ -1,0 +1,90 @@
+import assert from "node:assert/strict";
+import { it } from "node:test";
+
+import { SILU } from "../../core/cpu/activation.ts";
+import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
+import { EXPERT_FORMATS } from "../../core/expert-format.ts";
+import { expertBytes } from "../../core/weights.ts";
+import { advertisedAddress } from "../../expert-service/advertise.ts";
+import { measurePairsPerSecond } from "../../expert-service/measure-speed.ts";
+import { sumsOf } from "../support/placed-shard.ts";
+import { helloFor, openShardConnection, placedConnection } from "../support/shard-connection.ts";
+import { startTestShard } from "../support/shards.ts";
+
+const SIZES = {
+  hiddenSize: 64,
+  expertIntermediateSize: 40,
+  activation: SILU,
+  expertBias: true,
+} as const;
+
+it("a device's speed is the pairs of its median run, in every format, and leaves nothing on it", async () => {
+  for (const format of EXPERT_FORMATS) {
+    const inner = createCpuExpertDevice(SIZES);
+    let clock = 0;
+    let pairs = 0;
+    let runs = 0;
+    const device = Object.create(inner, {
+      run: {
+        value: async (...call: Parameters<typeof inner.run>) => {
+          const sums = await inner.run(...call);
+          assert.ok(sums.every(Number.isFinite), format);
+          pairs = call[2].length;
+          // The first run is slow, as on a GPU; then 10 ms, every third one 40.
+          clock += runs === 0 ? 900 : runs % 3 === 0 ? 40 : 10;
+          runs++;
+          return sums;
+        },
+      },
+      allocate: { value: inner.allocate.bind(inner) },
+      loadPacked: { value: inner.loadPacked.bind(inner) },
+      free: { value: inner.free.bind(inner) },
+    }) as typeof inner;
+    const speed = await measurePairsPerSecond(device, {
+      sizes: SIZES,
+      format,
+      numExperts: 12,
+      topK: 4,
+      memoryBytes: 5 * expertBytes(SIZES, format),
+      now: () => clock,
+    });
+    assert.equal(pairs, 32);
+    assert.equal(speed, pairs / 0.01);
+    assert.ok(runs > 3 && runs < 25, `${runs} runs`);
+    assert.equal(inner.residentBytes(), 0);
+  }
+});
+
+it("a device that no expert fits on has no speed", async () => {
+  const device = createCpuExpertDevice(SIZES);
+  const options = { sizes: SIZES, format: "f32", numExperts: 4, topK: 2 } as const;
+  const now = () => performance.now();
+  assert.equal(await measurePairsPerSecond(device, { ...options, memoryBytes: 99, now }), 0);
+});
+
+for (const device of ["cpu", "webgpu"] as const) {
+  it(`a shard on ${device} says its speed and its start in its hello, and serves with the same device`, async () => {
+    const shard = await startTestShard({ device, measureSpeed: true, weights: "f32" });
+    const hellos = [];
+    for (let i = 0; i < 2; i++) {
+      const connection = openShardConnection(shard.address);
+      connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
+      hellos.push(await connection.next("hello"));
+      connection.close();
+    }
+    assert.ok(hellos[0].pairsPerSecond > 0);
+    assert.match(hellos[0].incarnation, /^[0-9a-f-]{36}$/);
+    assert.deepEqual(hellos[1], hellos[0]);
+    const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+    await sumsOf(connection, 1, [1, 2, 65535, 65535]);
+    connection.close();
+    await shard.close();
+  });
+}
+
+it("a shard is reached where it says, else where it listens; for every interface it names one that others see", () => {
+  assert.equal(advertisedAddress("a.example:7", "127.0.0.1", 50), "a.example:7");
+  assert.equal(advertisedAddress(undefined, "10.0.0.7", 50), "10.0.0.7:50");
+  assert.equal(advertisedAddress(undefined, "::1", 50), "[::1]:50");
+  assert.match(advertisedAddress(undefined, "0.0.0.0", 50), /^(?!0\.0\.0\.0).+:50$/);
+});
