@@ -118,8 +118,12 @@ export class Residency {
     };
   }
 
-  /** A router dispatches to no epoch below this one any more. Throws RangeError for one that it has not placed. */
-  release(router: object, oldestLiveEpoch: number): void {
+  /**
+   * A router dispatches to no epoch below this one any more, nor to newer ones that it gave up. Throws RangeError for one
+   * that it has not placed.
+   */
+  release(router: object, oldestLiveEpoch: number, abandoned: readonly number[] = []): void {
+    for (const epoch of abandoned) this.#uses.refuse(router, epoch);
     this.#uses.release(router, oldestLiveEpoch);
     this.#tidySoon();
     this.#options.onChange?.();

@@ -20,6 +20,7 @@ import {
 import type { ShardPlacement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type {
   Dispatch,
+  ReleaseEpochs,
   RouterHello,
   RouterMessage,
   ShardHello,
@@ -191,7 +192,7 @@ class RouterSession {
     } else if (kind.$case === "cancel") {
       this.#options.batcher.cancel(this, kind.value.dispatchId);
     } else if (kind.$case === "release") {
-      this.#onRelease(kind.value.oldestLiveEpoch);
+      this.#onRelease(kind.value);
     } else if (kind.$case === "drain") {
       this.#options.onDrain(!kind.value.cancel);
     }
@@ -257,9 +258,9 @@ class RouterSession {
     }
   }
 
-  #onRelease(oldestLiveEpoch: number): void {
+  #onRelease({ oldestLiveEpoch, abandonedEpochs }: ReleaseEpochs): void {
     try {
-      this.#options.residency.release(this, oldestLiveEpoch);
+      this.#options.residency.release(this, oldestLiveEpoch, abandonedEpochs);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       this.end(status.INVALID_ARGUMENT, error.message);

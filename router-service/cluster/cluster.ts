@@ -311,6 +311,12 @@ class ShardCluster implements Cluster {
       const message = (rank: number) => this.#messageFor(stored, rank);
       await adopt({ stored, before, members, message, changes: this.#changes, signal });
       this.#switch(stored);
+    } catch (error) {
+      const stays = before?.placement.epoch;
+      if (stays !== undefined) {
+        for (const member of this.#roster.members) member.abandon(epoch, stays);
+      }
+      throw error;
     } finally {
       this.#next = undefined;
     }

@@ -206,6 +206,11 @@ export class Member implements Reach {
     this.#client.release(oldestLiveEpoch);
   }
 
+  /** See ShardClient.abandon. */
+  abandon(epoch: number, oldestLiveEpoch: number): void {
+    this.#client.abandon(epoch, oldestLiveEpoch);
+  }
+
   /** Tells the shard that it is to leave, or to stay after all; false where it is away. */
   drain(cancel: boolean): boolean {
     const { state } = this.#client;

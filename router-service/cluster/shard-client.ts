@@ -106,6 +106,15 @@ export class ShardClient {
     this.#state.stream.release(oldestLiveEpoch);
   }
 
+  /** Tells the shard that a placement is given up, and the one of `oldestLiveEpoch` stays. */
+  abandon(epoch: number, oldestLiveEpoch: number): void {
+    this.#epochs.delete(epoch);
+    const sent = this.#placing.delete(epoch);
+    // One that was not told of the live epoch yet holds nothing that it could stay with.
+    if (!sent || this.#state.kind === "away" || !this.#epochs.has(oldestLiveEpoch)) return;
+    this.#state.stream.release(oldestLiveEpoch, [epoch]);
+  }
+
   /** Ends the stream and stops reconnecting. */
   async close(reason = "the router is stopping"): Promise<void> {
     this.#stop.abort();
@@ -127,7 +136,8 @@ export class ShardClient {
       }
       throw error;
     }
-    if (this.#stream !== stream) return;
+    // Another stream by now, or given up meanwhile.
+    if (this.#stream !== stream || !this.#placing.has(placement.epoch)) return;
     this.#epochs.add(placement.epoch);
     onChange();
   }

@@ -125,9 +125,10 @@ export class ShardStream {
     return waiting.promise;
   }
 
-  /** Tells the shard that nothing is dispatched to an epoch below this one any more. */
-  release(oldestLiveEpoch: number): void {
-    this.#send({ $case: "release", value: { oldestLiveEpoch } });
+  /** Tells the shard that nothing is dispatched to an epoch below this one any more, nor to newer ones that were given up. */
+  release(oldestLiveEpoch: number, abandonedEpochs: readonly number[] = []): void {
+    const value = { oldestLiveEpoch, abandonedEpochs: [...abandonedEpochs] };
+    this.#send({ $case: "release", value });
   }
 
   /** Tells the shard that it is to leave, or to stay after all. */

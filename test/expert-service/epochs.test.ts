@@ -36,7 +36,7 @@ describe("two live epochs", () => {
       const NOT_HELD = DispatchErrorCode.DISPATCH_ERROR_CODE_EXPERT_NOT_HELD;
       assert.equal(await refusedCode(connection, 2, [1, 2, 3, 7]), NOT_HELD);
 
-      connection.send({ $case: "release", value: { oldestLiveEpoch: 2 } });
+      connection.send({ $case: "release", value: { oldestLiveEpoch: 2, abandonedEpochs: [] } });
       await waitFor(
         "the release",
         () => connection.status()?.residentBytes === NUM_LAYERS * 4 * EXPERT_BYTES,
@@ -143,7 +143,7 @@ describe("a placement beside a live one", () => {
         assert.deepEqual(await sumsOf(connection, 1, [1, 2, 65535, 65535]), expected);
         const ack = await place(connection, later(shard.checkpoint, 3, [2, 3]));
         assert.equal(ack.residentBytes, 9 * EXPERT_BYTES, "the memory is full");
-        connection.send({ $case: "release", value: { oldestLiveEpoch: 3 } });
+        connection.send({ $case: "release", value: { oldestLiveEpoch: 3, abandonedEpochs: [] } });
         await place(connection, later(shard.checkpoint, 4, [3, 5], 3));
         connection.close();
       },

@@ -157,6 +157,8 @@ export interface ShardStatus {
 /** The router dispatches to no epoch below this one any more; the shard frees what no router needs. */
 export interface ReleaseEpochs {
   oldestLiveEpoch: number;
+  /** Newer epochs that the router placed and will not dispatch to after all. */
+  abandonedEpochs: number[];
 }
 
 /** An operator wants the shard gone, or, with `cancel`, to stay after all. */
@@ -960,13 +962,20 @@ export const ShardStatus: MessageFns<ShardStatus> = {
 };
 
 function createBaseReleaseEpochs(): ReleaseEpochs {
-  return { oldestLiveEpoch: 0 };
+  return { oldestLiveEpoch: 0, abandonedEpochs: [] };
 }
 
 export const ReleaseEpochs: MessageFns<ReleaseEpochs> = {
   encode(message: ReleaseEpochs, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.oldestLiveEpoch !== 0) {
       writer.uint32(8).uint64(message.oldestLiveEpoch);
+    }
+    if (message.abandonedEpochs.length !== 0) {
+      writer.uint32(18).fork();
+      for (const v of message.abandonedEpochs) {
+        writer.uint64(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -992,6 +1001,24 @@ export const ReleaseEpochs: MessageFns<ReleaseEpochs> = {
             message.oldestLiveEpoch = longToNumber(reader.uint64());
             continue;
           }
+          case 2: {
+            if (tag === 16) {
+              message.abandonedEpochs.push(longToNumber(reader.uint64()));
+
+              continue;
+            }
+
+            if (tag === 18) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.abandonedEpochs.push(longToNumber(reader.uint64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1010,6 +1037,7 @@ export const ReleaseEpochs: MessageFns<ReleaseEpochs> = {
   fromPartial<I extends Exact<DeepPartial<ReleaseEpochs>, I>>(object: I): ReleaseEpochs {
     const message = createBaseReleaseEpochs();
     message.oldestLiveEpoch = object.oldestLiveEpoch ?? 0;
+    message.abandonedEpochs = object.abandonedEpochs?.map((e) => e) || [];
     return message;
   },
 };
