@@ -73,8 +73,11 @@ export interface Cluster {
   onChange(callback: (change: ClusterChange) => void): () => void;
   /** Tells a shard that it is to leave, or to stay after all; false where no shard with this rank is connected. */
   drain(rank: number, cancel: boolean): boolean;
-  /** Says why no shard has room for experts without a copy, so that requests need not wait; undefined where that is over. */
-  setUnplaceable(reason: string | undefined): void;
+  /**
+   * Says why no shard has room for experts without a copy, so that requests need not wait, from `graceMs` after this was
+   * first said; undefined where that is over.
+   */
+  setUnplaceable(reason: string | undefined, graceMs?: number): void;
   /** Dtype of weights in the cluster, once there is a placement. Rejects with PlacementError or HandshakeError where it can not work. */
   weights(): Promise<WeightsDtype>;
   /** Resolves when every expert has a living copy. Rejects as `weights`, and on close. */
@@ -108,6 +111,8 @@ class ShardCluster implements Cluster {
   #next: ClusterPlacement | undefined;
   #missing: { readonly reason: string | undefined } | undefined;
   #unplaceable: string | undefined;
+  #isUnplaceable = false;
+  #unplaceableTimer: NodeJS.Timeout | undefined;
   #wasReady = false;
   #noShardTimer: NodeJS.Timeout | undefined;
   #noShard = false;
@@ -165,9 +170,18 @@ class ShardCluster implements Cluster {
     return this.#roster.find(rank)?.drain(cancel) ?? false;
   }
 
-  setUnplaceable(reason: string | undefined): void {
+  setUnplaceable(reason: string | undefined, graceMs = 0): void {
     this.#unplaceable = reason;
-    this.#changes.notify();
+    if (reason === undefined) {
+      clearTimeout(this.#unplaceableTimer);
+      this.#unplaceableTimer = undefined;
+      this.#isUnplaceable = false;
+    } else {
+      this.#unplaceableTimer ??= setTimeout(() => {
+        this.#isUnplaceable = true;
+        this.#changes.notify();
+      }, graceMs);
+    }
   }
 
   weights(): Promise<WeightsDtype> {
@@ -194,7 +208,8 @@ class ShardCluster implements Cluster {
     const missing = this.missingReason();
     if (missing === undefined) return undefined;
     if (!this.#wasReady) return missing;
-    return this.#unplaceable ?? (this.#noShard ? missing : undefined);
+    if (this.#isUnplaceable) return this.#unplaceable;
+    return this.#noShard ? missing : undefined;
   }
 
   lastBusyAt(): number {
@@ -206,6 +221,7 @@ class ShardCluster implements Cluster {
     this.#stop.abort(stopped);
     this.#decided.reject(stopped);
     clearTimeout(this.#noShardTimer);
+    clearTimeout(this.#unplaceableTimer);
     await this.#roster.close();
   }
 

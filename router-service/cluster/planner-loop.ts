@@ -19,7 +19,7 @@ export interface PlannerLoopOptions extends Omit<
   PublisherOptions,
   "changes" | "timing" | "signal" | "onPublished" | "interrupted"
 > {
-  readonly cluster: Pick<Cluster, "members" | "current" | "onChange">;
+  readonly cluster: Pick<Cluster, "members" | "current" | "onChange" | "setUnplaceable">;
   readonly outlook: PlacementOutlook;
   readonly thread: PlannerThread;
   /** What the first placement is made from. */
@@ -41,6 +41,9 @@ export interface PlannerTiming {
   /** Pause after a failure. */
   readonly retryMs: number;
 }
+
+/** Requests wait this long for shards that may come back before nobody having room for experts ends them. */
+const UNPLACEABLE_MS = 5_000;
 
 const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
 
@@ -278,5 +281,6 @@ export class PlannerLoop {
 
   #decided(decision: string, unplaceable?: string): void {
     this.#state = { ...this.#state, decision, unplaceable };
+    this.#options.cluster.setUnplaceable(unplaceable, UNPLACEABLE_MS);
   }
 }

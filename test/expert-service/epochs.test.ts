@@ -221,7 +221,7 @@ describe("a release", () => {
     await withShard(async (shard) => {
       const holder = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
       const wrong = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-      wrong.send({ $case: "release", value: { oldestLiveEpoch: 9_000_000 } });
+      wrong.send({ $case: "release", value: { oldestLiveEpoch: 9_000_000, abandonedEpochs: [] } });
       const { code, details } = await wrong.ended;
       assert.equal(code, status.INVALID_ARGUMENT);
       assert.match(details, /oldest_live_epoch 9000000, the newest placement is of 1/);
