@@ -1,0 +1,84 @@
+/** A shard whose device is as slow as told: `throttled-shard.ts`, with a shard's own flags and those below. */
+
+import { setImmediate, setTimeout } from "node:timers/promises";
+
+import { z } from "zod";
+
+import { NO_SLOT, type ExpertDevice } from "../core/expert-device.ts";
+import { loadConfig } from "../core/platform/config.ts";
+import { expertAbout, expertConfigSchema } from "../expert-service/config.ts";
+import { openShardDevice, type ShardDevice } from "../expert-service/device.ts";
+import { runShardProcess } from "../expert-service/process.ts";
+
+const schema = expertConfigSchema.extend({
+  microsPerPair: z.number().min(0).default(0).meta({
+    description: "Time that the device takes at least for one expert of a row",
+    unit: "µs",
+    placeholder: "N",
+  }),
+  microsPerRun: z.number().min(0).default(0).meta({
+    description: "Time that the device takes at least for any run, beside that",
+    unit: "µs",
+    placeholder: "N",
+  }),
+});
+
+type Speed = Pick<z.output<typeof schema>, "microsPerPair" | "microsPerRun">;
+
+/** Timers may be late by this much: the rest of a wait is slept in short naps, milliseconds. */
+const TIMER_LATE_MS = 1.2;
+const NAP_MS = 0.05;
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+
+/** Waits until performance.now() is `at`, to about a tenth of a millisecond; takes next to nothing of a core. */
+async function sleepUntil(at: number): Promise<void> {
+  const left = at - performance.now() - TIMER_LATE_MS;
+  if (left >= 1) await setTimeout(Math.floor(left));
+  for (let rest = at - performance.now(); rest > 0; rest = at - performance.now()) {
+    Atomics.wait(sleeper, 0, 0, Math.min(NAP_MS, rest));
+    await setImmediate();
+  }
+}
+
+/**
+ * The device, a run of which takes at least the time told: what its own computation leaves of that is waited, which takes
+ * no core from others. Runs still come one after another.
+ */
+function throttled(device: ExpertDevice, { microsPerPair, microsPerRun }: Speed): ExpertDevice {
+  let tail: Promise<unknown> = Promise.resolve();
+  const run: ExpertDevice["run"] = (layer, rows, slots, weights) => {
+    const pairs = slots.reduce((count, slot) => count + Number(slot !== NO_SLOT), 0);
+    const result = tail.then(async () => {
+      const endsAt = performance.now() + (microsPerRun + pairs * microsPerPair) / 1000;
+      const sums = await device.run(layer, rows, slots, weights);
+      await sleepUntil(endsAt);
+      return sums;
+    });
+    tail = result.catch(() => undefined);
+    return result;
+  };
+  return new Proxy(device, {
+    get: (target, key) => {
+      if (key === "run") return run;
+      const value: unknown = Reflect.get(target, key, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+}
+
+/** The device of a shard, every ExpertDevice of which is as slow as told. */
+function throttledShardDevice(device: ShardDevice, speed: Speed): ShardDevice {
+  return {
+    ...device,
+    create: async (formats) => throttled(await device.create(formats), speed),
+  };
+}
+
+const { microsPerPair, microsPerRun, ...config } = loadConfig(schema, {
+  ...expertAbout,
+  command: "node bench/throttled-shard.ts",
+});
+await runShardProcess(config, async (...device) =>
+  throttledShardDevice(await openShardDevice(...device), { microsPerPair, microsPerRun }),
+);
