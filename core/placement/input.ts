@@ -1,6 +1,7 @@
 /** What the planner is given, and what it answers. */
 
 import type { LayerReplicas, Placement } from "./placement.ts";
+import type { Policy } from "./policies.ts";
 
 /** Copies of the experts of each MoE layer: a placement without its epoch. */
 export type PlacedLayers = ReadonlyMap<number, LayerReplicas>;
@@ -77,6 +78,8 @@ export interface PlannerInput {
   readonly moves: MoveBudget;
   /** Copies of each expert at least, as far as memory goes; absent: 1. */
   readonly minCopies?: number;
+  /** How experts are placed; absent: auto. */
+  readonly policy?: Policy;
   /** Bound of the search, in thousands of elementary operations for the whole plan; a plan takes as long in any run. */
   readonly effort?: number;
 }

@@ -17,6 +17,7 @@ import {
   placeKept,
   type Holders,
 } from "./place-layers.ts";
+import { targetOf } from "./policies.ts";
 import { limitsOf, liveCurrent, loadedBytes, moveSeconds, whyOf } from "./why.ts";
 
 export type * from "./input.ts";
@@ -33,12 +34,7 @@ export function planPlacement(input: PlannerInput): Plan {
   checkInput(input);
   const current = liveCurrent(input);
   const limits = limitsOf(input);
-  const wanted = withMinCopies(
-    placedLayers(input, input.current === undefined ? first(input) : next(input)),
-    input.minCopies ?? 1,
-    limits,
-    current,
-  );
+  const wanted = wantedLayers(input, current);
   if (input.current === undefined) {
     const moves = movesBetween(current, wanted);
     return { target: wanted, moves, stages: [wanted], why: whyOf(input, current, wanted, moves) };
@@ -47,6 +43,14 @@ export function planPlacement(input: PlannerInput): Plan {
   const target = stages.at(-1) ?? current;
   const moves = movesOf(current, stages);
   return { target, moves, stages, why: whyOf(input, current, target, moves) };
+}
+
+/** Where the experts are to be. */
+function wantedLayers(input: PlannerInput, current: PlacedLayers): PlacedLayers {
+  const { policy = "auto", minCopies = 1 } = input;
+  if (policy !== "auto") return targetOf(policy, input);
+  const layers = input.current === undefined ? first(input) : next(input);
+  return withMinCopies(placedLayers(input, layers), minCopies, limitsOf(input), current);
 }
 
 /** Where nothing is held. */

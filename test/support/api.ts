@@ -104,13 +104,32 @@ export async function* streamCompletion(
     yield data === "[DONE]" ? undefined : (JSON.parse(data) as Completion);
 }
 
-/** Sum of a metric's samples on /metrics, over all label values; fails where there is none. */
-export async function metric(url: string, name: string): Promise<number> {
+/** One sample of a metrics page. */
+export interface MetricSample {
+  readonly name: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly value: number;
+}
+
+/** Every sample on /metrics. */
+export async function metricSamples(url: string): Promise<MetricSample[]> {
   const response = await fetch(`${url}/metrics`, { signal: AbortSignal.timeout(TIMEOUT_MS) });
   const page = await response.text();
-  const samples = page
-    .split("\n")
-    .filter((line) => line.startsWith(`${name} `) || line.startsWith(`${name}{`));
-  assert.ok(samples.length > 0, `no metric ${name} in\n${page}`);
-  return samples.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
+  return page.split("\n").flatMap((line) => {
+    const [, name, labels = "", value] = /^(\w[\w:]*)(?:\{(.*)\})? (\S+)$/.exec(line) ?? [];
+    if (name === undefined) return [];
+    const pairs = [...labels.matchAll(/(\w+)="([^"]*)"/g)].map(([, key, text]) => [key, text]);
+    return [
+      { name, labels: Object.fromEntries(pairs) as Record<string, string>, value: Number(value) },
+    ];
+  });
+}
+
+/** Sum of a metric's samples on /metrics, over all label values; fails where there is none. */
+export async function metric(url: string, name: string): Promise<number> {
+  const samples = await metricSamples(url);
+  const those = samples.filter((sample) => sample.name === name);
+  const names = [...new Set(samples.map((sample) => sample.name))];
+  assert.ok(those.length > 0, `no metric ${name} among ${names.join(", ")}`);
+  return those.reduce((sum, { value }) => sum + value, 0);
 }

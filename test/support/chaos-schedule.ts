@@ -97,13 +97,13 @@ const KINDS: readonly Draw[] = [
   (random, { maxFaultMs }) => ({
     kind: "corrupted bytes",
     shard: random(),
-    corruption: { where: "payload", everyBytes: between(random, 2_000, 50_000) },
+    corruption: { where: "payload", everyBytes: between(random, 500, 10_000) },
     forMs: between(random, maxFaultMs / 2, maxFaultMs),
   }),
   (random, { maxFaultMs }) => ({
     kind: "corrupted bytes",
     shard: random(),
-    corruption: { where: "anywhere", everyBytes: between(random, 5_000, 50_000) },
+    corruption: { where: "anywhere", everyBytes: between(random, 2_000, 30_000) },
     forMs: between(random, maxFaultMs / 2, maxFaultMs),
   }),
   () => ({ kind: "join" }),

@@ -14,6 +14,9 @@ import { waitFor } from "./wait-for.ts";
 /** Shards at the start: with one killed and one drained, one is left. */
 const SHARDS = 3;
 
+/** Bytes of all experts of the tiny model in f32: 3 layers of 12 experts of 3 matrices 64 × 40. */
+const TINY_EXPERTS_BYTES = 3 * 12 * 3 * 64 * 40 * 4;
+
 /** How long and how hard a run is. */
 export interface ChaosLength {
   readonly seed: number;
@@ -39,6 +42,8 @@ export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVer
     redis: true,
     proxied: true,
     seed,
+    // Each has room for all experts and not one more: moves must come in stages.
+    shardFlags: () => ["--memory-limit", `${TINY_EXPERTS_BYTES}`],
   });
   try {
     const sizes = { count: 64, minLength: 4, maxLength: 40, maxTokens: 16 };
@@ -58,6 +63,11 @@ export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVer
     assert.deepEqual(verdict.load.wrong, [], "wrong tokens");
     assert.equal(verdict.lost.length, 0, failureText(verdict.lost));
     assert.ok(verdict.load.requests > 2 * concurrency, `${verdict.load.requests} requests`);
+    assert.ok(cluster.flips() > 0, "no bit was flipped");
+    const resends = await Promise.all(
+      cluster.routers().map(({ url }) => metric(url, "moe_resends_total")),
+    );
+    assert.ok(Math.max(...resends) > 0, "no rows were sent again");
     await assertNothingLeft(cluster);
     assertBounded(before, await memoryOf(cluster), length.maxGrowthBytes);
     return verdict;
@@ -69,17 +79,23 @@ export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVer
   }
 }
 
-/** Waits until no router has a sequence or a KV block, and every shard no more streams than it has peers. */
+/** Waits until no router has a sequence or a KV block, and every shard no more connections than it has peers. */
 async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
   const routers = cluster.routers();
+  // A shard's connection to a peer that it fetched from may stand for a while.
+  const most = routers.length + cluster.shards().length - 1;
   await waitFor("all KV blocks to be free, no sequence and no stream left", async () => {
     for (const { url } of routers) {
-      for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"])
-        if ((await metric(url, `vllm:${name}`)) !== 0) return false;
+      for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]) {
+        const value = await metric(url, `vllm:${name}`);
+        if (value !== 0) throw new Error(`${url} has ${name} ${value}`);
+      }
     }
-    // A shard's connection to a peer that it fetched from may stand for a while.
-    const most = routers.length + cluster.shards().length - 1;
-    return cluster.shards().every(({ proxy }) => (proxy?.connections() ?? 0) <= most);
+    for (const { rank, proxy } of cluster.shards()) {
+      const count = proxy?.connections() ?? 0;
+      if (count > most) throw new Error(`shard ${rank} has ${count} connections`);
+    }
+    return true;
   });
 }
 

@@ -6,18 +6,26 @@ import { isHealthy } from "./cluster.ts";
 import type { ElasticCluster } from "./elastic-cluster.ts";
 import { waitFor } from "./wait-for.ts";
 
-/** A shard, as GET /v1/shards has it. */
+/** A shard, as GET /v1/shards has it; the parts that are read here. */
 export interface ShardView {
-  readonly rank: number;
+  readonly rank: number | null;
   readonly address: string;
   readonly state: string;
   readonly epochs: readonly number[];
-  readonly released: boolean;
+  readonly safe_to_terminate: boolean;
 }
 
-/** A placement, as GET /v1/placement has it. */
+/** A placement, as GET /v1/placement has it; the parts that are read here. */
 export interface PlacementView {
   readonly epoch: number;
+  readonly stages_left: number;
+  /** Expected time of a step's MoE layers; null where nothing is expected. */
+  readonly predicted_step_seconds: number | null;
+  readonly layers: readonly {
+    readonly layer: number;
+    /** Copies of each expert. */
+    readonly experts: readonly (readonly { readonly rank: number | "local" }[])[];
+  }[];
 }
 
 /** Longest wait for one answer, milliseconds. */
@@ -43,28 +51,39 @@ export async function placementOf(url: string): Promise<PlacementView> {
   return (await getJson(`${url}/v1/placement`)) as PlacementView;
 }
 
-/** Has a living router drain a shard, and waits until the shard may be stopped. */
+/** Has a living router drain a shard, and waits until all of them say that it may be stopped. */
 export async function drainShard(
   cluster: ElasticCluster,
   rank: number,
   deadlineMs = DRAIN_MS,
 ): Promise<void> {
+  let asked = false;
   await waitFor(
     `shard ${rank} to be drained`,
     async () => {
-      const [router] = cluster.routers();
-      const url = `${router.url}/v1/shards/${rank}/drain`;
-      const response = await fetch(url, {
-        method: "POST",
-        signal: AbortSignal.timeout(TIMEOUT_MS),
-      });
-      await response.body?.cancel();
-      if (!response.ok) return false;
-      const shards = await shardsOf(router.url);
-      return shards.some((shard) => shard.rank === rank && shard.released);
+      const routers = cluster.routers();
+      if (!asked) {
+        const url = `${routers[0].url}/v1/shards/${rank}/drain`;
+        const signal = AbortSignal.timeout(TIMEOUT_MS);
+        const response = await fetch(url, { method: "POST", signal });
+        const text = await response.text();
+        // The router may have lost sight of the shard for a moment.
+        if (!response.ok) throw new Error(`HTTP ${response.status} ${text}`);
+        asked = true;
+      }
+      const lists = await Promise.all(routers.map(({ url }) => shardsOf(url)));
+      const views = lists.map((shards) => shards.find((shard) => shard.rank === rank));
+      if (views.every((view) => view?.safe_to_terminate === true)) return true;
+      throw new Error(`it is ${JSON.stringify(views)}; ${await decisions(cluster)}`);
     },
     deadlineMs,
   );
+}
+
+/** What the routers last decided, for messages of failures. */
+async function decisions(cluster: ElasticCluster): Promise<string> {
+  const views = await Promise.all(cluster.routers().map(({ url }) => placementOf(url)));
+  return JSON.stringify(views.map(({ layers: _, ...view }) => view));
 }
 
 /** Why the cluster is not at rest; undefined where it is: all routers healthy at one epoch, every living shard ready for it alone. */

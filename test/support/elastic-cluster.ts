@@ -147,7 +147,7 @@ export class ElasticCluster {
                 .map(({ address }) => address)
                 .join(","),
             ],
-        this.redis ? ["--redis-url", this.redis.url] : [],
+        this.redis ? this.#discoveryFlags(this.redis) : [],
         routerFlags,
       ].flat(),
     });
@@ -167,6 +167,11 @@ export class ElasticCluster {
     await router.process.exited;
     this.#gone.push(router.process);
     return index;
+  }
+
+  /** Bits that all proxies have flipped so far. */
+  flips(): number {
+    return this.#proxies.reduce((sum, proxy) => sum + proxy.flips(), 0);
   }
 
   /** Processes that ended without being told to. */
@@ -225,6 +230,10 @@ export class ElasticCluster {
     const shard = { rank, process, proxy, address };
     this.#shards.set(rank, shard);
     return shard;
+  }
+
+  #discoveryFlags({ url }: TestRedis): string[] {
+    return ["--redis-url", url, "--discover", "--min-shards", `${this.#options.shards}`];
   }
 
   async #startProxy(seed: number): Promise<FaultProxy> {

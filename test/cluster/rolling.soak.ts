@@ -1,0 +1,24 @@
+import { test } from "node:test";
+
+import { ElasticCluster } from "../support/elastic-cluster.ts";
+import { runUndisturbed } from "../support/load-driver.ts";
+import { growAndShrink, replaceEveryShard } from "../support/rolling.ts";
+import { underLoad } from "../support/steady-load.ts";
+
+/** Times that every shard is replaced, and that the cluster grows and shrinks. */
+const TIMES = 5;
+
+test("two routers fail no request while every shard is replaced and the cluster grows and shrinks, five times", async (t) => {
+  const cluster = await ElasticCluster.start({ shards: 2, routers: 2, redis: true });
+  try {
+    const sizes = { count: 64, minLength: 8, maxLength: 120, maxTokens: 32 };
+    const { prompts } = await runUndisturbed(cluster.routers()[0].url, 32, sizes);
+    for (let time = 0; time < TIMES; time++) {
+      const replaced = await underLoad(cluster, prompts, () => replaceEveryShard(cluster));
+      const scaled = await underLoad(cluster, prompts, () => growAndShrink(cluster));
+      t.diagnostic(`${replaced} requests while shards were replaced, ${scaled} while scaling`);
+    }
+  } finally {
+    await cluster.close();
+  }
+});

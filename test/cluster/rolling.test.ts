@@ -1,0 +1,34 @@
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+
+import { ElasticCluster } from "../support/elastic-cluster.ts";
+import { runUndisturbed, type KnownPrompt } from "../support/load-driver.ts";
+import { growAndShrink, replaceEveryShard } from "../support/rolling.ts";
+import { underLoad } from "../support/steady-load.ts";
+
+describe("a cluster of 2 shards that register in Redis, under load", () => {
+  let cluster: ElasticCluster;
+  let prompts: readonly KnownPrompt[];
+  before(async () => {
+    cluster = await ElasticCluster.start({ shards: 2, redis: true });
+    const [{ url }] = cluster.routers();
+    const sizes = { count: 48, minLength: 8, maxLength: 40, maxTokens: 12 };
+    ({ prompts } = await runUndisturbed(url, 31, sizes));
+  });
+  after(() => cluster?.close());
+
+  test("fails no request while each shard is replaced by another", async () => {
+    const requests = await underLoad(cluster, prompts, () => replaceEveryShard(cluster));
+    assert.ok(requests > 8, `${requests} requests`);
+    assert.deepEqual(
+      cluster.shards().map(({ rank }) => rank),
+      [2, 3],
+    );
+  });
+
+  test("fails no request while it grows to 4 shards and shrinks to 2 again", async () => {
+    const requests = await underLoad(cluster, prompts, () => growAndShrink(cluster));
+    assert.ok(requests > 8, `${requests} requests`);
+    assert.equal(cluster.shards().length, 2);
+  });
+});

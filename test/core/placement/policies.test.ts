@@ -1,0 +1,45 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { PlacementError } from "../../../core/placement/errors.ts";
+import { expertsOfRank } from "../../../core/placement/placement.ts";
+import { targetOf } from "../../../core/placement/policies.ts";
+import { plannerInput } from "./inputs.ts";
+
+const loads = [[600, 560, 120, 120, 20, 10, 10, 10]];
+
+test("static: the shards take the experts in turns, one copy each, and those that are to leave take none", () => {
+  const input = plannerInput({
+    loads,
+    room: [8, 8, 8],
+    shards: [{}, { draining: true }, { rank: 5 }],
+  });
+  const placement = { epoch: 1, layers: targetOf("static", input) };
+  assert.deepEqual(expertsOfRank(placement, 0).get(0), [0, 2, 4, 6]);
+  assert.deepEqual(expertsOfRank(placement, 5).get(0), [1, 3, 5, 7]);
+});
+
+test("eplb: as many slots on each shard as the smallest has room for, copies with even shares, none twice on a shard", () => {
+  const input = plannerInput({ loads, room: [3, 4, 9, 3] });
+  const layers = targetOf("eplb", input);
+  for (const rank of [0, 1, 2, 3]) {
+    const held = expertsOfRank({ epoch: 1, layers }, rank).get(0) ?? [];
+    assert.ok(held.length <= 3, `rank ${rank}: ${held.join()}`);
+  }
+  const copies = layers.get(0) ?? [];
+  for (const expert of copies) {
+    assert.equal(new Set(expert.map(({ rank }) => rank)).size, expert.length);
+    const sum = expert.reduce((total, { share }) => total + share, 0);
+    assert.ok(Math.abs(sum - 1) < 1e-12);
+  }
+  assert.ok(copies[0].length > 1, "the most loaded expert has copies");
+});
+
+test("experts that do not fit even slots are refused with the numbers", () => {
+  const input = plannerInput({ loads, room: [1, 100] });
+  assert.throws(
+    () => targetOf("eplb", input),
+    (error) =>
+      error instanceof PlacementError && /8 experts.*2 shards have 1 slots/.test(error.message),
+  );
+});
