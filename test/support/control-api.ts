@@ -83,7 +83,7 @@ export async function drainShard(
 /** What the routers last decided, for messages of failures. */
 async function decisions(cluster: ElasticCluster): Promise<string> {
   const views = await Promise.all(cluster.routers().map(({ url }) => placementOf(url)));
-  return JSON.stringify(views.map(({ layers: _, ...view }) => view));
+  return JSON.stringify(views, (key, value: unknown) => (key === "layers" ? undefined : value));
 }
 
 /** Why the cluster is not at rest; undefined where it is: all routers healthy at one epoch, every living shard ready for it alone. */
