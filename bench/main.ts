@@ -7,6 +7,7 @@ import { serviceOptions } from "../core/platform/service-options.ts";
 import { runForecastCommand } from "./forecast.ts";
 import { runFormatsCommand } from "./formats.ts";
 import { measureHop, runHopCommand } from "./hop-cost.ts";
+import { runLiveLoadingCommand } from "./live-loading.ts";
 import { generateLoad } from "./load/generate.ts";
 import { loadSchema } from "./load/options.ts";
 import { failureLines, summaryTable } from "./load/result.ts";
@@ -39,7 +40,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, perplexity --url URL, forecast, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, live-loading, perplexity --url URL, forecast, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -101,6 +102,9 @@ switch (program) {
     break;
   case "overlap":
     process.exitCode = await runOverlapCommand(rest);
+    break;
+  case "live-loading":
+    process.exitCode = await runLiveLoadingCommand(rest);
     break;
   case "load-time":
     process.exitCode = await runLoadTimeCommand(rest);

@@ -22,8 +22,9 @@ const MAX_LANES = 16;
 /** Packed bytes that may be on their way to the device. */
 const BYTES_ON_THE_WAY = 2 ** 26;
 
-/** Bytes that are written between two runs. */
+/** Bytes that are written at a time, and how long that may go on between two runs, milliseconds. */
 const PORTION_BYTES = 2 ** 20;
+const PORTIONS_MS = 2;
 
 /** What loading needs. */
 export interface LoaderOptions {
@@ -139,9 +140,11 @@ class Load {
       () => this.#packers(),
     );
     const { device } = this.#slots;
+    let until = 0;
     for (const bytes of device.loadParts(layer, slot.slot, packed, PORTION_BYTES)) {
-      if (this.#terms.gentle()) {
+      if (this.#terms.gentle() && performance.now() >= until) {
         await turn();
+        until = performance.now() + PORTIONS_MS;
         if (this.#stopped || this.#terms.signal.aborted) return;
       }
       this.#onTheWay += bytes;

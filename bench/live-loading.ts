@@ -1,0 +1,140 @@
+/** What loading experts costs the runs beside it: `npm run bench -- live-loading`. */
+
+import { z } from "zod";
+
+import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { moeLayers } from "../core/model/config.ts";
+import { loadConfig } from "../core/platform/config.ts";
+import { serviceOptions } from "../core/platform/service-options.ts";
+import { packRows } from "../core/wire-rows.ts";
+import { encodeDispatch } from "../core/wire.ts";
+import { startService } from "../test/support/service-process.ts";
+import {
+  helloFor,
+  openShardConnection,
+  placementOf,
+  type ShardConnection,
+} from "../test/support/shard-connection.ts";
+
+/** Rows of a dispatch: a step of so many sequences. */
+const ROWS = 8;
+
+const schema = z.object({
+  model: serviceOptions.model,
+  device: serviceOptions.device,
+  seconds: z.number().min(1).default(5).meta({
+    description: "How long runs are measured before and after the load",
+    unit: "s",
+    placeholder: "N",
+  }),
+});
+
+const about = {
+  command: "npm run bench -- live-loading",
+  summary:
+    "Runs dispatches over half of a model's experts on one shard without a pause, has it load the other half meanwhile, and prints what that costs the runs.",
+};
+
+/** Runs the program; returns the exit status. */
+export async function runLiveLoadingCommand(argv: string[]): Promise<number> {
+  const { model, device, seconds } = loadConfig(schema, about, argv);
+  const checkpoint = await openCheckpoint(model);
+  const shard = await startService({
+    name: "shard",
+    script: "expert-service/main.ts",
+    argv: [`--model=${model}`, `--device=${device}`, "--port=0", "--drain-timeout=0"],
+  });
+  try {
+    const { config } = checkpoint;
+    const connection = openShardConnection(`127.0.0.1:${shard.ready.port}`);
+    connection.send({ $case: "hello", value: helloFor(checkpoint) });
+    const { adapter } = await connection.next("hello");
+    const all = Array.from({ length: config.numExperts }, (_, expert) => expert);
+    const half = all.slice(0, config.numExperts / 2);
+    connection.send({ $case: "placement", value: placementOf(checkpoint, half) });
+    await connection.next("placementAck");
+    const layers = moeLayers(config);
+    const dispatchOf = (dispatchId: number) => {
+      const pairs = ROWS * config.numExpertsPerToken;
+      return encodeDispatch(
+        {
+          dispatchId,
+          epoch: 1,
+          layer: layers[dispatchId % layers.length],
+          timeoutMs: 60_000,
+          hiddenSize: config.hiddenSize,
+          topK: config.numExpertsPerToken,
+          traceparent: "",
+        },
+        {
+          rows: packRows(
+            new Float32Array(ROWS * config.hiddenSize).fill(0.01),
+            config.hiddenSize,
+            "f32",
+          ),
+          expertIds: Uint16Array.from(
+            { length: pairs },
+            (_, pair) => half[(pair * 7 + dispatchId) % half.length],
+          ),
+          topkWeights: new Float32Array(pairs).fill(1 / config.numExpertsPerToken),
+        },
+      );
+    };
+    const before = await driveFor(connection, dispatchOf, seconds * 1000);
+    const value = placementOf(checkpoint, all, { epoch: 2, oldestLiveEpoch: 1 });
+    connection.send({ $case: "placement", value });
+    const during = await driveFor(connection, dispatchOf, Number.POSITIVE_INFINITY);
+    const after = await driveFor(connection, dispatchOf, seconds * 1000);
+    connection.close();
+    console.log(`${adapter}; ${ROWS} rows · ${config.numExpertsPerToken} experts a dispatch`);
+    const numLoaded = layers.length * (config.numExperts - half.length);
+    console.log(`${numLoaded} experts loaded in ${(during.ms / 1000).toFixed(2)} s\n`);
+    console.log("| runs | in a second | p50 ms | p99 ms | longest ms |");
+    console.log("| --- | --- | --- | --- | --- |");
+    for (const [name, drive] of Object.entries({ before, during, after })) {
+      console.log(`| ${name} | ${drive.times.length > 0 ? figures(drive) : "none"} |`);
+    }
+    return 0;
+  } finally {
+    await shard.stop();
+    await checkpoint.close();
+  }
+}
+
+interface Drive {
+  readonly ms: number;
+  /** Of each run, milliseconds. */
+  readonly times: readonly number[];
+}
+
+/** Dispatches one after the other until time is over or a placement is acknowledged. */
+async function driveFor(
+  connection: ShardConnection,
+  dispatchOf: (dispatchId: number) => ReturnType<typeof encodeDispatch>,
+  forMs: number,
+): Promise<Drive> {
+  const times: number[] = [];
+  const startedAt = performance.now();
+  let acknowledged = false;
+  for (let id = 1; !acknowledged && performance.now() - startedAt < forMs; id++) {
+    const sentAt = performance.now();
+    connection.send({ $case: "dispatch", value: dispatchOf(id) });
+    for (;;) {
+      const message = await connection.nextOrEnd();
+      if (!("$case" in message)) throw new Error(`the stream ended: ${message.details}`);
+      if (message.$case === "partialSum") break;
+      if (message.$case !== "placementAck") throw new Error(JSON.stringify(message));
+      acknowledged = true;
+    }
+    times.push(performance.now() - sentAt);
+  }
+  return { ms: performance.now() - startedAt, times };
+}
+
+function figures({ ms, times }: Drive): string {
+  const sorted = times.toSorted((a, b) => a - b);
+  const at = (part: number) =>
+    sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))];
+  const cells = [(times.length * 1000) / ms, at(0.5), at(0.99), at(1)];
+  return cells.map((value) => value.toPrecision(3)).join(" | ");
+}
