@@ -7,7 +7,7 @@ import { DispatchRefusedError } from "../core/wire.ts";
 import { expertBytes, type PackedExpert } from "../core/weights.ts";
 import type { ShardPlacement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
-import { DeviceSlots } from "./device-slots.ts";
+import { DeviceSlots } from "../core/residency/device-slots.ts";
 import type { ShardDevice } from "./device.ts";
 import type { LoadPlacement } from "./loader.ts";
 import {
@@ -19,7 +19,7 @@ import {
   type ShardAbilities,
 } from "./placement-check.ts";
 import { EpochsInUse } from "./router-epochs.ts";
-import type { SlotExpert } from "./slots.ts";
+import type { SlotExpert } from "../core/residency/slots.ts";
 
 /** What computes a dispatch of an epoch and layer. */
 export interface HeldLayer {

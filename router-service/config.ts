@@ -62,6 +62,12 @@ export const routerFields = z.object({
     description:
       "Parts of a step that take turns, one computing while the other's rows are with the shards; auto: what steps are faster with",
   }),
+  localExperts: z.int().min(0).default(0).meta({
+    description:
+      "Device memory of the router's own that routed experts may take beside those of the shards",
+    unit: "bytes",
+    placeholder: "BYTES",
+  }),
   dispatchTimeout: z.number().positive().max(3_600).default(2).meta({
     description: "Longest wait for a shard's answer before its rows are sent again",
     unit: "s",

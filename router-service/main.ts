@@ -26,6 +26,7 @@ import type { ModelRunner } from "./engine/model-runner.ts";
 import { STEP_TIMEOUT_MS } from "./engine/step-failure.ts";
 import { checkMessageSize, runnerLimits } from "./engine/runner-limits.ts";
 import { createQueueWatch, type PendingRequest } from "./engine/queue-watch.ts";
+import { localRankOptions } from "./local-rank.ts";
 import { createRunner } from "./runner.ts";
 
 const settings = loadConfig(routerConfigSchema, routerAbout);
@@ -112,6 +113,7 @@ const cluster = isRemote
       shards: settings.shards,
       // With a Redis, the router that leads decides for all.
       plansFirst: settings.redisUrl === undefined,
+      local: localRankOptions({ checkpoint, settings, gpu, logger }),
       routerId,
       modelHash,
       wire: settings.wire,

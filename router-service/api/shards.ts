@@ -1,6 +1,6 @@
 /** The expert shards and how to have one leave: GET /v1/shards, POST and DELETE /v1/shards/{rank}/drain. */
 
-import type { MemberView } from "../cluster/member.ts";
+import type { MemberView } from "../cluster/cluster-member.ts";
 import { InvalidRequestError, UnavailableError } from "../engine/errors.ts";
 import { NotFoundError } from "./api-errors.ts";
 import { requireSource } from "./placement.ts";

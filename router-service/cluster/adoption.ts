@@ -5,7 +5,7 @@ import { type Placement, ranksOf } from "../../core/placement/placement.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { type Changes, changeOrAbort } from "./changes.ts";
 import { PlacementError } from "./errors.ts";
-import type { Member } from "./member.ts";
+import type { ClusterMember } from "./cluster-member.ts";
 import { livingRanks } from "./missing-experts.ts";
 import type { ClusterPlacement } from "./plan.ts";
 
@@ -14,7 +14,7 @@ export interface Adoption {
   readonly stored: ClusterPlacement;
   /** What the cluster works by meanwhile; undefined for the first. */
   readonly before: ClusterPlacement | undefined;
-  readonly members: () => readonly Member[];
+  readonly members: () => readonly ClusterMember[];
   /** What the shard of a rank is told. */
   readonly message: (rank: number) => ShardPlacement;
   readonly changes: Changes;
@@ -45,7 +45,7 @@ export async function adopt(adoption: Adoption): Promise<void> {
   const { epoch } = placement;
   const holders = new Set(ranksOf(placement));
   const failures: PlacementError[] = [];
-  const asked = new Set<Member>();
+  const asked = new Set<ClusterMember>();
   const ask = () => {
     for (const member of members()) {
       if (!member.connected || member.rank === undefined || asked.has(member)) continue;
@@ -65,10 +65,7 @@ export async function adopt(adoption: Adoption): Promise<void> {
     if (failures.length > 0) throw failures[0];
     const waits = members().some(
       (one) =>
-        one.connected &&
-        one.rank !== undefined &&
-        holders.has(one.rank) &&
-        one.streamOf(epoch) === undefined,
+        one.connected && one.rank !== undefined && holders.has(one.rank) && !one.holds(epoch),
     );
     if (!waits) break;
     await changeOrAbort(changes, signal);
@@ -77,7 +74,7 @@ export async function adopt(adoption: Adoption): Promise<void> {
 }
 
 /** Throws PlacementError where an expert that has a living copy would have none. */
-function checkNoneLost(from: Placement, to: Placement, members: readonly Member[]): void {
+function checkNoneLost(from: Placement, to: Placement, members: readonly ClusterMember[]): void {
   const living = livingRanks(members, from.epoch);
   const then = livingRanks(members, to.epoch);
   for (const [layer, replicas] of to.layers) {

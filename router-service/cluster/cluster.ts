@@ -13,7 +13,8 @@ import type { DispatchReport } from "./attempts.ts";
 import { Changes, changeOrAbort } from "./changes.ts";
 import { EpochUse } from "./epoch-use.ts";
 import type { RecoveryObserver } from "./layer-call.ts";
-import type { Member, MemberEvent, MemberView } from "./member.ts";
+import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
+import { LocalRank, type LocalRankOptions } from "./local-rank.ts";
 import { missingExperts } from "./missing-experts.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
 import type { Directory } from "./reach.ts";
@@ -30,6 +31,8 @@ export interface ClusterOptions extends PlanInput, RecoveryObserver {
   readonly shards: readonly string[];
   /** Plan the first placement when all shards have said hello; else the first one is adopted. Default: true. */
   readonly plansFirst?: boolean;
+  /** The router's own device as a shard of rank LOCAL_RANK; absent: it holds no routed experts. */
+  readonly local?: LocalRankOptions;
   /** Name of this router in the shards' logs. */
   readonly routerId: string;
   readonly modelHash: string;
@@ -126,6 +129,9 @@ class ShardCluster implements Cluster {
     this.#roster = new Roster({
       hello: { protocolVersion: PROTOCOL_VERSION, modelHash, weights, experts, routerId },
       logger,
+      local:
+        options.local &&
+        new LocalRank(options.local, (member, event) => this.#onEvent(member, event)),
       placementsFor: (rank) => this.#placementsFor(rank),
       onEvent: (member, event) => this.#onEvent(member, event),
     });
@@ -265,11 +271,11 @@ class ShardCluster implements Cluster {
     return shardPlacement(stored, rank, this.#options.overlay, oldest);
   }
 
-  #view(member: Member): MemberView {
+  #view(member: ClusterMember): MemberView {
     return member.view(this.#current?.placement.epoch);
   }
 
-  #onEvent(member: Member, kind: MemberEvent | "left"): void {
+  #onEvent(member: ClusterMember, kind: MemberEvent | "left"): void {
     this.#watchShards();
     this.#notify({ kind, member: this.#view(member) });
     if (kind === "joined") this.#planFirst();
@@ -277,7 +283,7 @@ class ShardCluster implements Cluster {
 
   /** Takes note where no shard is left, but not at once: links break all together and come back. */
   #watchShards(): void {
-    if (this.#roster.members.some(({ connected }) => connected)) {
+    if (this.#roster.hasShard) {
       clearTimeout(this.#noShardTimer);
       this.#noShardTimer = undefined;
       this.#noShard = false;

@@ -5,42 +5,15 @@ import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { DispatchHeader, PackedDispatch } from "../../core/wire.ts";
 import { Quarantine } from "./quarantine.ts";
-import type { Reach } from "./reach.ts";
+import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
 import type { ResendReason } from "./resend.ts";
 import { ShardClient } from "./shard-client.ts";
 import { type MeasuredSpeed, ShardSpeed, type SpeedSample } from "./shard-speed.ts";
-import type { DispatchHandle, ShardStream } from "./shard-stream.ts";
+import type { DispatchHandle } from "./shard-stream.ts";
 
 /** A shard that says something every second is not asked first after this time without a word, and given up after the other. */
 const SUSPECT_MS = 1_500;
 const SILENT_MS = 3_000;
-
-/** away: no stream; loading: connected, some placement is not resident yet; draining: it serves, and is to leave. */
-export type MemberState = "away" | "loading" | "ready" | "draining";
-
-/** What a router knows of a shard. */
-export interface MemberView {
-  readonly address: string;
-  /** Undefined before its first hello. */
-  readonly rank: number | undefined;
-  readonly state: MemberState;
-  /** Why it is away or loading. */
-  readonly reason: string | undefined;
-  /** Its last. */
-  readonly hello: ShardHello | undefined;
-  /** Its last on this stream. */
-  readonly status: ShardStatus | undefined;
-  /** Epochs of which it holds all that it was told to. */
-  readonly epochs: readonly number[];
-  readonly speed: MeasuredSpeed;
-  /** It said nothing for longer than it should, or is far behind with an answer: it gets no rows that others can take. */
-  readonly suspect: boolean;
-  /** Unix milliseconds until which it gets no rows, for it was found wrong. */
-  readonly quarantinedUntil: number | undefined;
-}
-
-/** What happened to a shard; away: it is so still, maybe for another reason; quarantined: it is, or not any more. */
-export type MemberEvent = "joined" | "lost" | "away" | "placed" | "draining" | "quarantined";
 
 /** What a member needs. */
 export interface MemberOptions {
@@ -53,7 +26,7 @@ export interface MemberOptions {
 }
 
 /** A shard of the cluster. */
-export class Member implements Reach {
+export class Member implements ClusterMember {
   readonly address: string;
   readonly #options: MemberOptions;
   readonly #quarantine = new Quarantine();
@@ -109,15 +82,13 @@ export class Member implements Reach {
     return this.#client.state.kind === "connected";
   }
 
-  /** The stream to dispatch rows of an epoch to; undefined where the shard does not hold what it was told for it. */
-  streamOf(epoch: number): ShardStream | undefined {
+  holds(epoch: number): boolean {
     const { state } = this.#client;
-    return state.kind === "connected" && state.epochs.has(epoch) ? state.stream : undefined;
+    return state.kind === "connected" && state.epochs.has(epoch);
   }
 
-  /** Whether rows of an epoch may be sent to it: it holds what it was told to, and is not in quarantine. */
   serves(epoch: number): boolean {
-    return this.streamOf(epoch) !== undefined && this.#quarantine.until(Date.now()) === undefined;
+    return this.holds(epoch) && this.#quarantine.until(Date.now()) === undefined;
   }
 
   get trusted(): boolean {

@@ -1,12 +1,12 @@
 /** Which experts of a placement nobody can compute at the moment; pure but for what members say. */
 
 import type { Placement } from "../../core/placement/placement.ts";
-import type { Member } from "./member.ts";
+import type { ClusterMember } from "./cluster-member.ts";
 
 /** Why experts have no living copy, naming the shards that are to have them; undefined where all have one. */
 export function missingExperts(
   placement: Placement | undefined,
-  members: readonly Member[],
+  members: readonly ClusterMember[],
 ): string | undefined {
   const away =
     placement === undefined
@@ -20,7 +20,7 @@ export function missingExperts(
 }
 
 /** The ranks that hold experts which no living copy has, each with its reason. */
-function awayOf(placement: Placement, members: readonly Member[]): string[] {
+function awayOf(placement: Placement, members: readonly ClusterMember[]): string[] {
   const { epoch } = placement;
   const alive = livingRanks(members, epoch);
   const missing = new Set<number>();
@@ -43,7 +43,7 @@ function awayOf(placement: Placement, members: readonly Member[]): string[] {
 }
 
 /** Ranks of the shards to which rows of an epoch may be sent. */
-export function livingRanks(members: readonly Member[], epoch: number): Set<number> {
+export function livingRanks(members: readonly ClusterMember[], epoch: number): Set<number> {
   const ranks = new Set<number>();
   for (const member of members) {
     if (member.rank !== undefined && member.serves(epoch)) ranks.add(member.rank);

@@ -7,7 +7,7 @@ import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { FeedReading, LoadFeed } from "../../core/statistics/load-feed.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import type { Cluster } from "./cluster.ts";
-import type { MemberView } from "./member.ts";
+import type { MemberView } from "./cluster-member.ts";
 import type { ClusterPlacement } from "./plan.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 

@@ -1,10 +1,12 @@
 /** The shards of a cluster: who is named, who is there, and who has fallen silent. */
 
 import { checkHellos, checkTolerance, HandshakeError } from "../../core/handshake.ts";
+import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
-import { Member, type MemberEvent } from "./member.ts";
+import type { ClusterMember, MemberEvent } from "./cluster-member.ts";
+import { Member } from "./member.ts";
 
 /** Milliseconds between two looks at who is silent. */
 const WATCH_MS = 500;
@@ -15,7 +17,9 @@ export interface RosterOptions {
   readonly logger: Logger;
   /** What a shard that says hello is told to hold first. */
   readonly placementsFor: (rank: number) => readonly ShardPlacement[];
-  readonly onEvent: (member: Member, event: MemberEvent | "left") => void;
+  readonly onEvent: (member: ClusterMember, event: MemberEvent | "left") => void;
+  /** The router's own device, where it is one of them. */
+  readonly local?: ClusterMember;
 }
 
 /** Keeps shards connected. */
@@ -33,13 +37,20 @@ export class Roster {
     this.#watch.unref();
   }
 
-  /** In the order in which they were named. */
-  get members(): Member[] {
-    return [...this.#members.values()];
+  /** In the order in which they were named, the router's own device last. */
+  get members(): ClusterMember[] {
+    const { local } = this.#options;
+    return [...this.#members.values(), ...(local ? [local] : [])];
+  }
+
+  /** Whether any shard beside the router's own device is there. */
+  get hasShard(): boolean {
+    return this.#members.values().some(({ connected }) => connected);
   }
 
   /** The shard of a rank; the connected one where an address that it had before is still named. */
-  find(rank: number): Member | undefined {
+  find(rank: number): ClusterMember | undefined {
+    if (rank === LOCAL_RANK) return this.#options.local;
     let found: Member | undefined;
     for (const member of this.#members.values()) {
       if (member.rank === rank && !found?.connected) found = member;

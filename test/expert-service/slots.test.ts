@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { NO_SLOT } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { EpochsInUse } from "../../expert-service/router-epochs.ts";
-import { changeLayer, type Slot, type SlotExpert, slotsOf } from "../../expert-service/slots.ts";
+import { changeLayer, type Slot, type SlotExpert, slotsOf } from "../../core/residency/slots.ts";
 
 const FORMATS: readonly ExpertFormat[] = ["f32", "int8"];
 

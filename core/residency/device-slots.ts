@@ -1,10 +1,16 @@
-/** The slots of a shard's device and who is in them; they change between two runs only. */
+/** The slots of an expert device and who is in them; they change between two runs only. */
 
-import { type ExpertDevice, NO_SLOT } from "../core/expert-device.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
-import type { PackedExpert } from "../core/weights.ts";
-import type { CheckedPlacement } from "./placement-check.ts";
+import { type ExpertDevice, NO_SLOT } from "../expert-device.ts";
+import type { ExpertFormat, FormatOf } from "../expert-format.ts";
+import type { PackedExpert } from "../weights.ts";
 import { changeLayer, type LayerChange, type Slot, type SlotExpert, slotsOf } from "./slots.ts";
+
+/** The experts of an epoch. */
+export interface PlacedExperts {
+  /** Layer → its logical experts, ascending. */
+  readonly layers: ReadonlyMap<number, readonly number[]>;
+  readonly formatOf: FormatOf;
+}
 
 /** What slots need. */
 export interface DeviceSlotsOptions {
@@ -28,7 +34,7 @@ export class DeviceSlots {
   readonly #options: DeviceSlotsOptions;
   readonly #layers = new Map<number, readonly Slot[]>();
   /** Slots of a placement's layer, found once: they hold until the layer's slots change. */
-  #found = new WeakMap<CheckedPlacement, Map<number, Uint32Array>>();
+  #found = new WeakMap<PlacedExperts, Map<number, Uint32Array>>();
 
   constructor(options: DeviceSlotsOptions) {
     this.#options = options;
@@ -36,7 +42,7 @@ export class DeviceSlots {
   }
 
   /** Slot of each logical expert of a placement's layer [numExperts]; undefined where it has none of the layer. */
-  find(placement: CheckedPlacement, layer: number): Uint32Array | undefined {
+  find(placement: PlacedExperts, layer: number): Uint32Array | undefined {
     const experts = placement.layers.get(layer);
     if (experts === undefined || experts.length === 0) return undefined;
     const known = this.#found.get(placement) ?? new Map<number, Uint32Array>();

@@ -1,7 +1,7 @@
 /** Which slots a layer has, and which it is to have; pure. */
 
-import { NO_SLOT } from "../core/expert-device.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
+import { NO_SLOT } from "../expert-device.ts";
+import type { ExpertFormat } from "../expert-format.ts";
 
 /** An expert of a layer in one format: what a slot is for. */
 export interface SlotExpert {

@@ -1,0 +1,99 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint.ts";
+import { LOCAL_RANK, type LayerReplicas } from "../../../core/placement/placement.ts";
+import type { Cluster } from "../../../router-service/cluster/cluster.ts";
+import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
+import { localRankOptions } from "../../../router-service/local-rank.ts";
+import { TINY_MODEL } from "../../support/cluster.ts";
+import { assertClose, testValues } from "../../support/expert-reference.ts";
+import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
+import {
+  connectTestCluster,
+  silentLogger,
+  startTestShard,
+  type TestShard,
+} from "../../support/shards.ts";
+import { waitFor } from "../../support/wait-for.ts";
+
+const EXPERT_BYTES = 3 * 64 * 40 * 4;
+const routing = testRouting(6, 4, (token, k) => (token * 2 + k * 3) % 12);
+const rows = testValues(6 * 64, 1);
+
+const placed = (epoch: number, rankOf: (expert: number) => number): ClusterPlacement => {
+  const replicas: LayerReplicas = Array.from({ length: 12 }, (_, expert) => [
+    { rank: rankOf(expert), share: 1 },
+  ]);
+  return {
+    placement: { epoch, layers: new Map([0, 1, 2].map((layer) => [layer, replicas])) },
+    weights: "f32",
+    experts: "f32",
+  };
+};
+
+describe("the router's own device in a cluster", () => {
+  let checkpoint: Checkpoint;
+  let shard: TestShard;
+  let cluster: Cluster;
+  const dispatched: number[] = [];
+  const run = async (layer: number) => {
+    const step = hostStep(rows, routing, new AbortController().signal);
+    return hostValues(await cluster.runExperts(layer, step.hiddenStates, step.routing));
+  };
+  const local = () => cluster.members().find(({ rank }) => rank === LOCAL_RANK);
+  before(async () => {
+    checkpoint = await openCheckpoint(TINY_MODEL);
+    shard = await startTestShard({ rank: 0 });
+    cluster = await connectTestCluster([shard.address], {
+      plansFirst: false,
+      onDispatch: ({ rank }) => dispatched.push(rank),
+      local: localRankOptions({
+        checkpoint,
+        settings: { localExperts: 30 * EXPERT_BYTES, tune: "never" },
+        gpu: undefined,
+        logger: silentLogger,
+      }),
+    });
+    await cluster.adopt(placed(1, () => 0));
+    await cluster.ready();
+  });
+  after(async () => {
+    await cluster.close();
+    await shard.close();
+    await checkpoint.close();
+  });
+
+  it("says what it offers, and computes what a placement gives it", async () => {
+    assert.equal(local()?.hello?.memoryBytes, 30 * EXPERT_BYTES);
+    const expected = [await run(0), await run(1), await run(2)];
+    dispatched.length = 0;
+    await cluster.adopt(placed(2, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
+    for (const layer of [0, 1, 2]) assertClose(await run(layer), expected[layer], 1e-5);
+    assert.deepEqual(new Set(dispatched), new Set([0, LOCAL_RANK]));
+    await cluster.adopt(placed(3, (expert) => (expert > 6 ? LOCAL_RANK : 0)));
+    for (const layer of [0, 1, 2]) assertClose(await run(layer), expected[layer], 1e-5);
+    assert.deepEqual(local()?.epochs, [3]);
+  });
+
+  it("refuses what it has no room for, with the bytes, and the cluster stays as it was", async () => {
+    await assert.rejects(
+      cluster.adopt(placed(4, () => LOCAL_RANK)),
+      new RegExp(`needs ${36 * EXPERT_BYTES} bytes.*at most ${30 * EXPERT_BYTES} can be had`),
+    );
+    assert.equal(cluster.current()?.placement.epoch, 3);
+    await run(1);
+  });
+
+  it("keeps its part of rows whose other part waits for a shard", async () => {
+    const expected = await run(2);
+    await cluster.adopt(placed(5, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
+    assertClose(await run(2), expected, 1e-5);
+    await shard.close();
+    await waitFor("the loss", () => cluster.missingReason() !== undefined);
+    const port = Number(shard.address.split(":")[1]);
+    const running = run(2);
+    shard = await startTestShard({ rank: 0, port });
+    assertClose(await running, expected, 1e-5);
+  });
+});
