@@ -65,14 +65,20 @@ async function startCluster(launch: Launch): Promise<void> {
   const threads = driverThreads(availableParallelism(), 1 + config.shards);
   if (threads !== undefined) defaultForeignEnvironment(DRIVER_THREADS, threads);
   const ranks = Array.from({ length: config.shards }, (_, rank) => rank);
-  const [redisUrl, shards] = await Promise.all([
-    provideRedis(launch),
-    Promise.all(ranks.map((rank) => launchShard(launch, rank))),
-  ]);
+  const redisUrl = await provideRedis(launch);
+  const addresses = await Promise.all(ranks.map((rank) => launchShard(launch, rank, redisUrl)));
+  // In a Redis of its own, the cluster finds shards that are started later as well.
+  const discover = redisUrl !== undefined && redisUrl !== config.redisUrl && config.shards > 0;
   const router = await startService(
     {
       ...serviceSpec(launch, "router", "router-service/main.ts"),
-      ...toArguments(routerConfigSchema, { ...config, shards, redisUrl }),
+      ...toArguments(routerConfigSchema, {
+        ...config,
+        shards: discover ? [] : addresses,
+        discover,
+        minShards: Math.max(1, config.shards),
+        redisUrl,
+      }),
     },
     launch.signal,
   );
@@ -105,7 +111,11 @@ async function provideRedis(launch: Launch): Promise<string | undefined> {
 }
 
 /** Address of a shard that is kept running there. */
-async function launchShard(launch: Launch, rank: number): Promise<string> {
+async function launchShard(
+  launch: Launch,
+  rank: number,
+  redisUrl: string | undefined,
+): Promise<string> {
   const { config, lifecycle, logger, signal } = launch;
   const start = (port: number, until: AbortSignal): Promise<ChildService> =>
     startService(
@@ -122,6 +132,7 @@ async function launchShard(launch: Launch, rank: number): Promise<string> {
           expertsBits: config.expertsBits,
           expertsGroup: config.expertsGroup,
           memoryLimit: config.memoryLimit,
+          redisUrl,
           logLevel: config.logLevel,
         }),
       },

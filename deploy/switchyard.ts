@@ -28,6 +28,24 @@ const SUBCOMMANDS: Readonly<Record<string, Subcommand>> = {
       process.exitCode = await (await import("./stats-command.ts")).runStatsCommand(argv);
     },
   },
+  placement: {
+    summary: "where experts live and why, as a heat map of layers and shards",
+    run: async (argv) => {
+      process.exitCode = await (await import("./placement-command.ts")).runPlacementCommand(argv);
+    },
+  },
+  plan: {
+    summary: "where experts would live if things were otherwise; or replayed from a recorded trace",
+    run: async (argv) => {
+      process.exitCode = await (await import("./plan-command.ts")).runPlanCommand(argv);
+    },
+  },
+  drain: {
+    summary: "has a shard leave: its last copies get another home first",
+    run: async (argv) => {
+      process.exitCode = await (await import("./drain-command.ts")).runDrainCommand(argv);
+    },
+  },
   inspect: {
     summary: "what a model is, and what it will take per process",
     run: async (argv) => {
@@ -67,7 +85,7 @@ if (subcommand !== undefined) {
 
 function usage(): string {
   const lines = Object.entries(SUBCOMMANDS).map(
-    ([subcommandName, { summary }]) => `  ${subcommandName.padEnd(10)}${summary}\n`,
+    ([subcommandName, { summary }]) => `  ${subcommandName.padEnd(11)}${summary}\n`,
   );
   return (
     `Switchyard: ${packageJson.description}.\n\n` +

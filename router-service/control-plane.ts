@@ -1,6 +1,6 @@
 /** Wires who is there, who plans, and what every router works by: the cluster's control plane in one router. */
 
-import { randomUUID } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 
 import type { Checkpoint } from "../core/model/checkpoint.ts";
@@ -67,6 +67,9 @@ export interface ControlPlane {
   close(): Promise<void>;
 }
 
+/** A router that knows its shards waits so long for its Redis before it starts without, milliseconds. */
+const REDIS_WAIT_MS = 3_000;
+
 /** Name of this router among those of a model: unlike any other's, also after a restart. */
 export function createRouterId(): string {
   return `${hostname()}-${process.pid}-${randomUUID().slice(0, 4)}`;
@@ -99,6 +102,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     minCopies: settings.minCopies,
   });
   const thread = new PlannerThread();
+  const aloneAt = performance.now() + REDIS_WAIT_MS;
   const planner = new PlannerLoop({
     store,
     lease,
@@ -109,6 +113,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     thread,
     first: options.first,
     minShards: settings.discover ? settings.minShards : settings.shards.length,
+    mayStartAlone: () =>
+      !settings.discover && redis?.isReady() === false && performance.now() > aloneAt,
     routerId: options.routerId,
     intervalSeconds: settings.planInterval,
     log: logger,
@@ -129,6 +135,16 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   };
 }
 
+/** Routers that agree on a placement: those of a model that find their shards, or those that list the same ones. */
+function groupOf(
+  modelHash: string,
+  { discover, shards }: Pick<RouterConfig, "discover" | "shards">,
+): string {
+  if (discover) return modelHash;
+  const list = createHash("sha256").update(shards.toSorted().join());
+  return `${modelHash}-${list.digest("hex").slice(0, 12)}`;
+}
+
 /** What routers of a model have in common: in Redis where there is one, else this router's own. */
 function createShared(
   options: ControlPlaneOptions,
@@ -143,7 +159,7 @@ function createShared(
       lease: createOwnLease(),
     };
   }
-  const { modelHash } = checkpoint;
+  const modelHash = groupOf(checkpoint.modelHash, settings);
   const registration = {
     kind: "router",
     id,

@@ -70,7 +70,7 @@ export async function placementView(serving: Serving): Promise<object> {
     predicted_step_seconds: worth?.stepSeconds ?? null,
     imbalance: worth?.imbalance ?? null,
     shards: shardsView(source, worth),
-    layers: layersView(layers, worth?.binding),
+    layers: layersView(layers, worth?.binding, worth),
   };
 }
 
@@ -177,10 +177,13 @@ function balanceView({ rank, experts, bytes, memoryBytes, pairs, seconds }: Shar
 function layersView(
   layers: PlacedLayers,
   binding: ReadonlyMap<number, number> | undefined,
+  worth?: Assessment,
 ): object[] {
   return [...layers].map(([layer, replicas]) => ({
     layer,
     waits_for: binding?.has(layer) === true ? rankName(binding.get(layer) ?? 0) : null,
+    // In the order of the shards.
+    seconds: worth && [...(worth.layerSeconds.get(layer) ?? [])],
     experts: replicas.map((copies) =>
       copies.map(({ rank, share }) => ({ rank: rankName(rank), share })),
     ),

@@ -25,6 +25,8 @@ export interface Assessment {
   readonly imbalance: number;
   /** Rank that each layer waits for, by layer. */
   readonly binding: ReadonlyMap<number, number>;
+  /** Expected seconds of the shards, in the order of the input's, by layer [numShards]. */
+  readonly layerSeconds: ReadonlyMap<number, Float64Array>;
   /** In the order of the input's shards. */
   readonly shards: readonly ShardBalance[];
   /** Of the shards that hold something, in the same order. */
@@ -44,6 +46,7 @@ export function assess(input: PlannerInput, placed: PlacedLayers): Assessment {
         return rank === undefined ? [] : [[layer, rank] as const];
       }),
     ),
+    layerSeconds: new Map(input.layers.map((layer, index) => [layer, times[index].shardSeconds])),
     shards,
     losses: lossRecovery(input, placed).map(({ rank, homes, bytes, seconds, homeless }) => ({
       rank,

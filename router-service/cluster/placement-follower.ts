@@ -10,7 +10,7 @@ import type { StoredPlacement } from "./stored-placement.ts";
 /** What a follower needs. */
 export interface FollowerOptions {
   readonly store: PlacementStore;
-  readonly cluster: Pick<Cluster, "adopt" | "current">;
+  readonly cluster: Pick<Cluster, "adopt" | "current" | "setUnplaceable">;
   /** Called when the router works by another epoch, or could not go to one. */
   readonly onChange: () => void;
   readonly log: Pick<Log, "info" | "warn">;
@@ -32,6 +32,7 @@ export class PlacementFollower {
   #stored: StoredPlacement | undefined;
   #failure: { readonly epoch: number; readonly at: number; readonly reason: string } | undefined;
   #unreadable: string | undefined;
+  #unplaceable: string | undefined;
   /** A look was asked for during one. */
   #again = false;
   #closed = false;
@@ -85,7 +86,9 @@ export class PlacementFollower {
   async #look(): Promise<void> {
     const { store, cluster } = this.#options;
     const used = Math.max(cluster.current()?.placement.epoch ?? 0, this.#adoption?.epoch ?? 0);
-    const epoch = await store.epoch();
+    const { epoch, unplaceable } = await store.look();
+    if (unplaceable !== this.#unplaceable) cluster.setUnplaceable(unplaceable);
+    this.#unplaceable = unplaceable;
     // The one in use is read once for its reasons. Redis may have lost what the routers know.
     const known = epoch === used && this.#stored?.placement.epoch === epoch;
     if (epoch === 0 || epoch < used || known || this.#adoption?.epoch === epoch) return;

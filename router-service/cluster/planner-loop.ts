@@ -19,13 +19,15 @@ export interface PlannerLoopOptions extends Omit<
   PublisherOptions,
   "changes" | "timing" | "signal" | "onPublished" | "interrupted"
 > {
-  readonly cluster: Pick<Cluster, "members" | "current" | "onChange" | "setUnplaceable">;
+  readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange">;
   readonly outlook: PlacementOutlook;
   readonly thread: PlannerThread;
   /** What the first placement is made from. */
   readonly first: PlanInput;
   /** Shards that the first placement waits for. */
   readonly minShards: number;
+  /** The store does not answer, and there is no need to wait for it. */
+  readonly mayStartAlone: () => boolean;
   /** Seconds between two plans; 0: only where something has to move. */
   readonly intervalSeconds: number;
   readonly timing?: Partial<PlannerTiming>;
@@ -42,10 +44,10 @@ export interface PlannerTiming {
   readonly retryMs: number;
 }
 
-/** Requests wait this long for shards that may come back before nobody having room for experts ends them. */
-const UNPLACEABLE_MS = 5_000;
-
 const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
+
+/** Where nobody has room for a lost shard's experts, requests wait so long for it before they are refused, milliseconds. */
+const PATIENCE_MS = 5_000;
 
 /** A router that knows what a Redis has lost registers within this time, milliseconds. */
 const RECALL_MS = 6_000;
@@ -89,6 +91,8 @@ export class PlannerLoop {
   };
   readonly #changes = new Changes();
   readonly #publisher: PlacementPublisher;
+  /** What the store was told last of what can not be placed; null before. */
+  #told: string | undefined | null = null;
   /** Something has changed for which a plan is due at once. */
   #due = true;
 
@@ -141,6 +145,7 @@ export class PlannerLoop {
       this.#due = false;
       try {
         nextMs = (await this.#look()) ?? everyMs;
+        await this.#tellUnplaceable();
       } catch (error) {
         if (this.#stop.signal.aborted) return;
         if (!(error instanceof RedisUnavailableError)) {
@@ -154,12 +159,25 @@ export class PlannerLoop {
     }
   }
 
+  /** Has all routers refuse requests that wait for what nobody has room for. */
+  async #tellUnplaceable(): Promise<void> {
+    const { lease, store, follower } = this.#options;
+    const { unplaceable } = this.#state;
+    const token = lease.token();
+    if (token === undefined || unplaceable === this.#told) return;
+    await store.setUnplaceable(unplaceable, token);
+    this.#told = unplaceable;
+    follower.look();
+  }
+
   /** One look at things: plans and publishes where it is due. Milliseconds until the next one, where that is soon. */
   async #look(): Promise<number | undefined> {
-    const { store, cluster, lease } = this.#options;
-    if (lease.token() === undefined) return this.#timing.retryMs;
-    const stored = await store.read();
+    const { store, cluster, lease, mayStartAlone } = this.#options;
     const inUse = cluster.current();
+    if (lease.token() === undefined) {
+      return inUse === undefined && mayStartAlone() ? this.#startAlone() : this.#timing.retryMs;
+    }
+    const stored = await store.read();
     if (inUse === undefined)
       return stored === undefined ? this.#planFirst() : this.#timing.settleMs;
     const newest = this.#newestEpoch(stored);
@@ -195,10 +213,27 @@ export class PlannerLoop {
   }
 
   async #planFirst(): Promise<number | undefined> {
-    const { cluster, first, minShards, log } = this.#options;
     const newest = this.#newestEpoch(undefined);
     // Shards hold placements that a router knows: it is to put them back.
     if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return this.#timing.retryMs;
+    const planned = this.#firstPlacement();
+    if (planned === undefined) return undefined;
+    const placement = { ...planned.placement, epoch: newest + 1 };
+    const terms = { why: this.#state.decision, after: 0, stagesLeft: 0 };
+    await this.#publisher.publish({ ...planned, placement }, terms);
+    return undefined;
+  }
+
+  /** Works by the first placement without telling anybody: all routers of a list come to the same. */
+  async #startAlone(): Promise<number> {
+    const planned = this.#firstPlacement();
+    if (planned !== undefined) await this.#options.cluster.adopt(planned, this.#stop.signal);
+    return this.#timing.retryMs;
+  }
+
+  /** The first placement on the shards that are there; undefined where they are too few. */
+  #firstPlacement(): ClusterPlacement | undefined {
+    const { cluster, first, minShards, log } = this.#options;
     const now = Date.now();
     const members = cluster.members().filter((member) => isUsable(member, now));
     const hellos = members.flatMap(({ hello, status }) =>
@@ -208,20 +243,16 @@ export class PlannerLoop {
       this.#decided(`${hellos.length} of ${minShards} shards are there`);
       return undefined;
     }
-    let planned: ClusterPlacement;
     try {
-      planned = planCluster(first, hellos);
+      const planned = planCluster(first, hellos);
+      this.#decided(`the first placement, on ${hellos.length} shards`);
+      return planned;
     } catch (error) {
       const reason = errorMessage(error);
       if (this.#state.decision !== reason) log.warn({ reason }, "no first placement");
       this.#decided(reason, reason);
       return undefined;
     }
-    const placement = { ...planned.placement, epoch: newest + 1 };
-    const why = `the first placement, on ${hellos.length} shards`;
-    this.#decided(why);
-    await this.#publisher.publish({ ...planned, placement }, { why, after: 0, stagesLeft: 0 });
-    return undefined;
   }
 
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
@@ -234,12 +265,12 @@ export class PlannerLoop {
     if (intervalSeconds === 0 && !isUrgent(need) && need.sparse === 0) return undefined;
     const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
       if (error.name !== "PlacementError") throw error;
-      if (this.#state.unplaceable !== error.message) {
+      if (this.#state.decision !== error.message) {
         log.warn({ reason: error.message }, "experts can not be placed");
       }
-      this.#decided(error.message, error.message);
+      this.#decided(error.message, this.#isPatient() ? undefined : error.message);
     });
-    if (plan === undefined) return undefined;
+    if (plan === undefined) return this.#timing.retryMs;
     const { sparse: sparseAfter } = needOf(
       plan.stages.at(-1) ?? inUse.placement.layers,
       there,
@@ -279,8 +310,13 @@ export class PlannerLoop {
     return left;
   }
 
+  /** A shard that is gone may still be started again at its place, so that nobody else needs room for its experts. */
+  #isPatient(): boolean {
+    const now = performance.now();
+    return [...this.#awaySince.values()].some((since) => now - since < PATIENCE_MS);
+  }
+
   #decided(decision: string, unplaceable?: string): void {
     this.#state = { ...this.#state, decision, unplaceable };
-    this.#options.cluster.setUnplaceable(unplaceable, UNPLACEABLE_MS);
   }
 }

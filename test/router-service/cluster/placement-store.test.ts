@@ -64,13 +64,16 @@ for (const [name, make] of STORES) {
   describe(`a placement store ${name}`, () => {
     it("takes a placement only in the place of the one that its planner has seen", async () => {
       const { store, token } = await make();
-      assert.equal(await store.epoch(), 0);
+      assert.deepEqual(await store.look(), { epoch: 0, unplaceable: undefined });
       assert.equal(await store.read(), undefined);
       assert.equal(await store.publish(placementOf(1), { after: 0, token }), "published");
       assert.equal(await store.publish(placementOf(2, "late"), { after: 0, token }), "outdated");
       assert.deepEqual(await store.read(), placementOf(1));
       assert.equal(await store.publish(placementOf(5), { after: 1, token }), "published");
-      assert.equal(await store.epoch(), 5);
+      await store.setUnplaceable("no room", token);
+      assert.deepEqual(await store.look(), { epoch: 5, unplaceable: "no room" });
+      await store.setUnplaceable(undefined, token);
+      assert.deepEqual(await store.look(), { epoch: 5, unplaceable: undefined });
     });
   });
 }
@@ -107,7 +110,7 @@ describe("the planner's lease", () => {
       await waitFor("the end", () => lease.token() === undefined);
       assert.ok(performance.now() - frozenAt < HOLD_MS + 200);
       const store = createRedisStore(connections[0], "outage");
-      await assert.rejects(store.epoch(), RedisUnavailableError);
+      await assert.rejects(store.look(), RedisUnavailableError);
     } finally {
       server.thaw();
     }
@@ -123,8 +126,9 @@ describe("the planner's lease", () => {
     assert.equal(await store.publish(placementOf(1), { after: 0, token }), "published");
     await connections[1].pipeline([["SET", placementKeys("fence").lease, "another"]]);
     assert.equal(await store.publish(placementOf(2), { after: 1, token }), "not leading");
+    await store.setUnplaceable("no room", token);
     await waitFor("the loss", () => lease.token() === undefined);
-    assert.equal(await store.epoch(), 1);
+    assert.deepEqual(await store.look(), { epoch: 1, unplaceable: undefined });
     await lease.close();
     const [kept] = await connections[1].pipeline([["GET", placementKeys("fence").lease]]);
     assert.equal(String(kept), "another", "a lease of another's is not released");

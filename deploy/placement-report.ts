@@ -1,0 +1,164 @@
+/** A placement as text for a terminal. Pure. */
+
+/** A shard in a placement, as the API has it. */
+export interface ShardBalanceView {
+  readonly rank: number | "local";
+  readonly experts: number;
+  readonly bytes: number;
+  readonly memory_bytes: number;
+  readonly seconds_per_step: number;
+  readonly state?: string;
+  readonly loss?: {
+    readonly experts_without_copy: number;
+    readonly seconds: number | null;
+    readonly experts_without_room: number;
+  } | null;
+}
+
+/** GET /v1/placement, as far as it is shown. */
+export interface PlacementView {
+  readonly epoch: number;
+  readonly weights: string;
+  readonly experts: string;
+  readonly planned_by: string | null;
+  readonly planned_at: string | null;
+  readonly why: string | null;
+  readonly stages_left: number;
+  readonly unplaceable: string | null;
+  readonly predicted_step_seconds: number | null;
+  readonly imbalance: number | null;
+  readonly shards: readonly ShardBalanceView[];
+  readonly layers: readonly {
+    readonly layer: number;
+    /** In the order of the shards. */
+    readonly seconds?: readonly number[];
+    readonly experts: readonly (readonly {
+      readonly rank: number | "local";
+      readonly share: number;
+    }[])[];
+  }[];
+}
+
+/** How it is to look. */
+export interface ReportStyle {
+  /** Columns of the terminal. */
+  readonly width: number;
+  readonly colour: boolean;
+  /** Unix milliseconds. */
+  readonly now: number;
+}
+
+const HEAT = " ░▒▓█";
+/** Codes of the terminal's 256 colours, cold to hot. */
+const COLOURS = [240, 22, 28, 100, 136, 166, 160];
+const LABEL_WIDTH = 7;
+const CELL_WIDTH = 8;
+
+/** The whole report: what stands and why, the map, each shard's sums and what its loss would take. */
+export function formatPlacement(view: PlacementView, style: ReportStyle): string {
+  return [
+    ...heading(view, style.now),
+    "",
+    ...heatMap(view, style),
+    "",
+    ...shardTable(view.shards),
+    "",
+  ].join("\n");
+}
+
+/** A shard's sums, one line each, with what its loss would take where that is known. */
+export function shardTable(shards: readonly ShardBalanceView[]): string[] {
+  const withLoss = shards.some(({ loss }) => loss !== undefined);
+  const header = ["shard", "experts", "memory", "of", "per step", ...(withLoss ? ["if lost"] : [])];
+  const rows = shards.map((shard) => [
+    `${shard.rank}${shard.state === undefined || shard.state === "ready" ? "" : ` ${shard.state}`}`,
+    String(shard.experts),
+    bytesText(shard.bytes),
+    bytesText(shard.memory_bytes),
+    secondsText(shard.seconds_per_step),
+    ...(withLoss ? [lossText(shard.loss)] : []),
+  ]);
+  const all = [header, ...rows];
+  const widths = header.map((_, column) => Math.max(...all.map((cells) => cells[column].length)));
+  return all.map((cells) =>
+    cells
+      .map((cell, column) =>
+        column === 0 || column === 5 ? cell.padEnd(widths[column]) : cell.padStart(widths[column]),
+      )
+      .join("  ")
+      .trimEnd(),
+  );
+}
+
+/** A time as people read it: 1.23 ms. */
+export function secondsText(seconds: number): string {
+  if (seconds >= 1) return `${seconds.toPrecision(3)} s`;
+  return seconds >= 1e-3
+    ? `${(seconds * 1e3).toPrecision(3)} ms`
+    : `${(seconds * 1e6).toPrecision(3)} µs`;
+}
+
+/** A size as people read it: 1.5 GiB. */
+export function bytesText(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit + 1 < units.length) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 ? value : value.toPrecision(3)} ${units[unit]}`;
+}
+
+function heading(view: PlacementView, now: number): string[] {
+  const { epoch, planned_by: by, planned_at: at, why, stages_left: left, unplaceable } = view;
+  const age = at === null ? "" : `, ${secondsText(Math.max(0, now - Date.parse(at)) / 1000)} ago`;
+  const moving = left === 0 ? "" : `; ${left} stages of its move are to come`;
+  const step = view.predicted_step_seconds;
+  return [
+    `epoch ${epoch}${by === null ? "" : `, planned by ${by}`}${age}${moving}`,
+    ...(why === null ? [] : [`why: ${why}`]),
+    ...(unplaceable === null ? [] : [`can not be placed: ${unplaceable}`]),
+    step === null
+      ? "no statistics to judge it by"
+      : `experts of a step are expected to take ${secondsText(step)}, imbalance of the shards ${(view.imbalance ?? 0).toFixed(2)}`,
+    `experts in ${view.experts}, other weights in ${view.weights}`,
+  ];
+}
+
+/** Layers down, shards across; narrow cells, without numbers, where the terminal is too small. */
+function heatMap({ shards, layers }: PlacementView, { width, colour }: ReportStyle): string[] {
+  const wide = LABEL_WIDTH + shards.length * CELL_WIDTH <= width;
+  const header = shards.map(({ rank }) => (wide ? String(rank).padStart(CELL_WIDTH) : "")).join("");
+  const title = wide
+    ? `${"layer".padEnd(LABEL_WIDTH)}${header}`
+    : `layers, and shards ${shards[0]?.rank} to ${shards.at(-1)?.rank} from left to right`;
+  const rows = layers.map(({ layer, seconds, experts }) => {
+    const slowest = Math.max(...(seconds ?? [0]));
+    const cells = shards.map(({ rank }, index) => {
+      const held = experts.filter((copies) => copies.some((copy) => copy.rank === rank)).length;
+      const heat = seconds === undefined || slowest === 0 ? 0 : seconds[index] / slowest;
+      return cellText(held, heat, wide, colour);
+    });
+    return `${String(layer).padEnd(LABEL_WIDTH)}${cells.join("")}`;
+  });
+  return [title, ...rows];
+}
+
+function cellText(held: number, heat: number, wide: boolean, colour: boolean): string {
+  const level = held === 0 ? 0 : Math.max(1, Math.round(heat * (HEAT.length - 1)));
+  const number = held === 0 ? "·" : String(held);
+  const text = wide ? `${HEAT[level].repeat(2)}${number.padStart(4)}` : HEAT[level];
+  const pad = wide ? " ".repeat(CELL_WIDTH - 6) : "";
+  if (!colour || held === 0) return pad + text;
+  const code = COLOURS[Math.round(heat * (COLOURS.length - 1))];
+  return `${pad}\u001b[38;5;${code}m${text}\u001b[0m`;
+}
+
+function lossText(loss: ShardBalanceView["loss"]): string {
+  if (loss === undefined || loss === null) return "nothing to mend";
+  const { experts_without_copy: experts, experts_without_room: homeless, seconds } = loss;
+  if (homeless > 0) return `${homeless} of ${experts} experts have no room elsewhere`;
+  if (experts === 0 || seconds === null) return "every expert has another copy";
+  return `${experts} experts are elsewhere within ${secondsText(seconds)}`;
+}

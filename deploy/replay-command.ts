@@ -1,0 +1,102 @@
+/** The offline half of `switchyard plan`: a model's sizes, a trace and supposed shards, replayed. */
+
+import {
+  commonFormat,
+  expertsSetting,
+  type ExpertsFlags,
+  formatsOf,
+} from "../core/expert-formats.ts";
+import { moeLayers } from "../core/model/config.ts";
+import { readModelConfig } from "../core/model/load-config.ts";
+import { createLogger } from "../core/platform/log.ts";
+import { startProgress } from "../core/platform/progress.ts";
+import { expertBytes } from "../core/weights.ts";
+import { plannerInput, type ShardFacts } from "../router-service/cluster/planner-input.ts";
+import { replay, type ReplayResult } from "./replay.ts";
+import { readTrace } from "./routing-trace.ts";
+
+/** What a replay is made of; lists have one value per shard, undefined where it is the default. */
+export interface ReplaySettings extends ExpertsFlags {
+  readonly trace: string;
+  readonly model: string;
+  readonly shards: number;
+  /** Part of all experts' bytes that shards have room for beyond them. */
+  readonly redundancy: number;
+  /** Tokens between two plans. */
+  readonly window: number;
+  readonly tokensPerStep: number;
+  readonly memoryBytes: readonly (number | undefined)[] | undefined;
+  readonly secondsPerPair: readonly (number | undefined)[] | undefined;
+  readonly rttSeconds: readonly (number | undefined)[] | undefined;
+  readonly bytesPerSecond: readonly (number | undefined)[] | undefined;
+}
+
+/** What a replay came to. */
+export interface ReplayReport {
+  readonly model: string;
+  readonly tokens: number;
+  readonly windowTokens: number;
+  readonly stepTokens: number;
+  readonly shards: number;
+  readonly results: readonly ReplayResult[];
+}
+
+const SECONDS_PER_PAIR = 5e-5;
+const RTT_SECONDS = 3e-4;
+const BYTES_PER_SECOND = 1e9;
+
+/** Replays a trace, with a progress on stderr. Rejects where model or trace can not be read, or the trace is too short. */
+export async function runReplay(settings: ReplaySettings): Promise<ReplayReport> {
+  const { tokensPerStep, shards: numShards } = settings;
+  const config = await readModelConfig(settings.model);
+  const { numExperts, numExpertsPerToken: topK } = config;
+  const layers = moeLayers(config);
+  const shape = { numMoeLayers: layers.length, numExperts, topK };
+  const trace = await readTrace(settings.trace, shape);
+  // Whole steps.
+  const windowTokens = Math.max(1, Math.floor(settings.window / tokensPerStep)) * tokensPerStep;
+  if (trace.numTokens < 2 * windowTokens) {
+    throw new Error(
+      `${settings.trace} has ${trace.numTokens} tokens, fewer than two windows of ${windowTokens}: --window`,
+    );
+  }
+  const format = commonFormat(expertsSetting(settings), "f16", undefined);
+  const formatOf = formatsOf(undefined, format);
+  const allBytes = layers.length * numExperts * expertBytes(config, format);
+  const even = Math.ceil((allBytes / numShards) * (1 + settings.redundancy));
+  const shards = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
+    rank,
+    memoryBytes: settings.memoryBytes?.[rank] ?? even,
+    draining: false,
+    secondsPerPair: settings.secondsPerPair?.[rank] ?? SECONDS_PER_PAIR,
+    rttSeconds: settings.rttSeconds?.[rank] ?? RTT_SECONDS,
+    bytesPerSecond: settings.bytesPerSecond?.[rank] ?? BYTES_PER_SECOND,
+    loadBytesPerSecond: undefined,
+  }));
+  const cells = layers.length * numExperts;
+  const input = plannerInput({
+    config,
+    formatOf,
+    wire: "f16",
+    shards,
+    expected: { load: new Float64Array(cells), deviation: new Float64Array(cells) },
+    moves: { bytes: 0, steps: 1 },
+    minCopies: 1,
+  });
+  const total = Math.floor(trace.numTokens / windowTokens);
+  const progress = startProgress("windows", total, createLogger("plan", "info"));
+  const results = replay(
+    trace,
+    { ...input, windowTokens, stepTokens: tokensPerStep, moveBytes: allBytes },
+    (done) => progress.update(done),
+  );
+  progress.finish();
+  return {
+    model: settings.model,
+    tokens: trace.numTokens,
+    windowTokens,
+    stepTokens: tokensPerStep,
+    shards: numShards,
+    results,
+  };
+}

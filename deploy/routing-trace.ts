@@ -1,0 +1,61 @@
+/** Reads recorded routing: a safetensors file with `topk_ids` [numTokens, numMoeLayers, topK]. */
+
+import { SafetensorsFile } from "../core/model/safetensors.ts";
+import type { RoutingTrace } from "./replay.ts";
+
+const TENSOR = "topk_ids";
+
+/** What a trace has to fit. */
+export interface TraceShape {
+  readonly numMoeLayers: number;
+  readonly numExperts: number;
+  readonly topK: number;
+}
+
+/** A trace is not of the model's shape. */
+export class TraceError extends Error {
+  override readonly name = "TraceError";
+}
+
+/** Reads a trace. Throws TraceError where it does not fit the model, SafetensorsError where it can not be read. */
+export async function readTrace(path: string, shape: TraceShape): Promise<RoutingTrace> {
+  const file = await SafetensorsFile.open(path);
+  try {
+    const entry = file.tensors.get(TENSOR);
+    if (entry === undefined) {
+      const names = [...file.tensors.keys()].slice(0, 8).join(", ");
+      throw new TraceError(`${path}: no tensor ${TENSOR}, it has ${names || "none"}`);
+    }
+    const [numTokens, ...row] = entry.shape;
+    const expected = [shape.numMoeLayers, shape.topK];
+    if (entry.shape.length !== 3 || row.join() !== expected.join()) {
+      throw new TraceError(
+        `${path}: ${TENSOR} is [${entry.shape.join(", ")}], the model's is [tokens, ${expected.join(", ")}]`,
+      );
+    }
+    const bytes = await file.readBytes(TENSOR, 0, entry.end - entry.begin);
+    const ids = idsOf(bytes, entry.dtype, path);
+    const wrong = ids.findIndex((id) => id < 0 || id >= shape.numExperts);
+    if (wrong >= 0) {
+      throw new TraceError(
+        `${path}: token ${Math.floor(wrong / (expected[0] * expected[1]))} chose expert ${ids[wrong]}, the model has ${shape.numExperts}`,
+      );
+    }
+    return { numTokens, ids };
+  } finally {
+    await file.close();
+  }
+}
+
+function idsOf(bytes: Uint8Array<ArrayBuffer>, dtype: string, path: string) {
+  switch (dtype) {
+    case "U8":
+      return bytes;
+    case "U16":
+      return new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2);
+    case "I32":
+      return new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    default:
+      throw new TraceError(`${path}: ${TENSOR} is in ${dtype}, expected U8, U16 or I32`);
+  }
+}

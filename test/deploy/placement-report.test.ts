@@ -1,0 +1,98 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import {
+  bytesText,
+  formatPlacement,
+  type PlacementView,
+  secondsText,
+} from "../../deploy/placement-report.ts";
+
+const view: PlacementView = {
+  epoch: 7,
+  weights: "f16",
+  experts: "int8",
+  planned_by: "host-1",
+  planned_at: "2026-01-01T00:00:00.000Z",
+  why: "shard 2 is gone",
+  stages_left: 1,
+  unplaceable: null,
+  predicted_step_seconds: 0.00123,
+  imbalance: 0.08,
+  shards: [
+    {
+      rank: 0,
+      experts: 3,
+      bytes: 3 * 2 ** 20,
+      memory_bytes: 2 ** 30,
+      seconds_per_step: 0.001,
+      state: "ready",
+      loss: { experts_without_copy: 2, seconds: 1.5, experts_without_room: 0 },
+    },
+    {
+      rank: 4,
+      experts: 1,
+      bytes: 2 ** 20,
+      memory_bytes: 2 ** 30,
+      seconds_per_step: 0.0005,
+      state: "draining",
+      loss: { experts_without_copy: 1, seconds: null, experts_without_room: 1 },
+    },
+    {
+      rank: "local",
+      experts: 1,
+      bytes: 2 ** 20,
+      memory_bytes: 2 ** 30,
+      seconds_per_step: 0,
+      loss: { experts_without_copy: 0, seconds: 0, experts_without_room: 0 },
+    },
+  ],
+  layers: [
+    {
+      layer: 1,
+      seconds: [0.001, 0.0005, 0],
+      experts: [
+        [{ rank: 0, share: 1 }],
+        [{ rank: 0, share: 1 }],
+        [
+          { rank: 0, share: 0.5 },
+          { rank: 4, share: 0.25 },
+          { rank: "local", share: 0.25 },
+        ],
+      ],
+    },
+  ],
+};
+const ESCAPE = "\u001b";
+const style = { width: 80, colour: false, now: Date.parse("2026-01-01T00:00:30Z") };
+
+test("a placement is shown with why, heat and experts per layer and shard, and what each loss takes", () => {
+  const lines = formatPlacement(view, style).split("\n");
+  const text = lines.join("\n");
+  assert.equal(
+    lines[0],
+    "epoch 7, planned by host-1, 30.0 s ago; 1 stages of its move are to come",
+  );
+  assert.match(text, /why: shard 2 is gone/);
+  assert.match(text, /expected to take 1\.23 ms, imbalance of the shards 0\.08/);
+  assert.match(text, /^layer +0 +4 +local$/m);
+  assert.match(text, /^1 +██ +3 +▒▒ +1 +░░ +1$/m);
+  assert.match(
+    text,
+    /^0 +3 +3\.00 MiB +1\.00 GiB +1\.00 ms +2 experts are elsewhere within 1\.50 s$/m,
+  );
+  assert.match(text, /^4 draining .*1 of 1 experts have no room elsewhere$/m);
+  assert.match(text, /^local .*every expert has another copy$/m);
+  assert.ok(!text.includes(ESCAPE));
+});
+
+test("colours come only where asked for, and a narrow terminal gets one character per shard", () => {
+  const coloured = formatPlacement(view, { ...style, colour: true });
+  assert.ok(coloured.includes(`${ESCAPE}[38;5;160m██   3${ESCAPE}[0m`));
+  assert.match(formatPlacement(view, { ...style, width: 20 }), /^1 {6}█▒░$/m);
+});
+
+test("times and sizes are shown as people read them", () => {
+  assert.deepEqual([0.0000012, 0.0123, 12.3].map(secondsText), ["1.20 µs", "12.3 ms", "12.3 s"]);
+  assert.deepEqual([12, 2048, 3.5 * 2 ** 40].map(bytesText), ["12 B", "2.00 KiB", "3.50 TiB"]);
+});

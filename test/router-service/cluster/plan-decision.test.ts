@@ -1,0 +1,88 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
+import { decide, isUrgent, MARGIN, needOf } from "../../../router-service/cluster/plan-decision.ts";
+import type { ShardFacts } from "../../../router-service/cluster/planner-input.ts";
+
+const shardOf = (rank: number, draining = false): ShardFacts => ({
+  rank,
+  memoryBytes: 1e9,
+  draining,
+  secondsPerPair: undefined,
+  rttSeconds: undefined,
+  bytesPerSecond: undefined,
+  loadBytesPerSecond: undefined,
+});
+
+/** One layer whose experts have copies on these ranks. */
+const placed = (...ranks: readonly (readonly number[])[]): PlacedLayers =>
+  new Map([[0, ranks.map((copies) => copies.map((rank) => ({ rank, share: 1 / copies.length })))]]);
+
+function planOf(before: number | undefined, after: number, moveSeconds = 0): Plan {
+  const target = placed([0], [1]);
+  return {
+    target,
+    stages: [target],
+    moves: [{ kind: "load", layer: 0, expert: 1, rank: 1 }],
+    why: {
+      ...(before !== undefined && { secondsBefore: before }),
+      secondsAfter: after,
+      moveSecondsPerStep: moveSeconds,
+      movedBytes: 10,
+      binding: new Map(),
+      shards: [],
+    },
+  };
+}
+
+test("a placement lacks what is on shards that are gone or leave, and copies that were asked for", () => {
+  const layers = placed([0], [0, 1], [1, 2], [2, 3]);
+  assert.deepEqual(needOf(layers, [shardOf(0), shardOf(1, true), shardOf(2)], 2), {
+    lost: [3],
+    draining: [1],
+    homeless: 0,
+    sparse: 4,
+  });
+  const lost = needOf(layers, [shardOf(1), shardOf(2), shardOf(3)], 1);
+  assert.deepEqual(lost, { lost: [0], draining: [], homeless: 1, sparse: 1 });
+  assert.ok(isUrgent(lost));
+  assert.ok(
+    !isUrgent(
+      needOf(
+        layers,
+        [0, 1, 2].map((rank) => shardOf(rank)),
+        1,
+      ),
+    ),
+  );
+});
+
+const NOTHING = { lost: [], draining: [], homeless: 0, sparse: 0 };
+const terms = { margin: MARGIN, sparseAfter: 0 };
+
+test("a plan is published where it saves more than its moves and the margin, else not", () => {
+  assert.ok(decide(planOf(0.01, 0.009), NOTHING, terms).publish);
+  assert.ok(!decide(planOf(0.01, 0.0096), NOTHING, terms).publish);
+  const costly = decide(planOf(0.01, 0.009, 0.0006), NOTHING, terms);
+  assert.ok(!costly.publish);
+  assert.match(
+    costly.why,
+    /would save 1\.00 ms of 10\.0 ms per step, which is not worth its moves/,
+  );
+  assert.ok(!decide({ ...planOf(0.01, 0.001), stages: [] }, NOTHING, terms).publish);
+});
+
+test("a plan is published whatever it costs where experts have no home, a shard leaves, or copies are missing", () => {
+  const worse = planOf(0.01, 0.02, 1);
+  const homeless = { ...NOTHING, lost: [3], homeless: 2 };
+  assert.match(
+    decide(worse, homeless, terms).why,
+    /^shard 3 is gone, 2 experts have no copy elsewhere; 1 experts are loaded/,
+  );
+  for (const need of [homeless, { ...NOTHING, draining: [1, 2] }, { ...NOTHING, sparse: 3 }]) {
+    assert.ok(decide(worse, need, terms).publish);
+  }
+  assert.ok(!decide(worse, { ...NOTHING, sparse: 3 }, { ...terms, sparseAfter: 3 }).publish);
+  assert.ok(!decide(worse, { ...NOTHING, lost: [3] }, terms).publish);
+});
