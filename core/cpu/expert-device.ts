@@ -39,7 +39,7 @@ export interface CpuExpertDeviceConfig extends ExpertSizes {
 }
 
 /**
- * Creates an ExpertDevice in host memory that takes every format and accumulates in f32.
+ * Creates an ExpertDevice in host memory that takes every format; products accumulate in f32, experts in f64.
  * Weights stay packed; a row of a matrix is unpacked for all rows of hidden states that go through it.
  */
 export function createCpuExpertDevice(config: CpuExpertDeviceConfig): ExpertDevice {
@@ -142,13 +142,14 @@ class CpuExpertDevice implements ExpertDevice {
       holds: (slot) => experts[slot] !== undefined,
     });
     const groups = groupBySlot(topK, slots, weights);
-    const sums = new Float32Array(rows.length);
+    // In f64: a row's sum in f32 does not depend on which slots its experts happen to be in.
+    const sums = new Float64Array(rows.length);
     const ffn = new Ffn(this.#config);
-    // Ascending slots: a row's sum does not depend on what else is in the run.
+    // Ascending slots: nor on what else is in the run.
     for (const [slot, group] of [...groups].sort(([a], [b]) => a - b)) {
       await ffn.add(sums, rows, experts[slot] as PackedExpert, group);
     }
-    return sums;
+    return new Float32Array(sums);
   }
 
   residentBytes(): number {
@@ -223,7 +224,7 @@ class Ffn {
 
   /** Adds weight · down(activation(gate·row, up·row)) to the sum of each row of the group. */
   async add(
-    sums: Float32Array,
+    sums: Float64Array,
     rows: Float32Array,
     expert: PackedExpert,
     group: SlotGroup,

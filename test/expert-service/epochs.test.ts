@@ -127,6 +127,38 @@ describe("two live epochs", () => {
   });
 });
 
+describe("a row's sum", () => {
+  it("has the same bits in whatever slots its experts are, on every device", async () => {
+    for (const device of ["cpu", "webgpu"] as const) {
+      await withShard(
+        async (shard) => {
+          const { checkpoint } = shard;
+          const connection = await placedConnection(shard.address, checkpoint, [3, 5, 7]);
+          const before = await sumsOf(connection, 1, [7, 3, 65535, 65535]);
+          // 9 takes the slot of 5, between the others; then all slots are made anew.
+          await place(connection, later(checkpoint, 2, [3, 9, 7], 2));
+          const expected = await sumsOf(connection, 2, [7, 9, 3, 65535]);
+          const loaded = place(connection, later(checkpoint, 3, [0, 1, 2, 3, 4, 7, 9, 10], 2));
+          const other = await placedConnection(shard.address, checkpoint, [3, 9, 7], {
+            epoch: 2,
+            oldestLiveEpoch: 2,
+          });
+          for (let i = 0; i < 10; i++) {
+            assert.deepEqual(await sumsOf(other, 2, [7, 9, 3, 65535]), expected, device);
+          }
+          await loaded;
+          assert.deepEqual(await sumsOf(connection, 3, [7, 9, 3, 65535]), expected, device);
+          await place(connection, later(checkpoint, 4, [7, 3], 4));
+          assert.deepEqual(await sumsOf(connection, 4, [7, 3, 65535, 65535]), before, device);
+          connection.close();
+          other.close();
+        },
+        { device, weights: "f32" },
+      );
+    }
+  });
+});
+
 describe("a placement beside a live one", () => {
   it("that does not fit is refused with bytes and limit; the live one is served on, and one that fits is taken", async () => {
     await withShard(

@@ -173,11 +173,12 @@ export async function placedConnection(
   address: string,
   checkpoint: Checkpoint,
   expertIds: readonly number[],
+  change: Partial<ShardPlacement> = {},
 ): Promise<ShardConnection> {
   const connection = openShardConnection(address);
   connection.send({ $case: "hello", value: helloFor(checkpoint) });
   await connection.next("hello");
-  connection.send({ $case: "placement", value: placementOf(checkpoint, expertIds) });
+  connection.send({ $case: "placement", value: placementOf(checkpoint, expertIds, change) });
   await connection.next("placementAck");
   return connection;
 }
