@@ -18,6 +18,7 @@ import { runOverlapCommand } from "./overlap.ts";
 import { runPeersCommand } from "./peers/command.ts";
 import { runMovesCommand } from "./moves.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
+import { runPlacementCommand } from "./placement.ts";
 import { runBenchCommand } from "./serve.ts";
 import { runSyntheticCommand } from "./synthetic/command.ts";
 
@@ -40,7 +41,7 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, live-loading, perplexity --url URL, forecast, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
+    "One part alone: serve --url URL (load on a running server), hop, overlap, peers, load-time, live-loading, placement, perplexity --url URL, forecast, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
@@ -120,6 +121,9 @@ switch (program) {
     break;
   case "peers":
     process.exitCode = await runPeersCommand(rest);
+    break;
+  case "placement":
+    process.exitCode = runPlacementCommand(rest);
     break;
   case "synthetic":
     process.exitCode = await runSyntheticCommand(rest);

@@ -1,16 +1,25 @@
 /** What a step takes with a placement that is given, by the objective of the planner. */
 
 import { balance, indexOfMost } from "./balance.ts";
-import { expectedLoads } from "./expected-loads.ts";
+import { expectedLoads, type JudgedLoads } from "./expected-loads.ts";
+import { togetherness } from "./gathering.ts";
 import type { PlacedLayers, PlannerInput } from "./input.ts";
 import { addCopy, emptyLayer, sharesOf, type Layer } from "./layer.ts";
-import { layerCosts, pairsOn, scoreOf } from "./objective.ts";
+import { layerCosts, pairsOn, scoreOf, secondsPerMeeting } from "./objective.ts";
 import type { LayerReplicas } from "./placement.ts";
 
 /** What predicting takes of the planner's input. */
 export type CostInput = Pick<
   PlannerInput,
-  "layers" | "numExperts" | "topK" | "load" | "uncertainty" | "steps" | "shards" | "router"
+  | "layers"
+  | "numExperts"
+  | "topK"
+  | "load"
+  | "uncertainty"
+  | "steps"
+  | "together"
+  | "shards"
+  | "router"
 >;
 
 /** What is expected of one layer. */
@@ -68,11 +77,25 @@ export function heldLayer(
   holders: readonly (readonly number[])[],
 ): Layer {
   const used = new Set(holders.flat()).size;
-  const layer = emptyLayer(expectedLoads(input, index), layerCosts(input, used));
+  const layer = layerOf(input, index, used, expectedLoads(input, index));
   for (const [expert, shards] of holders.entries()) {
     for (const shard of shards) addCopy(layer, expert, shard);
   }
   return layer;
+}
+
+/** The layer at `index` with nothing held, which `numUsed` shards are to share. */
+export function layerOf(
+  input: CostInput,
+  index: number,
+  numUsed: number,
+  loads: JudgedLoads,
+): Layer {
+  return emptyLayer(
+    loads,
+    layerCosts(input, numUsed),
+    togetherness(input, index, secondsPerMeeting(input, numUsed)),
+  );
 }
 
 /** The layer's copies as a placement has them, with the shares of the forecast's split. */

@@ -3,9 +3,12 @@
 import type { PlannerInput } from "./input.ts";
 import { seededRandom, type Random } from "./random.ts";
 
-/** Single steps that a layer is judged by at most; for large clusters fewer, down to none: each costs as much as the forecast. */
-const MAX_STEPS = 16;
-const STEP_CELLS = 16_384;
+/** Loads beside the forecast that a layer is judged by at most; for large clusters fewer, down to none: each costs as much. */
+const MAX_LOADS = 16;
+const LOAD_CELLS = 16_384;
+
+/** What single steps count; the rest is the forecast's, half of it as it is where its uncertainty is known. */
+const STEPS_PART = 0.35;
 
 /**
  * Spread of an expert's pairs in single steps, as a part of their mean, beside the chance of independent draws: tokens of
@@ -19,38 +22,62 @@ export type LoadInput = Pick<
   "numExperts" | "load" | "uncertainty" | "steps" | "shards"
 >;
 
-/** Loads of the layer at `index`, the forecast first [1 + numSteps][numExperts]. */
-export function expectedLoads(input: LoadInput, index: number): Float64Array[] {
-  const { numExperts, load, uncertainty, steps, shards } = input;
-  const from = index * numExperts;
-  const forecast = load.subarray(from, from + numExperts);
-  const count = Math.min(MAX_STEPS, Math.floor(STEP_CELLS / (numExperts * shards.length)));
-  if (steps !== undefined) {
-    // Evenly over those given, of which the first and last may be alike.
-    const chosen = Math.min(count, steps.length);
-    return [
-      forecast,
-      ...Array.from({ length: chosen }, (_, i) =>
-        steps[Math.floor(((i + 0.5) * steps.length) / chosen)].subarray(from, from + numExperts),
-      ),
-    ];
-  }
-  const random = seededRandom(index + 1);
-  const errors = uncertainty?.subarray(from, from + numExperts);
-  return [forecast, ...Array.from({ length: count }, () => drawStep(forecast, errors, random))];
+/** Loads that a placement is judged by, the forecast first. */
+export interface JudgedLoads {
+  /** Pairs per step [numLoads][numExperts]. */
+  readonly loads: readonly Float64Array[];
+  /** What the slowest shard under each counts; the sum is 1 [numLoads]. */
+  readonly weights: readonly number[];
 }
 
-/** One step about the forecast, with as many pairs. */
-function drawStep(
+/** The forecast of the layer at `index` alone. */
+export function forecastAlone({ numExperts, load }: LoadInput, index: number): JudgedLoads {
+  return { loads: [load.subarray(index * numExperts, (index + 1) * numExperts)], weights: [1] };
+}
+
+/** Loads of the layer at `index`: the forecast, what it may be off by, and single steps. */
+export function expectedLoads(input: LoadInput, index: number): JudgedLoads {
+  const [forecast] = forecastAlone(input, index).loads;
+  const { numExperts, uncertainty, steps, shards } = input;
+  const random = seededRandom(index + 1);
+  const most = Math.min(MAX_LOADS, Math.floor(LOAD_CELLS / (numExperts * shards.length)));
+  const ofLayer = (all: Float64Array) => all.subarray(index * numExperts, (index + 1) * numExperts);
+  const errors = uncertainty && ofLayer(uncertainty);
+  const mistaken = Array.from({ length: errors === undefined ? 0 : Math.floor(most / 4) }, () =>
+    drawLoad(forecast, (_, expert) => errors![expert], random),
+  );
+  const numSteps = Math.min(most - mistaken.length, steps?.length ?? Infinity);
+  const single = Array.from({ length: numSteps }, (_, i) =>
+    steps === undefined
+      ? drawLoad(forecast, (mean) => Math.sqrt(mean + (STEP_SPREAD * mean) ** 2), random)
+      : // Evenly over those given, of which the first and last may be alike.
+        ofLayer(steps[Math.floor(((i + 0.5) * steps.length) / numSteps)]),
+  );
+  return {
+    loads: [forecast, ...mistaken, ...single],
+    weights: weightsOf(mistaken.length, single.length),
+  };
+}
+
+function weightsOf(numMistaken: number, numSteps: number): number[] {
+  const ofSteps = numSteps > 0 ? STEPS_PART : 0;
+  const ofMistaken = numMistaken > 0 ? (1 - ofSteps) / 2 : 0;
+  return [
+    1 - ofSteps - ofMistaken,
+    ...Array.from({ length: numMistaken }, () => ofMistaken / numMistaken),
+    ...Array.from({ length: numSteps }, () => ofSteps / numSteps),
+  ];
+}
+
+/** A load about the forecast, with as many pairs. */
+function drawLoad(
   forecast: Float64Array,
-  errors: Float64Array | undefined,
+  deviation: (mean: number, expert: number) => number,
   random: Random,
 ): Float64Array {
-  const drawn = forecast.map((mean, expert) => {
-    const error = errors?.[expert] ?? 0;
-    const deviation = Math.sqrt(mean + (STEP_SPREAD * mean) ** 2 + error ** 2);
-    return Math.max(0, mean + deviation * normal(random));
-  });
+  const drawn = forecast.map((mean, expert) =>
+    Math.max(0, mean + deviation(mean, expert) * normal(random)),
+  );
   const scale = sumOf(forecast) / (sumOf(drawn) || 1);
   return drawn.map((pairs) => pairs * scale);
 }

@@ -23,6 +23,8 @@ export class Holdings {
   readonly #ranks = new Map<number, Set<number>[]>();
   readonly #free: Map<number, number>;
   readonly #limits: StageLimits;
+  /** Layers as toLayers answered them and nothing has changed since. */
+  readonly #built = new Map<number, LayerReplicas>();
 
   constructor(layers: PlacedLayers, limits: StageLimits) {
     this.#limits = limits;
@@ -75,11 +77,13 @@ export class Holdings {
     const experts = this.#ranks.get(copy.layer);
     if (experts === undefined) throw new RangeError(`layer ${copy.layer} is not placed`);
     experts[copy.expert].add(copy.rank);
+    this.#built.delete(copy.layer);
     this.#take(copy.rank, this.#limits.bytes(copy.layer, copy.expert));
   }
 
   remove(copy: Copy): void {
     this.#ranks.get(copy.layer)![copy.expert].delete(copy.rank);
+    this.#built.delete(copy.layer);
     this.#take(copy.rank, -this.#limits.bytes(copy.layer, copy.expert));
   }
 
@@ -99,19 +103,25 @@ export class Holdings {
     return true;
   }
 
-  /** As a placement: copies share as in `first`, where none of them is there as in `second`, else evenly. */
+  /**
+   * As a placement: copies share as in `first`, where none of them is there as in `second`, else evenly. A layer that did
+   * not change since the last time is the same object.
+   */
   toLayers(first: PlacedLayers, second: PlacedLayers): PlacedLayers {
     return new Map(
-      [...this.#ranks].map(([layer, experts]) => [
-        layer,
-        experts.map((ranks, expert) =>
-          sharedAs(
-            [...ranks].sort((a, b) => a - b),
-            first.get(layer)?.[expert] ?? [],
-            second.get(layer)?.[expert] ?? [],
-          ),
-        ),
-      ]),
+      [...this.#ranks].map(([layer, experts]) => {
+        const built =
+          this.#built.get(layer) ??
+          experts.map((ranks, expert) =>
+            sharedAs(
+              [...ranks].sort((a, b) => a - b),
+              first.get(layer)?.[expert] ?? [],
+              second.get(layer)?.[expert] ?? [],
+            ),
+          );
+        this.#built.set(layer, built);
+        return [layer, built];
+      }),
     );
   }
 

@@ -3,6 +3,9 @@
  * judged by several loads at once: the forecast, and single steps such as they may come.
  */
 
+import type { JudgedLoads } from "./expected-loads.ts";
+import type { Togetherness } from "./gathering.ts";
+
 /** What a layer's shards cost, linear in their pairs; by index of the shard [numShards]. */
 export interface LayerCosts {
   /** Of a shard that holds anything: its link's round trip. */
@@ -24,6 +27,8 @@ export interface Layer {
   readonly costs: LayerCosts;
   /** Pairs per step, the forecast first [numLoads][numExperts]. */
   readonly loads: readonly Float64Array[];
+  /** What the slowest shard under each load counts; the sum is 1 [numLoads]. */
+  readonly weights: readonly number[];
   /** Shards that hold each expert [numExperts]. */
   readonly holders: number[][];
   /** Experts that each shard holds [numShards]. */
@@ -36,13 +41,19 @@ export interface Layer {
   readonly pairs: readonly Float64Array[];
   /** Of each shard [numLoads][numShards]. */
   readonly seconds: readonly Float64Array[];
+  /** Which experts go together; undefined where that makes no difference. */
+  readonly together: Togetherness | undefined;
 }
 
 /** Copies of one expert at most: hot ones have no use for more, and arrays stay small. */
 const MAX_COPIES = 64;
 
 /** A layer in which nothing is held. */
-export function emptyLayer(loads: readonly Float64Array[], costs: LayerCosts): Layer {
+export function emptyLayer(
+  { loads, weights }: JudgedLoads,
+  costs: LayerCosts,
+  together?: Togetherness,
+): Layer {
   const numExperts = loads[0].length;
   const numShards = costs.fixed.length;
   const maxCopies = Math.min(numShards, MAX_COPIES);
@@ -51,12 +62,14 @@ export function emptyLayer(loads: readonly Float64Array[], costs: LayerCosts): L
     numShards,
     costs,
     loads,
+    weights,
     holders: Array.from({ length: numExperts }, () => []),
     held: Array.from({ length: numShards }, () => []),
     shared: [],
     maxCopies,
     pairs: loads.map(() => new Float64Array(numExperts * maxCopies)),
     seconds: loads.map(() => new Float64Array(numShards)),
+    together,
   };
 }
 

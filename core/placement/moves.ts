@@ -20,6 +20,7 @@ function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["ki
   const moves: Move[] = [];
   for (const [layer, replicas] of layers) {
     const there = others.get(layer);
+    if (there === replicas) continue;
     for (const [expert, copies] of replicas.entries()) {
       for (const { rank } of copies) {
         if (there?.[expert]?.some((copy) => copy.rank === rank) === true) continue;
@@ -28,6 +29,18 @@ function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["ki
     }
   }
   return moves;
+}
+
+/** What is under way: it changes from stage to stage. */
+interface Journey {
+  readonly held: Holdings;
+  readonly wanted: Holdings;
+  /** Copies that are to be loaded. */
+  incoming: Copy[];
+  /** Copies that are to go. */
+  outgoing: Copy[];
+  /** Copies that made room for others once: they do not again, so that this ends. */
+  readonly displaced: Set<string>;
 }
 
 /**
@@ -41,49 +54,50 @@ export function stagesOf(
   target: PlacedLayers,
   limits: StageLimits,
 ): PlacedLayers[] {
-  const held = new Holdings(current, limits);
-  const wanted = new Holdings(target, limits);
+  const journey: Journey = {
+    held: new Holdings(current, limits),
+    wanted: new Holdings(target, limits),
+    incoming: copiesBeside(target, current, "load"),
+    outgoing: copiesBeside(current, target, "drop"),
+    displaced: new Set(),
+  };
+  const { held } = journey;
   const stages: PlacedLayers[] = [];
-  /** Copies that made room for others once: they do not again, so that this ends. */
-  const displaced = new Set<string>();
   for (;;) {
-    const loads = loadWhatFits(held, wanted, displaced);
-    const drops = [...held.copies()].filter(
-      (copy) => !wanted.has(copy) && hasWanted(held, wanted, copy),
-    );
+    const loads = loadWhatFits(journey);
     // The next stage's loads find the room that this one's drops leave: until it is adopted, both are held.
+    let drops = journey.outgoing.filter((copy) => hasWanted(journey, copy));
     const stuck = loads === 0 && drops.length === 0;
-    if (stuck) drops.push(...makeRoom(held, wanted, displaced));
+    if (stuck) drops = makeRoom(journey);
     if (stuck && drops.length === 0) break;
     for (const copy of drops) held.remove(copy);
+    const gone = new Set(drops.map(nameOf));
+    journey.outgoing = journey.outgoing.filter((copy) => !gone.has(nameOf(copy)));
     stages.push(held.toLayers(target, current));
   }
   return stages.length === 0 ? newShares(current, held.toLayers(target, current)) : stages;
 }
 
 /** Loads what has room and answers how many; what was given up only where nothing else waits for its rank. */
-function loadWhatFits(held: Holdings, wanted: Holdings, displaced: ReadonlySet<string>): number {
-  const missing = [...wanted.copies()].filter((copy) => !held.has(copy));
+function loadWhatFits(journey: Journey): number {
+  const { held, displaced, incoming } = journey;
   const waiting = new Set<number>();
-  const later: Copy[] = [];
-  let loads = 0;
-  for (const copy of missing) {
-    if (displaced.has(nameOf(copy))) later.push(copy);
-    else if (!tryAdd(copy)) waiting.add(copy.rank);
+  const loaded = new Set<Copy>();
+  for (const again of [false, true]) {
+    for (const copy of incoming) {
+      if (displaced.has(nameOf(copy)) !== again || (again && waiting.has(copy.rank))) continue;
+      if (held.fits(copy)) {
+        held.add(copy);
+        loaded.add(copy);
+      } else if (!again) waiting.add(copy.rank);
+    }
   }
-  for (const copy of later) if (!waiting.has(copy.rank)) tryAdd(copy);
-  return loads;
-
-  function tryAdd(copy: Copy): boolean {
-    if (!held.fits(copy)) return false;
-    held.add(copy);
-    loads++;
-    return true;
-  }
+  journey.incoming = incoming.filter((copy) => !loaded.has(copy));
+  return loaded.size;
 }
 
 /** True where a copy of the expert is held at a rank that is to have one. */
-function hasWanted(held: Holdings, wanted: Holdings, { layer, expert }: Copy): boolean {
+function hasWanted({ held, wanted }: Journey, { layer, expert }: Copy): boolean {
   for (const rank of held.ranksOf(layer, expert)) {
     if (wanted.has({ layer, expert, rank })) return true;
   }
@@ -94,45 +108,41 @@ function hasWanted(held: Holdings, wanted: Holdings, { layer, expert }: Copy): b
  * Makes room on every rank that waits for some, with one copy each: one that is to go and has another copy, else one
  * that is to go after a copy of it is parked elsewhere, else one that is to stay and has another copy. Answers what to drop.
  */
-function makeRoom(held: Holdings, wanted: Holdings, displaced: Set<string>): Copy[] {
-  const waiting = new Set<number>();
-  for (const copy of wanted.copies()) if (!held.has(copy)) waiting.add(copy.rank);
+function makeRoom(journey: Journey): Copy[] {
+  const { held, incoming, outgoing, displaced } = journey;
+  const waiting = new Set(incoming.map(({ rank }) => rank));
   if (waiting.size === 0) return [];
   const drops: Copy[] = [];
   const dropped = new Set<string>();
-  const there = [...held.copies()];
-  for (const how of [dropSpare, park, giveUp]) {
-    for (const rank of waiting) {
-      const out = there.find((copy) => copy.rank === rank && how(copy));
-      if (out === undefined) continue;
-      displaced.add(nameOf(out));
-      dropped.add(`${out.layer}/${out.expert}`);
-      drops.push(out);
-      waiting.delete(rank);
-    }
-    // What is given up is loaded again: only where nothing else helps.
-    if (drops.length > 0) break;
+  displace(outgoing, isSpare);
+  if (drops.length === 0) displace([...outgoing], park);
+  // What is given up is loaded again: only where nothing else helps.
+  if (drops.length === 0) {
+    displace([...held.copies()], isSpare);
+    journey.incoming = [...incoming, ...drops];
   }
   return drops;
 
-  function isFree(copy: Copy): boolean {
-    return !displaced.has(nameOf(copy)) && !dropped.has(`${copy.layer}/${copy.expert}`);
+  function displace(copies: readonly Copy[], how: (copy: Copy) => boolean): void {
+    for (const copy of copies) {
+      const expert = `${copy.layer}/${copy.expert}`;
+      if (!waiting.has(copy.rank) || displaced.has(nameOf(copy)) || dropped.has(expert)) continue;
+      if (!how(copy)) continue;
+      displaced.add(nameOf(copy));
+      dropped.add(expert);
+      drops.push(copy);
+      waiting.delete(copy.rank);
+    }
   }
   function isSpare({ layer, expert }: Copy): boolean {
     return held.ranksOf(layer, expert).size > 1;
   }
-  function dropSpare(copy: Copy): boolean {
-    return !wanted.has(copy) && isFree(copy) && isSpare(copy);
-  }
   function park(copy: Copy): boolean {
-    if (wanted.has(copy) || !isFree(copy)) return false;
     const at = roomiest(held, copy, displaced);
     if (at === undefined) return false;
     held.add(at);
+    outgoing.push(at);
     return true;
-  }
-  function giveUp(copy: Copy): boolean {
-    return isFree(copy) && isSpare(copy);
   }
 }
 

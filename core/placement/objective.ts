@@ -1,8 +1,8 @@
 /**
  * What a layer's placement is judged by, in seconds of one step:
  *
- *   slowest shard under the forecast · (1 − steps' part) + mean over single steps of the slowest shard · steps' part
- *   + router: messages · seconds per hop + rows sent · seconds per row
+ *   slowest shard: a mean over the forecast, what it may be off by, and single steps (expected-loads.ts)
+ *   + router: messages · seconds per hop + rows sent · seconds per row (fewer where experts that go together sit together)
  *   + loading of what moves, spread over the steps that it is to stand (move-costs.ts)
  *
  * with a shard's seconds
@@ -12,12 +12,10 @@
  * where every load is split as well as the copies allow (balance.ts), as the routers do at every step.
  */
 
+import { meetings, rowsPerMeeting } from "./gathering.ts";
 import { LOCAL_RANK } from "./placement.ts";
 import type { PlannedShard, PlannerInput, RouterCosts } from "./input.ts";
 import { touches, type Layer, type LayerCosts } from "./layer.ts";
-
-/** Part that single steps have in the score beside the forecast. */
-const STEPS_PART = 0.4;
 
 /** What the costs are made of. */
 export type CostInput = Pick<PlannerInput, "topK" | "shards" | "router">;
@@ -29,15 +27,36 @@ export type CostInput = Pick<PlannerInput, "topK" | "shards" | "router">;
 export function layerCosts({ topK, shards, router }: CostInput, numUsed: number): LayerCosts {
   const part = 1 / Math.max(1, numUsed);
   const rowsPerPair = (1 - (1 - part) ** topK) / (topK * part);
-  const perShard = (of: (shard: PlannedShard) => number) => Float64Array.from(shards, of);
-  const sent = (shard: PlannedShard) => (shard.rank === LOCAL_RANK ? 0 : 1);
-  return {
-    fixed: perShard(({ rttSeconds }) => rttSeconds),
-    perPair: perShard((one) => one.secondsPerPair + rowsPerPair * secondsOnLink(one, router)),
-    perExpert: perShard(({ secondsPerExpert }) => secondsPerExpert),
-    perHop: perShard((one) => sent(one) * router.secondsPerHop),
-    perPairSent: perShard((one) => sent(one) * rowsPerPair * router.secondsPerRow),
-  };
+  const [fixed, perPair, perExpert, perHop, perPairSent] = Array.from(
+    { length: 5 },
+    () => new Float64Array(shards.length),
+  );
+  for (let i = 0; i < shards.length; i++) {
+    const shard = shards[i];
+    fixed[i] = shard.rttSeconds;
+    perPair[i] = shard.secondsPerPair + rowsPerPair * secondsOnLink(shard, router);
+    perExpert[i] = shard.secondsPerExpert;
+    if (shard.rank === LOCAL_RANK) continue;
+    perHop[i] = router.secondsPerHop;
+    perPairSent[i] = rowsPerPair * router.secondsPerRow;
+  }
+  return { fixed, perPair, perExpert, perHop, perPairSent };
+}
+
+/**
+ * What one meeting of a token's experts on a shard saves, where `numUsed` share the layer [numShards]: a row of the
+ * router's, and of the link's an equal part, as every shard's must shrink for the slowest to.
+ */
+export function secondsPerMeeting(
+  { topK, shards, router }: CostInput,
+  numUsed: number,
+): Float64Array {
+  const rows = rowsPerMeeting(topK, 1 / Math.max(1, numUsed));
+  return Float64Array.from(shards, (shard) =>
+    shard.rank === LOCAL_RANK
+      ? 0
+      : rows * (router.secondsPerRow + secondsOnLink(shard, router) / Math.max(1, numUsed)),
+  );
 }
 
 /** Time of one row and its partial sum on a shard's link. */
@@ -45,19 +64,17 @@ function secondsOnLink({ bytesPerSecond }: PlannedShard, router: RouterCosts): n
   return (router.rowBytesOut + router.rowBytesIn) / bytesPerSecond;
 }
 
-/** What each load's slowest shard counts, the forecast first; the sum is 1 [numLoads]. */
-export function loadWeights(numLoads: number): number[] {
-  if (numLoads === 1) return [1];
-  return Array.from({ length: numLoads }, (_, l) =>
-    l === 0 ? 1 - STEPS_PART : STEPS_PART / (numLoads - 1),
-  );
-}
-
-/** The router's seconds for messages and rows, under the forecast. */
+/**
+ * The router's seconds for messages and rows under the forecast, less what experts that go together save: seconds that no
+ * shard waits for alone.
+ */
 export function routerSeconds(layer: Layer): number {
   const { perHop, perPairSent } = layer.costs;
   let seconds = 0;
   for (let shard = 0; shard < layer.numShards; shard++) {
+    if (layer.together !== undefined) {
+      seconds -= layer.together.perRow[shard] * meetings(layer, shard);
+    }
     if (perHop[shard] === 0 && perPairSent[shard] === 0) continue;
     const pairs = pairsOn(layer, shard);
     seconds += perHop[shard] * touches(pairs) + perPairSent[shard] * pairs;
@@ -73,9 +90,8 @@ export function pairsOn({ held, seconds, costs }: Layer, shard: number): number 
 
 /** The layer's score as it is split now, without moves. */
 export function scoreOf(layer: Layer): number {
-  const weights = loadWeights(layer.loads.length);
   return layer.seconds.reduce(
-    (sum, seconds, l) => sum + weights[l] * Math.max(...seconds),
+    (sum, seconds, l) => sum + layer.weights[l] * Math.max(...seconds),
     routerSeconds(layer),
   );
 }

@@ -15,13 +15,15 @@ export function packMissing(layer: Layer, { shards, sizes, free }: Room): number
   const missing = [...holders.keys()].filter((expert) => holders[expert].length === 0);
   missing.sort((a, b) => load[b] - load[a] || a - b);
   return missing.filter((expert) => {
+    const pairs = load[expert];
+    const touched = touches(pairs);
     let best = -1;
     let soonest = Infinity;
-    for (const shard of shards) {
+    for (let i = 0; i < shards.length; i++) {
+      const shard = shards[i];
       if (free[shard] < sizes[expert]) continue;
       const before = held[shard].length === 0 ? fixed[shard] : seconds[0][shard];
-      const then =
-        before + perPair[shard] * load[expert] + perExpert[shard] * touches(load[expert]);
+      const then = before + perPair[shard] * pairs + perExpert[shard] * touched;
       if (then >= soonest) continue;
       soonest = then;
       best = shard;

@@ -11,7 +11,7 @@ import type { Room } from "./propose.ts";
 import { roomOfLayer } from "./room.ts";
 
 /** Elementary operations that the search of a layer has for each of its experts and shards, where the input says nothing. */
-const EFFORT = 600;
+const EFFORT = 220;
 
 /** Shard indices that hold each expert of each layer [numMoeLayers][numExperts]. */
 export type Holders = readonly (readonly (readonly number[])[])[];
@@ -113,9 +113,9 @@ function freeBytes({ shards, bytes }: PlannerInput): Float64Array {
 
 function roomOf(input: PlannerInput, index: number, left: Float64Array): Room {
   const sizes = sizesOf(input, index);
-  const bytesAhead = input.bytes
-    .subarray(index * input.numExperts)
-    .reduce((sum, bytes) => sum + bytes, 0);
+  const { bytes, numExperts } = input;
+  let bytesAhead = 0;
+  for (let cell = index * numExperts; cell < bytes.length; cell++) bytesAhead += bytes[cell];
   return {
     sizes,
     free: roomOfLayer({ left, sizes, bytesAhead }),
@@ -139,7 +139,7 @@ function moveCosts(
     sizes: sizesOf(input, index),
     secondsPerByte: Float64Array.from(
       input.shards,
-      ({ loadSecondsPerByte }) => loadSecondsPerByte / Math.max(1, steps),
+      ({ loadSecondsPerByte }) => loadSecondsPerByte / steps,
     ),
   };
 }

@@ -1,14 +1,18 @@
 /** Plans one layer: on how many shards, who holds what, and what is worth a change. */
 
 import { balanceLoad } from "./balance.ts";
-import { heldLayer, type CostInput } from "./cost.ts";
-import { emptyLayer, type Layer } from "./layer.ts";
+import { layerOf, type CostInput } from "./cost.ts";
+import { expectedLoads, forecastAlone, type JudgedLoads } from "./expected-loads.ts";
+import type { Layer, LayerCosts } from "./layer.ts";
 import type { MoveCosts } from "./move-costs.ts";
-import { layerCosts, loadWeights, scoreOf } from "./objective.ts";
+import { layerCosts, scoreOf } from "./objective.ts";
 import { fillWithCopies, packMinCopies, packMissing } from "./pack.ts";
 import type { Room } from "./propose.ts";
 import { seededRandom } from "./random.ts";
 import { search } from "./search.ts";
+
+/** Sets of fewer shards that are tried. */
+const MAX_TRIED = 3;
 
 /** What planning a layer takes. */
 export interface LayerTask {
@@ -27,26 +31,35 @@ export interface LayerTask {
  */
 export function planFresh(task: LayerTask, left: Float64Array): Layer | undefined {
   const { input, index, room } = task;
-  const rooms = [room, ...fewerShards(task, left)];
-  let best: Room | undefined;
-  let least = Infinity;
-  for (const one of rooms.length > 1 ? rooms : []) {
-    const layer = packed(task, { ...one, free: one.free.slice() });
-    const score = layer === undefined ? Infinity : scoreOf(layer);
-    if (score < least * (1 - 1e-9)) [best, least] = [one, score];
-  }
-  const chosen = best ?? room;
-  const layer = packed(task, chosen, heldLayer(input, index, []).loads);
+  const chosen = nearestRoom(task, left);
+  const layer = packed(task, chosen, expectedLoads(input, index));
   if (layer === undefined) return undefined;
+  packMinCopies(layer, chosen);
+  fillWithCopies(layer, chosen);
   improve(layer, { ...task, room: chosen });
   if (chosen !== room) room.free.set(chosen.free);
   return layer;
 }
 
+/** Of the whole room and that of the nearest shards alone, where each expert once is fastest. */
+function nearestRoom(task: LayerTask, left: Float64Array): Room {
+  const { input, index, room } = task;
+  const fewer = fewerShards(task, left);
+  let best = room;
+  let least = Infinity;
+  for (const one of fewer.length === 0 ? [] : [room, ...fewer]) {
+    const trial = { ...one, free: one.free.slice() };
+    const layer = packed(task, trial, forecastAlone(input, index));
+    const score = layer === undefined ? Infinity : scoreOf(layer);
+    // As fast on fewer: what is left out would only get copies that nobody uses.
+    if (score <= least * (1 + 1e-9)) [best, least] = [one, score];
+  }
+  return best;
+}
+
 /** Betters a layer that holds its experts already. */
 export function improve(layer: Layer, { index, room, moves, operations }: LayerTask): void {
   search(layer, {
-    weights: loadWeights(layer.loads.length),
     room,
     moves,
     random: seededRandom(index + 1),
@@ -55,51 +68,61 @@ export function improve(layer: Layer, { index, room, moves, operations }: LayerT
   balanceLoad(layer, 0);
 }
 
-/** The layer packed into the room and filled with copies, judged by the forecast alone or the loads given. */
-function packed(
-  { input, index }: LayerTask,
-  room: Room,
-  loads: readonly Float64Array[] = [forecastOf(input, index)],
-): Layer | undefined {
-  const layer = emptyLayer(loads, layerCosts(input, room.shards.length));
-  if (packMissing(layer, room).length > 0) return undefined;
-  packMinCopies(layer, room);
-  fillWithCopies(layer, room);
-  return layer;
+/** The layer with each expert once, where it is done soonest; takes from the room. */
+function packed({ input, index }: LayerTask, room: Room, loads: JudgedLoads): Layer | undefined {
+  const layer = layerOf(input, index, room.shards.length, loads);
+  return packMissing(layer, room).length > 0 ? undefined : layer;
 }
 
-function forecastOf({ load, numExperts }: CostInput, index: number): Float64Array {
-  return load.subarray(index * numExperts, (index + 1) * numExperts);
-}
-
-/** Rooms of the nearest shards alone: one of them, two, four and so on; none where distance costs nothing. */
-function fewerShards({ input, room }: LayerTask, left: Float64Array): Room[] {
+/**
+ * Rooms of the nearest shards alone: one of them, two, four and so on, of which those are tried that would be fastest if
+ * pairs could be shared out perfectly; none where distance costs nothing.
+ */
+function fewerShards({ input, index, room }: LayerTask, left: Float64Array): Room[] {
   const { fixed, perHop, perPairSent, perPair } = layerCosts(input, room.shards.length);
   const far = (shard: number): number => fixed[shard] + perHop[shard] + perPairSent[shard];
   if (room.shards.every((shard) => far(shard) === 0)) return [];
   const nearFirst = room.shards.toSorted(
     (a, b) => far(a) - far(b) || perPair[a] - perPair[b] || left[b] - left[a] || a - b,
   );
+  const [forecast] = forecastAlone(input, index).loads;
+  const pairs = forecast.reduce((sum, one) => sum + one, 0);
   const bytes = room.sizes.reduce((sum, size) => sum + size, 0);
-  const rooms: Room[] = [];
+  const ideals: { readonly shards: readonly number[]; readonly seconds: number }[] = [];
   for (let count = 1; count < nearFirst.length; count *= 2) {
-    const shards = nearFirst.slice(0, count).toSorted((a, b) => a - b);
-    const offered = shards.reduce((sum, shard) => sum + left[shard], 0);
-    // More than each expert once, but not what other layers could do with.
-    const part = Math.min(1, bytes / offered);
-    const free = new Float64Array(left.length);
-    for (const shard of shards)
-      free[shard] = Math.max(
-        room.free[shard],
-        wholeOf(left[shard] * part, room.sizes, left[shard]),
-      );
-    rooms.push({ ...room, shards, free });
+    const shards = nearFirst.slice(0, count);
+    if (shards.reduce((sum, shard) => sum + left[shard], 0) < bytes) continue;
+    ideals.push({ shards, seconds: idealSeconds(layerCosts(input, count), shards, pairs) });
   }
-  return rooms;
+  return ideals
+    .toSorted((a, b) => a.seconds - b.seconds)
+    .slice(0, MAX_TRIED)
+    .map(({ shards }) => roomOn(shards, room, left, bytes));
 }
 
-/** Bytes rounded up to whole experts, at most `most`. */
-function wholeOf(bytes: number, sizes: Float64Array, most: number): number {
-  const largest = sizes.reduce((max, size) => Math.max(max, size), 0);
-  return Math.min(most, Math.ceil(bytes / largest - 1e-9) * largest);
+/** Seconds of a layer whose pairs the shards share out perfectly. */
+function idealSeconds(costs: LayerCosts, shards: readonly number[], pairs: number): number {
+  let rate = 0;
+  let ahead = 0;
+  let hops = 0;
+  let sent = 0;
+  for (const shard of shards) {
+    rate += 1 / costs.perPair[shard];
+    ahead += costs.fixed[shard] / costs.perPair[shard];
+    hops += costs.perHop[shard];
+    sent += costs.perPairSent[shard] / costs.perPair[shard];
+  }
+  return (pairs + ahead) / rate + hops + (pairs * sent) / rate;
+}
+
+/** Room for each expert once on these shards, in proportion to what each has left, and what the layer has there anyway. */
+function roomOn(shards: readonly number[], room: Room, left: Float64Array, bytes: number): Room {
+  const largest = room.sizes.reduce((max, size) => Math.max(max, size), 0);
+  const part = Math.min(1, bytes / shards.reduce((sum, shard) => sum + left[shard], 0));
+  const free = new Float64Array(left.length);
+  for (const shard of shards) {
+    const whole = Math.ceil((left[shard] * part) / largest - 1e-9) * largest;
+    free[shard] = Math.max(room.free[shard], Math.min(left[shard], whole));
+  }
+  return { ...room, shards: shards.toSorted((a, b) => a - b), free };
 }

@@ -5,11 +5,12 @@
 
 import { replicasOf } from "./cost.ts";
 import { PlacementError } from "./errors.ts";
-import type { PlacedLayers, Plan, PlannerInput } from "./input.ts";
+import type { PlacedLayers, Plan, PlannerInput, PlanReason } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
 import { movesBetween, movesOf, stagesOf } from "./moves.ts";
 import { layerCosts, scoreOf } from "./objective.ts";
+import { LEAST_GAIN_OF_LOADS } from "./search.ts";
 import {
   currentHolders,
   largestFirst,
@@ -24,7 +25,7 @@ export type * from "./input.ts";
 export { PlacementError } from "./errors.ts";
 
 /** A placement that takes no more than so many times the ideal is not made anew. */
-const NEAR_IDEAL = 1.1;
+const NEAR_IDEAL = 1.5;
 
 /**
  * A placement for the load ahead, and how to get there from the current one. The same input gives the same plan.
@@ -42,7 +43,23 @@ export function planPlacement(input: PlannerInput): Plan {
   const stages = stagesOf(current, wanted, limits);
   const target = stages.at(-1) ?? current;
   const moves = movesOf(current, stages);
-  return { target, moves, stages, why: whyOf(input, current, target, moves) };
+  const why = whyOf(input, current, target, moves);
+  if (!isWorse(why) || (input.minCopies ?? 1) > 1 || drains(input, current)) {
+    return { target, moves, stages, why };
+  }
+  return { target: current, moves: [], stages: [], why: whyOf(input, current, current, []) };
+}
+
+/** What stands in the way of a move may leave it half done, and worse than nothing. */
+function isWorse({ secondsBefore, secondsAfter, moveSecondsPerStep }: PlanReason): boolean {
+  return secondsBefore !== undefined && secondsAfter + moveSecondsPerStep > secondsBefore;
+}
+
+function drains({ shards }: PlannerInput, current: PlacedLayers): boolean {
+  const draining = new Set(shards.filter((one) => one.draining).map(({ rank }) => rank));
+  return [...current.values()].some((replicas) =>
+    replicas.some((copies) => copies.some(({ rank }) => draining.has(rank))),
+  );
 }
 
 /** Where the experts are to be. */
@@ -68,9 +85,14 @@ function next(input: PlannerInput): Layer[] {
   const current = currentHolders(input);
   const kept = placeKept(input, current) ?? placeKept(input, onlyFirst(current));
   if (kept === undefined) return first(input);
-  if (cost(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
+  if (sumOf(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
   const fresh = placeFresh(input);
-  if (fresh === undefined || cost(fresh) >= cost(kept)) return kept;
+  if (fresh === undefined) return kept;
+  const loads = movesBetween(liveCurrent(input), placedLayers(input, fresh)).filter(
+    ({ kind }) => kind === "load",
+  ).length;
+  const worthwhile = (LEAST_GAIN_OF_LOADS * loads * sumOf(kept)) / kept.length;
+  if (cost(fresh) + worthwhile >= cost(kept)) return kept;
   const must = missingBytes(input, current);
   return loadedBytes(input, placedLayers(input, fresh)) <= input.moves.bytes + must ? fresh : kept;
 
@@ -143,6 +165,11 @@ function checkInput(input: PlannerInput): void {
   }
   if (new Set(shards.map(({ rank }) => rank)).size !== shards.length) {
     throw new PlacementError(`ranks ${shards.map(({ rank }) => rank).join(", ")} name one twice`);
+  }
+  if (!(input.moves.steps > 0)) {
+    throw new PlacementError(
+      `moves are spread over ${input.moves.steps} steps; more than 0 are needed`,
+    );
   }
   for (const { rank, secondsPerPair } of shards) {
     if (secondsPerPair > 0) continue;

@@ -13,13 +13,11 @@ const TRIAL_ROUNDS = 6;
 const TRIAL_SETTLED = 3e-3;
 /** Part of the time that a change must save: less is noise. */
 const MARGIN = 1e-6;
-/** The same of a change that loads something: placements do not change for little. */
-const MARGIN_OF_LOADS = 5e-3;
+/** Part of a layer's time that one load must save: placements do not change for little. */
+export const LEAST_GAIN_OF_LOADS = 5e-3;
 
 /** What a search may do. */
 export interface SearchOptions {
-  /** What each load's slowest shard counts, the sum is 1 [numLoads]. */
-  readonly weights: readonly number[];
   readonly room: Room;
   readonly moves: MoveCosts;
   readonly random: Random;
@@ -35,11 +33,21 @@ interface Score {
   readonly all: number;
 }
 
+/** What a change must keep to. */
+interface Bounds {
+  /** Seconds that it saves at least. */
+  readonly least: number;
+  /** Seconds of the slowest shard under the forecast at most, unless the router saves some. */
+  readonly most: number;
+}
+
 /** Changes the layer as long as that makes it faster, by more than moving costs, and the work is not spent. */
 export function search(layer: Layer, options: SearchOptions): void {
-  const { room, moves, weights } = options;
+  const { room, moves } = options;
   const snapshot = snapshotOf(layer);
-  let score = scoresOf(layer, weights);
+  let score = scoresOf(layer);
+  // Single steps are few and drawn by chance: what evens them out must not unbalance the load as a whole.
+  const most = score.slow[0] * (1 + MARGIN);
   let work = 0;
   for (let trial = 0; work < options.operations; trial++) {
     const focus = trial % layer.loads.length;
@@ -49,7 +57,8 @@ export function search(layer: Layer, options: SearchOptions): void {
     const { seconds, bytes } = costOfMoves(moves, change);
     if (bytes > moves.left) continue;
     apply(layer, change, snapshot);
-    const then = judge(layer, focus, score, leastGain(options, seconds, bytes, score), weights);
+    const least = leastGain(options, seconds, bytes, score);
+    const then = judge(layer, focus, score, { least, most });
     work += (1 + then.judged) * workOfBalance(layer);
     if (then.score === undefined) {
       takeBack(layer, snapshot);
@@ -70,13 +79,13 @@ function leastGain(
   { all }: Score,
 ): number {
   const worthwhile = moves.current !== undefined && bytes > 0;
-  return Math.max(seconds, (worthwhile ? MARGIN_OF_LOADS : MARGIN) * all);
+  return Math.max(seconds, (worthwhile ? LEAST_GAIN_OF_LOADS : MARGIN) * all);
 }
 
-function scoresOf(layer: Layer, weights: readonly number[]): Score {
+function scoresOf(layer: Layer): Score {
   const slow = layer.loads.map((_, l) => balanceLoad(layer, l, TRIAL_ROUNDS, TRIAL_SETTLED));
   const router = routerSeconds(layer);
-  return { slow, router, all: slow.reduce((sum, one, l) => sum + weights[l] * one, router) };
+  return { slow, router, all: slow.reduce((sum, one, l) => sum + layer.weights[l] * one, router) };
 }
 
 function workOfBalance({ numShards, shared }: Layer): number {
@@ -97,8 +106,7 @@ function judge(
   layer: Layer,
   focus: number,
   before: Score,
-  least: number,
-  weights: readonly number[],
+  { least, most }: Bounds,
 ): { readonly score?: Score; readonly judged: number } {
   const slow = before.slow.slice();
   const router = routerSeconds(layer);
@@ -108,8 +116,9 @@ function judge(
     const l = (focus + judged - 1) % slow.length;
     slow[l] = balanceLoad(layer, l, TRIAL_ROUNDS, TRIAL_SETTLED);
     const here = before.slow[l] - slow[l];
-    gain += weights[l] * here;
+    gain += layer.weights[l] * here;
     if (judged === 1 && !saves && here <= MARGIN * before.slow[l]) return { judged };
+    if (l === 0 && slow[0] > most && !saves) return { judged };
     if (judged === slow.length && gain > least) {
       return { judged, score: { slow, router, all: before.all - gain } };
     }

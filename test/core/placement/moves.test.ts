@@ -22,17 +22,17 @@ function ranks(layers: PlacedLayers): number[][] {
 test("experts change places over a shard that has room", () => {
   const stages = stagesOf(placed([0], [1]), placed([1], [0]), limits(1, 1, 1));
   assert.deepEqual(stages.map(ranks), [
-    [[0], [2]],
-    [[1], [2]],
+    [[2], [1]],
+    [[2], [0]],
     [[1], [0]],
   ]);
   assert.deepEqual(movesOf(placed([0], [1]), stages), [
-    { kind: "load", layer: 3, expert: 1, rank: 2 },
-    { kind: "drop", layer: 3, expert: 1, rank: 1 },
-    { kind: "load", layer: 3, expert: 0, rank: 1 },
+    { kind: "load", layer: 3, expert: 0, rank: 2 },
     { kind: "drop", layer: 3, expert: 0, rank: 0 },
     { kind: "load", layer: 3, expert: 1, rank: 0 },
-    { kind: "drop", layer: 3, expert: 1, rank: 2 },
+    { kind: "drop", layer: 3, expert: 1, rank: 1 },
+    { kind: "load", layer: 3, expert: 0, rank: 1 },
+    { kind: "drop", layer: 3, expert: 0, rank: 2 },
   ]);
 });
 

@@ -1,0 +1,72 @@
+/**
+ * Rows that are saved where experts that the same token chooses sit on one shard: its row goes there once. Counted in
+ * pairs of experts beside what chance would bring, which the linear costs have already (objective.ts).
+ */
+
+import { NO_PARTNER, type PlannerInput } from "./input.ts";
+import type { Layer } from "./layer.ts";
+
+/** Which experts of a layer go together, and what a row is worth. */
+export interface Togetherness {
+  /** Tokens of a step that choose both, beyond chance [numExperts, numExperts]. */
+  readonly tokens: Float64Array;
+  /** Experts that go together with each, those most first [numExperts]. */
+  readonly partners: readonly (readonly number[])[];
+  /** Seconds that one row less to each shard saves [numShards]. */
+  readonly perRow: Float64Array;
+}
+
+/** What it is made of. */
+export type TogetherInput = Pick<PlannerInput, "numExperts" | "topK" | "load" | "together">;
+
+/** Togetherness of the layer at `index`; undefined where nothing is known, or rows cost nothing. */
+export function togetherness(
+  { numExperts, topK, load, together }: TogetherInput,
+  index: number,
+  perRow: Float64Array,
+): Togetherness | undefined {
+  if (together === undefined || perRow.every((seconds) => seconds === 0)) return undefined;
+  const ofLayer = load.subarray(index * numExperts, (index + 1) * numExperts);
+  const numTokens = ofLayer.reduce((sum, pairs) => sum + pairs, 0) / topK;
+  if (numTokens === 0) return undefined;
+  const tokens = new Float64Array(numExperts * numExperts);
+  const partners = Array.from({ length: numExperts }, () => [] as number[]);
+  for (let a = 0; a < numExperts; a++) {
+    for (let n = 0; n < together.topN; n++) {
+      const at = (index * numExperts + a) * together.topN + n;
+      const b = together.partners[at];
+      if (b === NO_PARTNER || b === a || b >= numExperts) continue;
+      const extra = together.tokens[at] - (ofLayer[a] * ofLayer[b]) / numTokens;
+      tokens[a * numExperts + b] = extra;
+      tokens[b * numExperts + a] = extra;
+      if (extra > 0) partners[a].push(b);
+    }
+  }
+  return { tokens, partners, perRow };
+}
+
+/**
+ * Rows that a shard's row count is less than its pairs for each pair of experts that a token chooses there, where `part` of
+ * all pairs go there: 1 where two of a token's experts meet, less where more do.
+ */
+export function rowsPerMeeting(topK: number, part: number): number {
+  if (topK < 2) return 0;
+  const met = topK * part - (1 - (1 - part) ** topK);
+  return met / (((topK * (topK - 1)) / 2) * part ** 2);
+}
+
+/** Tokens whose experts meet on the shard, beyond chance; a copy among n counts an n-th. */
+export function meetings({ held, holders, together, numExperts }: Layer, shard: number): number {
+  if (together === undefined) return 0;
+  const experts = held[shard];
+  let sum = 0;
+  for (let i = 1; i < experts.length; i++) {
+    const from = experts[i] * numExperts;
+    let withOthers = 0;
+    for (let j = 0; j < i; j++) {
+      withOthers += together.tokens[from + experts[j]] / holders[experts[j]].length;
+    }
+    sum += withOthers / holders[experts[i]].length;
+  }
+  return sum;
+}
