@@ -12,7 +12,7 @@ import { seededRandom } from "./random.ts";
 import { search } from "./search.ts";
 
 /** Sets of fewer shards that are tried. */
-const MAX_TRIED = 3;
+const MAX_TRIED = 2;
 
 /** What planning a layer takes. */
 export interface LayerTask {
@@ -34,14 +34,12 @@ export function planFresh(task: LayerTask, left: Float64Array): Layer | undefine
   const chosen = nearestRoom(task, left);
   const layer = packed(task, chosen, expectedLoads(input, index));
   if (layer === undefined) return undefined;
-  packMinCopies(layer, chosen);
-  fillWithCopies(layer, chosen);
   improve(layer, { ...task, room: chosen });
   if (chosen !== room) room.free.set(chosen.free);
   return layer;
 }
 
-/** Of the whole room and that of the nearest shards alone, where each expert once is fastest. */
+/** The whole room, or that of the nearest shards alone: in which the layer is fastest before any search. */
 function nearestRoom(task: LayerTask, left: Float64Array): Room {
   const { input, index, room } = task;
   const fewer = fewerShards(task, left);
@@ -68,10 +66,13 @@ export function improve(layer: Layer, { index, room, moves, operations }: LayerT
   balanceLoad(layer, 0);
 }
 
-/** The layer with each expert once, where it is done soonest; takes from the room. */
+/** The layer with each expert once, where it is done soonest, and copies in the room that is left. */
 function packed({ input, index }: LayerTask, room: Room, loads: JudgedLoads): Layer | undefined {
   const layer = layerOf(input, index, room.shards.length, loads);
-  return packMissing(layer, room).length > 0 ? undefined : layer;
+  if (packMissing(layer, room).length > 0) return undefined;
+  packMinCopies(layer, room);
+  fillWithCopies(layer, room);
+  return layer;
 }
 
 /**
