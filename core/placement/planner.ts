@@ -44,7 +44,8 @@ export function planPlacement(input: PlannerInput): Plan {
   const target = stages.at(-1) ?? current;
   const moves = movesOf(current, stages);
   const why = whyOf(input, current, target, moves);
-  if (!isWorse(why) || (input.minCopies ?? 1) > 1 || drains(input, current)) {
+  const asked = (input.policy ?? "auto") !== "auto" || (input.minCopies ?? 1) > 1;
+  if (!isWorse(why) || asked || drains(input, current)) {
     return { target, moves, stages, why };
   }
   return { target: current, moves: [], stages: [], why: whyOf(input, current, current, []) };
