@@ -20,6 +20,7 @@ import { runMovesCommand } from "./moves.ts";
 import { measurePerplexity, perplexityTable, runPerplexityCommand } from "./perplexity.ts";
 import { runPlacementCommand } from "./placement.ts";
 import { runBenchCommand } from "./serve.ts";
+import { runSkewedCommand } from "./skewed.ts";
 import { runSyntheticCommand } from "./synthetic/command.ts";
 
 const schema = z.object({
@@ -100,6 +101,9 @@ switch (program) {
     break;
   case "moves":
     process.exitCode = await runMovesCommand(rest);
+    break;
+  case "skewed":
+    process.exitCode = await runSkewedCommand(rest);
     break;
   case "overlap":
     process.exitCode = await runOverlapCommand(rest);

@@ -2,6 +2,7 @@
 
 import { z } from "zod";
 
+import { POLICIES } from "../core/placement/policies.ts";
 import { portOption, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Fields of a router's settings, each for itself. */
@@ -42,6 +43,10 @@ export const routerFields = z.object({
       "Copies of each expert at least, as far as the shards' memory goes; with 2, the loss of a shard moves nothing",
     unit: "copies",
     placeholder: "N",
+  }),
+  placementPolicy: z.enum(POLICIES).default("auto").meta({
+    description:
+      "How experts are placed: auto, by what steps are expected to take; to compare with: static, in turns over the shards, or eplb, as DeepSeek's EPLB does",
   }),
   planInterval: z.number().min(0).max(86_400).default(10).meta({
     description:

@@ -38,6 +38,7 @@ export interface ControlPlaneOptions {
     | "shards"
     | "planInterval"
     | "minCopies"
+    | "placementPolicy"
     | "wire"
     | "host"
   >;
@@ -100,6 +101,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     feed,
     planIntervalSeconds: settings.planInterval,
     minCopies: settings.minCopies,
+    policy: settings.placementPolicy,
   });
   const thread = new PlannerThread();
   const aloneAt = performance.now() + REDIS_WAIT_MS;

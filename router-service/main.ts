@@ -117,6 +117,7 @@ const cluster = isRemote
       routerId,
       modelHash,
       wire: settings.wire,
+      splitByShares: settings.placementPolicy !== "auto",
       dispatchTimeoutMs: settings.dispatchTimeout * 1000,
       // Beyond it, no request is left that waits.
       copyWaitMs: settings.requestTimeout * 1000,

@@ -1,4 +1,4 @@
-/** Metrics of what a router does where shards fail or are late: rows sent again, hedges, waits, quarantines. */
+/** Metrics of layers on shards, and of what a router does where shards fail or are late: rows sent again, hedges, waits, quarantines. */
 
 import type { Metrics } from "../../core/platform/metrics.ts";
 import type { ClusterChange } from "../cluster/cluster.ts";
@@ -7,6 +7,9 @@ import { RESEND_REASONS } from "../cluster/resend.ts";
 
 /** From a pause before the next try to experts that are loaded from disk, seconds. */
 const WAIT_BUCKETS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128];
+
+/** From a loopback hop to a lost shard that comes back, seconds. */
+const LAYER_BUCKETS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
 /** Registers the metrics and answers what feeds them. */
 export function recoveryMetrics(metrics: Metrics) {
@@ -27,6 +30,12 @@ export function recoveryMetrics(metrics: Metrics) {
     WAIT_BUCKETS,
   );
   waits.zero({});
+  const layers = metrics.histogram(
+    "moe_layer_seconds",
+    "From the routing of a layer's rows to the sums of all their experts",
+    LAYER_BUCKETS,
+  );
+  layers.zero({});
   const quarantines = metrics.counter(
     "moe_quarantines_total",
     "Times that a shard got no rows for a while, because its sums were wrong",
@@ -36,6 +45,7 @@ export function recoveryMetrics(metrics: Metrics) {
     onResend: (reason) => resends.inc({ reason }),
     onHedge: () => hedges.inc(),
     onCopyWait: (seconds) => waits.observe(seconds),
+    onLayer: (seconds) => layers.observe(seconds),
   };
   return {
     ...observer,

@@ -66,11 +66,14 @@ const LEAST = 1e-9;
 /** Chooses copies by what they cost now; remembers the tables of one placement. */
 export class CopyChooser {
   readonly #rowBytes: number;
+  readonly #byShares: boolean;
   #placement: Placement | undefined;
   #ranks: readonly number[] = [];
   #tables = new Map<number, CopyTable>();
 
-  constructor(hiddenSize: number) {
+  /** `byShares`: copies take their planned shares, whatever they cost now. */
+  constructor(hiddenSize: number, byShares = false) {
+    this.#byShares = byShares;
     // There in the wire's dtype and back in f32, roughly.
     this.#rowBytes = hiddenSize * 7;
   }
@@ -107,7 +110,7 @@ export class CopyChooser {
         return reaches[shard] === undefined ? NO_RANK : this.#ranks[shard];
       });
     }
-    if (pairs.length < ids.length || !ids.every(has)) {
+    if (this.#byShares || pairs.length < ids.length || !ids.every(has)) {
       const usable = new Set(this.#ranks.filter((_, shard) => reaches[shard] !== undefined));
       return chooseCopies(routing, pairs, replicas, (rank) => usable.has(rank));
     }

@@ -41,6 +41,8 @@ export interface ClusterOptions extends PlanInput, RecoveryObserver {
   /** Milliseconds that a layer of a step waits for its experts to have a copy again. */
   readonly copyWaitMs: number;
   readonly logger: Logger;
+  /** Copies of an expert take their planned shares of its rows; default: each row goes where it is done soonest. */
+  readonly splitByShares?: boolean;
   /** Called after every dispatch, answered or not; returns at once. */
   readonly onDispatch?: (report: DispatchReport) => void;
 }

@@ -29,6 +29,8 @@ export interface RecoveryObserver {
   readonly onHedge?: () => void;
   /** Rows waited for a copy of their experts. */
   readonly onCopyWait?: (seconds: number) => void;
+  /** All rows of a layer have their sums. */
+  readonly onLayer?: (seconds: number) => void;
 }
 
 /** What a call is of. */
@@ -74,6 +76,7 @@ export class LayerCall {
     try {
       const pairs = allPairs(this.#chosen, numExperts);
       const parts = await this.#cover(pairs, UNTRIED, ended.signal);
+      this.#options.onLayer?.((performance.now() - this.#beganAt) / 1000);
       return parts.sort((a, b) => a.rank - b.rank || a.pairs[0] - b.pairs[0]);
     } catch (error) {
       ended.abort(new DOMException("another dispatch of the layer failed", "AbortError"));

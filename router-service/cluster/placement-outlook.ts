@@ -3,6 +3,7 @@
 import { formatsOf } from "../../core/expert-formats.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
+import type { Policy } from "../../core/placement/policies.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { FeedReading, LoadFeed } from "../../core/statistics/load-feed.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
@@ -22,6 +23,8 @@ export interface OutlookOptions {
   readonly planIntervalSeconds: number;
   /** Copies of each expert at least, as far as memory goes. */
   readonly minCopies: number;
+  /** How experts are placed. */
+  readonly policy: Policy;
 }
 
 /** A reading of the statistics serves for this long, milliseconds. */
@@ -69,7 +72,8 @@ export class PlacementOutlook {
 
   /** What a plan from `current` is made from. Rejects where the statistics were never read and Redis is away. */
   async facts(current: ClusterPlacement): Promise<PlanFacts> {
-    const { config, overlay, wire, cluster, planIntervalSeconds, minCopies } = this.#options;
+    const { config, overlay, wire, cluster, planIntervalSeconds, minCopies, policy } =
+      this.#options;
     const { forecast, together, tokensPerSecond } = await this.#read();
     const now = Date.now();
     const shards = cluster
@@ -93,6 +97,7 @@ export class PlacementOutlook {
         steps: (tokensPerSecond / forecast.tokensPerStep) * STANDS_SECONDS,
       },
       minCopies,
+      policy,
     };
   }
 

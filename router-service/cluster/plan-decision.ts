@@ -1,6 +1,7 @@
 /** Whether a plan is worth its moves, and why; pure. */
 
 import type { PlacedLayers, Plan } from "../../core/placement/planner.ts";
+import type { Policy } from "../../core/placement/policies.ts";
 import type { ShardFacts } from "./planner-input.ts";
 
 /** Part of a step's time that a plan has to save beside the cost of its moves. */
@@ -57,6 +58,16 @@ export function isUrgent({ homeless, draining }: Need): boolean {
   return homeless > 0 || draining.length > 0;
 }
 
+/** What else a decision needs. */
+export interface DecisionTerms {
+  /** Any but `auto` is followed whatever it brings. */
+  readonly policy: Policy;
+  /** Part of a step's time that a plan has to save beside the cost of its moves. */
+  readonly margin: number;
+  /** Experts that will have fewer copies than are asked for. */
+  readonly sparseAfter: number;
+}
+
 /**
  * A plan is published where experts lack a living copy, a shard is to leave, or fewer experts lack copies than before
  * (`sparseAfter` do then), else where the time that it saves per step is more than its loading and `margin` of the
@@ -65,7 +76,7 @@ export function isUrgent({ homeless, draining }: Need): boolean {
 export function decide(
   { stages, moves, why }: Plan,
   need: Need,
-  { margin, sparseAfter }: { readonly margin: number; readonly sparseAfter: number },
+  { policy, margin, sparseAfter }: DecisionTerms,
 ): Decision {
   const { secondsBefore, secondsAfter, moveSecondsPerStep } = why;
   const loads = moves.filter(({ kind }) => kind === "load").length;
@@ -81,6 +92,9 @@ export function decide(
     return { publish: false, why: stuck };
   }
   if (isUrgent(need)) return { publish: true, why: `${needText(need)}; ${cost}; ${effect}` };
+  if (policy !== "auto") {
+    return { publish: true, why: `--placement-policy ${policy}; ${cost}; ${effect}` };
+  }
   if (sparseAfter < need.sparse) {
     const lacking = `${need.sparse} experts have fewer copies than are asked for`;
     return { publish: true, why: `${lacking}, ${sparseAfter} will; ${cost}; ${effect}` };

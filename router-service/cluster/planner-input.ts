@@ -3,6 +3,7 @@
 import type { FormatOf } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { Placement } from "../../core/placement/placement.ts";
+import type { Policy } from "../../core/placement/policies.ts";
 import type {
   Coactivation,
   MoveBudget,
@@ -45,6 +46,8 @@ export interface PlanFacts {
   readonly moves: MoveBudget;
   /** Copies of each expert at least, as far as memory goes. */
   readonly minCopies: number;
+  /** How experts are placed. */
+  readonly policy: Policy;
 }
 
 /** Where nothing was measured: a slow CPU, a local network, an SSD. */
@@ -61,7 +64,7 @@ const BYTES_PER_VALUE: Readonly<Record<WireSetting, number>> = { f32: 4, f16: 2,
 
 /** The planner's input. A shard that was not measured counts as the median of those that were. */
 export function plannerInput(facts: PlanFacts): PlannerInput {
-  const { config, formatOf, expected, together, current, moves, minCopies } = facts;
+  const { config, formatOf, expected, together, current, moves, minCopies, policy } = facts;
   const { numExperts, numExpertsPerToken: topK } = config;
   const layers = moeLayers(config);
   const bytes = Float64Array.from({ length: layers.length * numExperts }, (_, cell) =>
@@ -80,6 +83,7 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
     ...(current && { current }),
     moves,
     minCopies,
+    policy,
   };
 }
 

@@ -260,7 +260,7 @@ export class PlannerLoop {
     const facts = await outlook.facts(inUse);
     const soonMs = this.#graceLeft(facts.shards, inUse);
     if (soonMs > 0) return soonMs;
-    const { shards: there, minCopies } = facts;
+    const { shards: there, minCopies, policy } = facts;
     const need = needOf(inUse.placement.layers, there, minCopies);
     if (intervalSeconds === 0 && !isUrgent(need) && need.sparse === 0) return undefined;
     const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
@@ -276,7 +276,7 @@ export class PlannerLoop {
       there,
       minCopies,
     );
-    const { publish, why } = decide(plan, need, { margin: MARGIN, sparseAfter });
+    const { publish, why } = decide(plan, need, { policy, margin: MARGIN, sparseAfter });
     const { secondsBefore, secondsAfter, shards } = plan.why;
     this.#state = {
       ...this.#state,

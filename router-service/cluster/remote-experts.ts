@@ -19,6 +19,8 @@ export interface RemoteExpertsOptions extends RecoveryObserver {
   /** Milliseconds that a layer waits for experts to have a copy. */
   readonly copyWaitMs: number;
   readonly directory: Directory;
+  /** Copies take their planned shares of the rows; default: each row goes where it is done soonest. */
+  readonly splitByShares?: boolean;
   /** Called when a layer's rows are the shards' to compute, and when they are no more. */
   readonly onCall?: (began: boolean) => void;
   readonly onDispatch?: (report: DispatchReport) => void;
@@ -27,7 +29,7 @@ export interface RemoteExpertsOptions extends RecoveryObserver {
 /** Makes `runExperts` over shards. It rejects with an UnavailableError where rows can not be computed in time. */
 export function createRemoteExperts(options: RemoteExpertsOptions): RunExperts {
   const { hiddenSize, numExperts, wire, directory } = options;
-  const chooser = new CopyChooser(hiddenSize);
+  const chooser = new CopyChooser(hiddenSize, options.splitByShares);
   const attempts = new Map(
     options.layers.map((layer) => {
       const { dispatchTimeoutMs, onDispatch } = options;

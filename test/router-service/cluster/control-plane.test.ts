@@ -63,6 +63,7 @@ async function startRouter(
       shards: [...shards],
       planInterval: 0,
       minCopies,
+      placementPolicy: "auto",
       wire: "f32",
       host: "127.0.0.1",
     },

@@ -1,0 +1,154 @@
+/** What a load came to under one way to place experts. */
+
+import { metricSamples } from "../../test/support/api.ts";
+import { placementOf, type PlacementView } from "../../test/support/control-api.ts";
+import { distribution, timePerOutputToken } from "../load/statistics.ts";
+import type { TaskRecord } from "./task-load.ts";
+
+/** Figures of one policy. */
+export interface PolicyFigures {
+  readonly policy: string;
+  readonly failed: number;
+  readonly tokensPerSecond: number;
+  readonly tpotMs: { readonly mean: number; readonly p50: number; readonly p99: number };
+  /** Rows dispatched to each shard, by rank. */
+  readonly rows: ReadonlyMap<number, number>;
+  readonly epochs: number;
+  readonly movedBytes: number;
+  /** Time of a step's MoE layers: mean over the run, as predicted for the placement in use and as measured, milliseconds. */
+  readonly predictedMs: number;
+  readonly measuredMs: number;
+}
+
+/** What a router has counted since its start. */
+export interface Counters {
+  /** Rows dispatched, by rank. */
+  readonly rows: ReadonlyMap<number, number>;
+  /** MoE layers of steps that were computed, and the time that they took together. */
+  readonly layers: number;
+  readonly layerSeconds: number;
+}
+
+/** Reads a router's counters. */
+export async function readCounters(url: string): Promise<Counters> {
+  const samples = await metricSamples(url);
+  const value = (name: string) => samples.find((sample) => sample.name === name)?.value ?? 0;
+  const rows = samples
+    .filter(({ name }) => name === "moe_dispatch_rows_total")
+    .map(({ labels, value }) => [Number(labels["rank"]), value] as const);
+  return {
+    rows: new Map(rows.sort(([a], [b]) => a - b)),
+    layers: value("moe_layer_seconds_count"),
+    layerSeconds: value("moe_layer_seconds_sum"),
+  };
+}
+
+/** Time between two looks at the placement, milliseconds. */
+const LOOK_MS = 250;
+
+/** Watches a router while a load runs. */
+export class PolicyMeter {
+  readonly #url: string;
+  readonly #bytesPerExpert: number;
+  readonly #timer: NodeJS.Timeout;
+  #looking: Promise<void> | undefined;
+  #last: PlacementView | undefined;
+  #epochs = 0;
+  #movedBytes = 0;
+  readonly #predicted: number[] = [];
+
+  constructor(url: string, bytesPerExpert: number) {
+    this.#url = url;
+    this.#bytesPerExpert = bytesPerExpert;
+    this.#timer = setInterval(() => {
+      this.#looking ??= this.#look()
+        .catch((error: unknown) => console.error(`placement: ${String(error)}`))
+        .finally(() => (this.#looking = undefined));
+    }, LOOK_MS);
+  }
+
+  /** Ends the watch; the figures of the records that the load gave. */
+  async figures(
+    policy: string,
+    records: readonly TaskRecord[],
+    before: Counters,
+  ): Promise<PolicyFigures> {
+    clearInterval(this.#timer);
+    await this.#looking;
+    const after = await readCounters(this.#url);
+    const done = records.flatMap(({ record }) => (record.kind === "completed" ? [record] : []));
+    const seconds = Math.max(...records.map(({ endedAt }) => endedAt));
+    const tokens = done.reduce((sum, { outputTokens }) => sum + outputTokens, 0);
+    const { mean, p50, p99 } = distribution(done.flatMap((one) => timePerOutputToken(one) ?? []));
+    const layerSeconds =
+      (after.layerSeconds - before.layerSeconds) / Math.max(1, after.layers - before.layers);
+    return {
+      policy,
+      failed: records.length - done.length,
+      tokensPerSecond: tokens / seconds,
+      tpotMs: { mean, p50, p99 },
+      rows: new Map(
+        [...after.rows].map(([rank, rows]) => [rank, rows - (before.rows.get(rank) ?? 0)]),
+      ),
+      epochs: this.#epochs,
+      movedBytes: this.#movedBytes,
+      predictedMs: distribution(this.#predicted).mean * 1000,
+      measuredMs: layerSeconds * (this.#last?.layers.length ?? 0) * 1000,
+    };
+  }
+
+  async #look(): Promise<void> {
+    const now = await placementOf(this.#url);
+    if (now.predicted_step_seconds !== null) this.#predicted.push(now.predicted_step_seconds);
+    if (this.#last !== undefined && now.epoch !== this.#last.epoch) {
+      this.#epochs++;
+      this.#movedBytes += newCopies(this.#last, now) * this.#bytesPerExpert;
+    }
+    this.#last = now;
+  }
+}
+
+/** Copies that are in the second placement and not in the first. */
+function newCopies(from: PlacementView, to: PlacementView): number {
+  let count = 0;
+  for (const [at, { experts }] of to.layers.entries()) {
+    for (const [expert, copies] of experts.entries()) {
+      const before = new Set(from.layers[at].experts[expert].map(({ rank }) => rank));
+      for (const { rank } of copies) if (!before.has(rank)) count++;
+    }
+  }
+  return count;
+}
+
+/** The figures of all policies, in Markdown. */
+export function policyTable(figures: readonly PolicyFigures[]): string {
+  const head = [
+    "placement",
+    "tokens/s",
+    "TPOT ms: mean",
+    "p50",
+    "p99",
+    "rows to shards 0, 1, …",
+    "placements",
+    "MiB moved",
+    "step's MoE layers ms: predicted",
+    "measured",
+    "failed",
+  ];
+  const rows = figures.map((one) => [
+    one.policy,
+    one.tokensPerSecond.toFixed(1),
+    one.tpotMs.mean.toFixed(1),
+    one.tpotMs.p50.toFixed(1),
+    one.tpotMs.p99.toFixed(1),
+    [...one.rows.values()].join(", "),
+    `${one.epochs}`,
+    (one.movedBytes / 2 ** 20).toFixed(1),
+    one.predictedMs.toFixed(1),
+    one.measuredMs.toFixed(1),
+    `${one.failed}`,
+  ]);
+  return [head, head.map(() => "---"), ...rows]
+    .map((cells) => `| ${cells.join(" | ")} |`)
+    .join("\n");
+}
