@@ -60,8 +60,8 @@ export function isUrgent({ homeless, draining }: Need): boolean {
 
 /** What else a decision needs. */
 export interface DecisionTerms {
-  /** Any but `auto` is followed whatever it brings. */
-  readonly policy: Policy;
+  /** Any but `auto` is followed whatever it brings; absent: auto. */
+  readonly policy?: Policy | undefined;
   /** Part of a step's time that a plan has to save beside the cost of its moves. */
   readonly margin: number;
   /** Experts that will have fewer copies than are asked for. */
@@ -76,7 +76,7 @@ export interface DecisionTerms {
 export function decide(
   { stages, moves, why }: Plan,
   need: Need,
-  { policy, margin, sparseAfter }: DecisionTerms,
+  { policy = "auto", margin, sparseAfter }: DecisionTerms,
 ): Decision {
   const { secondsBefore, secondsAfter, moveSecondsPerStep } = why;
   const loads = moves.filter(({ kind }) => kind === "load").length;

@@ -46,8 +46,8 @@ export interface PlanFacts {
   readonly moves: MoveBudget;
   /** Copies of each expert at least, as far as memory goes. */
   readonly minCopies: number;
-  /** How experts are placed. */
-  readonly policy: Policy;
+  /** How experts are placed; absent: auto. */
+  readonly policy?: Policy;
 }
 
 /** Where nothing was measured: a slow CPU, a local network, an SSD. */
@@ -83,7 +83,7 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
     ...(current && { current }),
     moves,
     minCopies,
-    policy,
+    ...(policy && { policy }),
   };
 }
 
