@@ -1,5 +1,8 @@
 /** What a router and a shard must agree on before anything is dispatched; pure. */
 
+import { crc32 } from "node:zlib";
+
+import { ShardHello } from "../proto/gen/switchyard/v1/expert.ts";
 import type { WeightsDtype } from "./expert-device.ts";
 import { EXPERT_FORMATS } from "./expert-format.ts";
 import { type ExpertsSetting, isExpertsSetting } from "./expert-formats.ts";
@@ -50,6 +53,20 @@ export function checkHellos(router: HelloFields, shard: HelloFields): void {
     if (fixed.length === 2 && fixed[0] !== fixed[1]) compare(field, router[field], shard[field]);
   }
   if (mismatches.length > 0) throw new HandshakeError(mismatches.join("; "));
+}
+
+/** Checksum of a shard's hello, whatever its own says. */
+export function helloCrc(hello: ShardHello): number {
+  return crc32(ShardHello.encode({ ...hello, crc32: 0 }).finish());
+}
+
+/** Judges the checksum of a shard's hello. Throws HandshakeError. */
+export function checkHelloCrc(hello: ShardHello): void {
+  const crc = helloCrc(hello);
+  if (crc === hello.crc32) return;
+  throw new HandshakeError(
+    `crc32: the shard's hello has ${crc.toString(16)}, it states ${hello.crc32.toString(16)}`,
+  );
 }
 
 /** Judges the error that a shard declares of its kernels. Throws HandshakeError naming value and limit. */

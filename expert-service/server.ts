@@ -6,7 +6,7 @@ import { status } from "@grpc/grpc-js";
 import { expertServiceDefinition } from "../core/expert-stream.ts";
 import { OutOfDeviceMemoryError } from "../core/expert-device.ts";
 import type { ExpertsSetting } from "../core/expert-formats.ts";
-import { checkHellos, type WeightsSetting } from "../core/handshake.ts";
+import { checkHellos, helloCrc, type WeightsSetting } from "../core/handshake.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { grpcStatusOf } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
@@ -206,7 +206,7 @@ class RouterSession {
     clearTimeout(this.#helloTimer);
     const { rank, modelHash, weights, experts, device, logger } = this.#options;
     const { incarnation, pairsPerSecond } = this.#options;
-    const ours: ShardHello = {
+    const ours = {
       protocolVersion: PROTOCOL_VERSION,
       modelHash,
       weights,
@@ -218,7 +218,9 @@ class RouterSession {
       conformanceTolerance: device.tolerance(),
       incarnation,
       pairsPerSecond,
-    };
+      crc32: 0,
+    } satisfies ShardHello;
+    ours.crc32 = helloCrc(ours);
     try {
       checkHellos(hello, ours);
     } catch (error) {

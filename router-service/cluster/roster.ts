@@ -1,6 +1,11 @@
 /** The shards of a cluster: who is named, who is there, and who has fallen silent. */
 
-import { checkHellos, checkTolerance, HandshakeError } from "../../core/handshake.ts";
+import {
+  checkHelloCrc,
+  checkHellos,
+  checkTolerance,
+  HandshakeError,
+} from "../../core/handshake.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
@@ -87,6 +92,7 @@ export class Roster {
 
   #judge(member: Member, hello: ShardHello): readonly ShardPlacement[] {
     checkHellos(this.#options.hello, hello);
+    checkHelloCrc(hello);
     checkTolerance(hello.conformanceTolerance);
     for (const other of this.#members.values()) {
       if (other !== member && other.connected && other.rank === hello.rank) {

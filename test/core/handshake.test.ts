@@ -2,12 +2,15 @@ import assert from "node:assert/strict";
 import { describe, it, test } from "node:test";
 
 import {
+  checkHelloCrc,
   checkHellos,
   checkTolerance,
   decideExperts,
   decideWeights,
   HandshakeError,
+  helloCrc,
 } from "../../core/handshake.ts";
+import { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 
 describe("a handshake", () => {
   const hello = { protocolVersion: 1, modelHash: "aa", weights: "auto", experts: "auto" };
@@ -66,6 +69,19 @@ test("experts come in what any member asks for, and different asks are refused",
     () => decideExperts(["int8", "auto", "mxfp4"]),
     new HandshakeError("experts: int8 and mxfp4 are asked for"),
   );
+});
+
+test("a hello with a flipped bit in any field is refused by its checksum", () => {
+  const hello = ShardHello.fromPartial({ rank: 5, modelHash: "aa", memoryBytes: 2 ** 33 });
+  const sent = { ...hello, crc32: helloCrc(hello) };
+  checkHelloCrc(ShardHello.decode(ShardHello.encode(sent).finish()));
+  for (const change of [{ rank: 4 }, { memoryBytes: 2 ** 32 }, { adapter: "x" }, { crc32: 0 }]) {
+    assert.throws(
+      () => checkHelloCrc({ ...sent, ...change }),
+      (error) =>
+        error instanceof HandshakeError && /crc32: the shard's hello has/.test(error.message),
+    );
+  }
 });
 
 test("a shard's kernels may declare the error of f16 products at most", () => {

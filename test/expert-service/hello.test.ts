@@ -5,6 +5,7 @@ import { status } from "@grpc/grpc-js";
 
 import { ConformanceError } from "../../core/gpu/conformance.ts";
 import { PROTOCOL_VERSION } from "../../core/wire.ts";
+import { checkHelloCrc } from "../../core/handshake.ts";
 import { dispatchOf, helloFor, openShardConnection } from "../support/shard-connection.ts";
 import { startTestShard, type TestShard } from "../support/shards.ts";
 
@@ -23,7 +24,9 @@ describe("a shard's hello", () => {
   it("says who it is", async () => {
     const connection = openShardConnection(shard.address);
     connection.send({ $case: "hello", value: helloFor(shard.checkpoint) });
-    const { incarnation, ...hello } = await connection.next("hello");
+    const whole = await connection.next("hello");
+    checkHelloCrc(whole);
+    const { incarnation, crc32: _, ...hello } = whole;
     assert.match(incarnation, /^[0-9a-f-]{36}$/);
     assert.deepEqual(hello, {
       protocolVersion: PROTOCOL_VERSION,

@@ -201,4 +201,5 @@ const SHARD_HELLO = {
   conformanceTolerance: 0,
   incarnation: "1",
   pairsPerSecond: 0,
+  crc32: 0,
 };

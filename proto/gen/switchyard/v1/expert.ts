@@ -136,6 +136,8 @@ export interface ShardHello {
   incarnation: string;
   /** Experts of a step's row that the shard computes in a second, measured at its start; 0 where it was not. */
   pairsPerSecond: number;
+  /** CRC-32 (IEEE) of this message as it is encoded without this field: a rank that is wrong would stay wrong. */
+  crc32: number;
 }
 
 /** What a shard says of itself unasked: once a second, and at once where draining or what it holds changes. */
@@ -658,6 +660,7 @@ function createBaseShardHello(): ShardHello {
     experts: "",
     incarnation: "",
     pairsPerSecond: 0,
+    crc32: 0,
   };
 }
 
@@ -695,6 +698,9 @@ export const ShardHello: MessageFns<ShardHello> = {
     }
     if (message.pairsPerSecond !== 0) {
       writer.uint32(93).float(message.pairsPerSecond);
+    }
+    if (message.crc32 !== 0) {
+      writer.uint32(101).fixed32(message.crc32);
     }
     return writer;
   },
@@ -800,6 +806,14 @@ export const ShardHello: MessageFns<ShardHello> = {
             message.pairsPerSecond = reader.float();
             continue;
           }
+          case 12: {
+            if (tag !== 101) {
+              break;
+            }
+
+            message.crc32 = reader.fixed32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -828,6 +842,7 @@ export const ShardHello: MessageFns<ShardHello> = {
     message.experts = object.experts ?? "";
     message.incarnation = object.incarnation ?? "";
     message.pairsPerSecond = object.pairsPerSecond ?? 0;
+    message.crc32 = object.crc32 ?? 0;
     return message;
   },
 };
