@@ -4,6 +4,8 @@
 interface RouterEpochs {
   /** It dispatches to no epoch below this one. */
   oldest: number;
+  /** The newest epoch that it gave a placement of, taken or not. */
+  newest: number;
   readonly placed: Set<number>;
 }
 
@@ -13,8 +15,9 @@ export class EpochsInUse {
 
   /** A router gave a placement, and with it the oldest epoch that it dispatches to. */
   place(router: object, epoch: number, oldest: number): void {
-    const of = this.#routers.get(router) ?? { oldest: 0, placed: new Set() };
+    const of = this.#routers.get(router) ?? { oldest: 0, newest: 0, placed: new Set() };
     of.placed.add(epoch);
+    of.newest = Math.max(of.newest, epoch);
     of.oldest = Math.max(of.oldest, Math.min(oldest, epoch));
     this.#routers.set(router, of);
   }
@@ -24,15 +27,15 @@ export class EpochsInUse {
     this.#routers.get(router)?.placed.delete(epoch);
   }
 
-  /** The newest epoch that a router has placed; 0 where there is none. */
+  /** The newest epoch whose placement was taken from a router; 0 where there is none. */
   newest(router: object): number {
     return Math.max(0, ...(this.#routers.get(router)?.placed ?? []));
   }
 
-  /** A router dispatches to no epoch below `oldest` any more. Throws RangeError for one that it has not placed yet. */
+  /** A router dispatches to no epoch below `oldest` any more. Throws RangeError for one that it gave no placement of. */
   release(router: object, oldest: number): void {
     const of = this.#routers.get(router);
-    const newest = this.newest(router);
+    const newest = of?.newest ?? 0;
     if (of === undefined || oldest > newest) {
       throw new RangeError(`oldest_live_epoch ${oldest}, the newest placement is of ${newest}`);
     }

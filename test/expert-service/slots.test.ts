@@ -108,5 +108,11 @@ describe("the epochs of connected routers", () => {
     uses.place(router, 3, 9);
     assert.throws(() => uses.release(router, 4), RangeError);
     assert.equal(uses.needs(3), true);
+    // The router went on to an epoch that this shard could not take.
+    uses.place(router, 4, 3);
+    uses.refuse(router, 4);
+    assert.equal(uses.newest(router), 3);
+    uses.release(router, 4);
+    assert.equal(uses.needs(3), false);
   });
 });
