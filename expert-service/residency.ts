@@ -278,7 +278,7 @@ export class Residency {
   /** Frees what no live epoch names. */
   async #tidy(): Promise<void> {
     this.#untidy = false;
-    await this.#drop(this.epochs().filter((epoch) => this.#uses.isOver(epoch)));
+    await this.#drop((epoch) => this.#uses.isOver(epoch));
     try {
       await this.#slots?.arrange(wantedBy([...this.#live.values()]));
     } catch (error) {
@@ -292,10 +292,10 @@ export class Residency {
   async #makeRoom(placement: CheckedPlacement): Promise<void> {
     const { device } = this.#options;
     const { epoch } = placement;
-    await this.#drop(this.epochs().filter((one) => one === epoch || this.#uses.isOver(one)));
+    await this.#drop((one) => one === epoch || this.#uses.isOver(one));
     if (this.#bytesWith(placement) > device.memoryBytes) {
       // Kept for routers that might come back.
-      await this.#drop(this.epochs().filter((one) => !this.#uses.needs(one)));
+      await this.#drop((one) => !this.#uses.needs(one));
     }
     const bytes = this.#bytesWith(placement);
     if (bytes <= device.memoryBytes) return;
@@ -316,10 +316,11 @@ export class Residency {
     return bytes;
   }
 
-  async #drop(epochs: readonly number[]): Promise<void> {
-    if (epochs.length === 0) return;
+  /** Drops live epochs; which, is judged when it happens: a router may have come to one meanwhile. */
+  async #drop(goes: (epoch: number) => boolean): Promise<void> {
+    if (!this.epochs().some(goes)) return;
     await this.#options.between(() => {
-      for (const epoch of epochs) this.#live.delete(epoch);
+      for (const epoch of this.epochs()) if (goes(epoch)) this.#live.delete(epoch);
     });
   }
 
@@ -329,7 +330,7 @@ export class Residency {
     const isReady = device.anyFormat || formats.every((format) => this.#formats.includes(format));
     if (this.#slots !== undefined && isReady) return this.#slots;
     if (this.#slots !== undefined) {
-      await this.#drop(this.epochs().filter((epoch) => !this.#uses.needs(epoch)));
+      await this.#drop((epoch) => !this.#uses.needs(epoch));
       if (this.#live.size > 0) {
         throw new PlacementRefusedError(
           `placement: experts in ${formats.join(", ")}, while it has ${this.#names()} the shard computes ${this.#formats.join(", ")}`,
