@@ -94,7 +94,8 @@ export class PlacementOutlook {
       current: current.placement,
       moves: {
         bytes: loadRate * planIntervalSeconds * LOADING_PART,
-        steps: (tokensPerSecond / forecast.tokensPerStep) * STANDS_SECONDS,
+        // Without traffic there is next to nothing that a move could save.
+        steps: Math.max(1, (tokensPerSecond / forecast.tokensPerStep) * STANDS_SECONDS),
       },
       minCopies,
       policy,

@@ -23,6 +23,9 @@ export interface MeasuredSpeed {
   readonly secondsPerPair: number | undefined;
 }
 
+/** What no pair takes less than: shards tell their times in whole microseconds. */
+const LEAST_SECONDS = 1e-9;
+
 /** Weight of the newest sample: about the last 30 count. */
 const NEWEST = 1 / 16;
 
@@ -78,7 +81,7 @@ export class ShardSpeed {
     return {
       roundTripSeconds: wire?.base,
       bytesPerSecond: wire === undefined || wire.slope === 0 ? undefined : 1 / wire.slope,
-      secondsPerPair: pairs > 0 ? compute / pairs : undefined,
+      secondsPerPair: pairs > 0 ? Math.max(LEAST_SECONDS, compute / pairs) : undefined,
     };
   }
 
