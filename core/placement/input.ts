@@ -88,7 +88,7 @@ export interface PlannerInput {
 export interface MoveBudget {
   /** Bytes that one plan loads at most, beside what it must: experts without a copy and those of draining shards. */
   readonly bytes: number;
-  /** Steps that a placement is expected to stand: loading time is spread over them. */
+  /** Steps that a placement is expected to stand: loading time is spread over them; fewer than one count as one. */
   readonly steps: number;
 }
 

@@ -139,7 +139,7 @@ function moveCosts(
     sizes: sizesOf(input, index),
     secondsPerByte: Float64Array.from(
       input.shards,
-      ({ loadSecondsPerByte }) => loadSecondsPerByte / steps,
+      ({ loadSecondsPerByte }) => loadSecondsPerByte / Math.max(1, steps),
     ),
   };
 }

@@ -167,11 +167,6 @@ function checkInput(input: PlannerInput): void {
   if (new Set(shards.map(({ rank }) => rank)).size !== shards.length) {
     throw new PlacementError(`ranks ${shards.map(({ rank }) => rank).join(", ")} name one twice`);
   }
-  if (!(input.moves.steps > 0)) {
-    throw new PlacementError(
-      `moves are spread over ${input.moves.steps} steps; more than 0 are needed`,
-    );
-  }
   for (const { rank, secondsPerPair } of shards) {
     if (secondsPerPair > 0) continue;
     throw new PlacementError(

@@ -59,7 +59,7 @@ function secondsOfLoads(input: PlannerInput, moves: readonly Move[]): number {
     (sum, { layer, expert, rank }) => sum + bytes(layer, expert) * speeds.get(rank)!,
     0,
   );
-  return seconds / input.moves.steps;
+  return seconds / Math.max(1, input.moves.steps);
 }
 
 function loadsOf(moves: readonly Move[]): Move[] {

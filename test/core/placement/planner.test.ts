@@ -113,7 +113,11 @@ test("under the same load next to nothing is loaded again, and nothing where loa
   assert.ok(loads(planPlacement({ ...input, current })) <= 2);
   const reversed = { ...input, load: input.load.toReversed(), current };
   assert.ok(loads(planPlacement(reversed)) > 2);
-  assert.equal(loads(planPlacement({ ...reversed, moves: { bytes: 1e9, steps: 1e-6 } })), 0);
+  const slow = input.shards.map((one) => Object.assign({}, one, { loadSecondsPerByte: 1e6 }));
+  assert.equal(
+    loads(planPlacement({ ...reversed, shards: slow, moves: { bytes: 1e9, steps: 0 } })),
+    0,
+  );
 });
 
 test("a plan loads no more than its move budget beside what it must", () => {
