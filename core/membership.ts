@@ -67,6 +67,8 @@ const routerSchema = z.object({
   grpcAddress: z.string(),
   /** The epoch that it dispatches by; 0 before the first. */
   epoch: z.number(),
+  /** Memory of its own device that routed experts may take, bytes. */
+  localBytes: z.number().default(0),
 });
 
 /** What a shard says of itself. */

@@ -39,6 +39,7 @@ export interface ControlPlaneOptions {
     | "planInterval"
     | "minCopies"
     | "placementPolicy"
+    | "localExperts"
     | "wire"
     | "host"
   >;
@@ -102,6 +103,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     planIntervalSeconds: settings.planInterval,
     minCopies: settings.minCopies,
     policy: settings.placementPolicy,
+    localBytes: () => Math.min(...membership.routers().map((router) => router.localBytes)),
   });
   const thread = new PlannerThread();
   const aloneAt = performance.now() + REDIS_WAIT_MS;
@@ -154,9 +156,14 @@ function createShared(
 ): { readonly membership: Membership; readonly store: PlacementStore; readonly lease: Lease } {
   const { settings, checkpoint, cluster, routerId: id, logger } = options;
   const epoch = () => cluster.current()?.placement.epoch ?? 0;
+  const localBytes = settings.localExperts;
   if (redis === undefined) {
     return {
-      membership: createStaticMembership(settings.shards, () => ({ id, epoch: epoch() })),
+      membership: createStaticMembership(settings.shards, () => ({
+        id,
+        epoch: epoch(),
+        localBytes,
+      })),
       store: createMemoryStore(),
       lease: createOwnLease(),
     };
@@ -172,7 +179,7 @@ function createShared(
   const membership = createRedisMembership({
     redis,
     modelHash,
-    self: () => ({ ...registration, epoch: epoch() }),
+    self: () => ({ ...registration, epoch: epoch(), localBytes }),
     ...(!settings.discover && { shards: settings.shards }),
     log: logger,
   });

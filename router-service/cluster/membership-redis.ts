@@ -96,7 +96,7 @@ class MemberWatch {
   routers(): RouterMember[] {
     const self = this.#options.self();
     const others = this.#routers.filter(({ id }) => id !== self.id);
-    return [self, ...others].map(({ id, epoch }) => ({ id, epoch }));
+    return [self, ...others].map(({ id, epoch, localBytes }) => ({ id, epoch, localBytes }));
   }
 
   onChange(callback: () => void): void {

@@ -5,6 +5,8 @@ export interface RouterMember {
   readonly id: string;
   /** Epoch that it dispatches by; 0 before its first. */
   readonly epoch: number;
+  /** Memory of its own device that routed experts may take. */
+  readonly localBytes: number;
 }
 
 /** Who is there, as it is known now. */

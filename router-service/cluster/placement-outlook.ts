@@ -4,6 +4,7 @@ import { formatsOf } from "../../core/expert-formats.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { Policy } from "../../core/placement/policies.ts";
+import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { FeedReading, LoadFeed } from "../../core/statistics/load-feed.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
@@ -25,6 +26,8 @@ export interface OutlookOptions {
   readonly minCopies: number;
   /** How experts are placed. */
   readonly policy: Policy;
+  /** Memory that every router's own device has for routed experts; 0 where one has none. */
+  readonly localBytes: () => number;
 }
 
 /** A reading of the statistics serves for this long, milliseconds. */
@@ -59,6 +62,14 @@ export function shardFacts({ rank, hello, status, speed }: MemberView): ShardFac
   };
 }
 
+/** A copy of rank local is on every router: it has the memory that all of them have. */
+function sharedByAll(shards: readonly ShardFacts[], localBytes: number): ShardFacts[] {
+  return shards.flatMap((shard) => {
+    if (shard.rank !== LOCAL_RANK) return [shard];
+    return localBytes === 0 ? [] : [Object.assign(shard, { memoryBytes: localBytes })];
+  });
+}
+
 /** Reads the statistics for plans, one reading at a time. */
 export class PlacementOutlook {
   readonly #options: OutlookOptions;
@@ -76,10 +87,8 @@ export class PlacementOutlook {
       this.#options;
     const { forecast, together, tokensPerSecond } = await this.#read();
     const now = Date.now();
-    const shards = cluster
-      .members()
-      .filter((member) => isUsable(member, now))
-      .map(shardFacts);
+    const usable = cluster.members().filter((member) => isUsable(member, now));
+    const shards = sharedByAll(usable.map(shardFacts), this.#options.localBytes());
     const loadRate = shards.reduce(
       (sum, { loadBytesPerSecond = LOAD_BYTES_PER_SECOND }) => sum + loadBytesPerSecond,
       0,

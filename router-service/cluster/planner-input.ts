@@ -2,7 +2,7 @@
 
 import type { FormatOf } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
-import type { Placement } from "../../core/placement/placement.ts";
+import { LOCAL_RANK, type Placement } from "../../core/placement/placement.ts";
 import type { Policy } from "../../core/placement/policies.ts";
 import type {
   Coactivation,
@@ -88,8 +88,10 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
 }
 
 function plannedShards(shards: readonly ShardFacts[]): PlannedShard[] {
+  // Of the way to a router's own device nothing follows for others'.
+  const remote = shards.filter(({ rank }) => rank !== LOCAL_RANK);
   const known = (of: (shard: ShardFacts) => number | undefined, otherwise: number) => {
-    const usual = median(shards.flatMap((shard) => of(shard) ?? [])) ?? otherwise;
+    const usual = median(remote.flatMap((shard) => of(shard) ?? [])) ?? otherwise;
     return (shard: ShardFacts) => of(shard) ?? usual;
   };
   const secondsPerPair = known((one) => one.secondsPerPair, DEFAULT_SECONDS_PER_PAIR);

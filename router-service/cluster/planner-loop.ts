@@ -1,6 +1,7 @@
 /** Plans placements, in the one router that holds the lease: forecast, plan, stages, each adopted by all before the next. */
 
 import { errorMessage } from "../../core/error-message.ts";
+import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import { imbalanceOf } from "./assessment.ts";
@@ -185,11 +186,11 @@ export class PlannerLoop {
     return this.#replan(stored as StoredPlacement, inUse);
   }
 
-  /** The newest epoch that the store, a router or a shard knows of; 0 where there is none. */
+  /** The newest epoch that the store or a router knows of, where nothing is stored also a shard; 0 where there is none. */
   #newestEpoch(stored: StoredPlacement | undefined): number {
     const { cluster, membership, store } = this.#options;
-    // Without a common store, epochs of other routers mean nothing here.
-    const members = store.shared ? cluster.members() : [];
+    // Shards may serve other routers as well, whose epochs mean nothing here.
+    const members = store.shared && stored === undefined ? cluster.members() : [];
     return Math.max(
       stored?.placement.epoch ?? 0,
       ...membership.routers().map(({ epoch }) => epoch),
@@ -235,7 +236,9 @@ export class PlannerLoop {
   #firstPlacement(): ClusterPlacement | undefined {
     const { cluster, first, minShards, log } = this.#options;
     const now = Date.now();
-    const members = cluster.members().filter((member) => isUsable(member, now));
+    const members = cluster
+      .members()
+      .filter((member) => member.rank !== LOCAL_RANK && isUsable(member, now));
     const hellos = members.flatMap(({ hello, status }) =>
       hello === undefined || status?.draining === true ? [] : [hello],
     );

@@ -43,6 +43,7 @@ const ROUTER: RouterRegistration = {
   httpAddress: "10.0.0.9:8080",
   grpcAddress: "10.0.0.9:50051",
   epoch: 3,
+  localBytes: 0,
 };
 
 function unexpected(error: unknown): never {

@@ -64,6 +64,7 @@ async function startRouter(
       planInterval: 0,
       minCopies,
       placementPolicy: "auto",
+      localExperts: 0,
       wire: "f32",
       host: "127.0.0.1",
     },

@@ -63,6 +63,7 @@ function membershipOf(
     httpAddress: `127.0.0.1:${id.length}`,
     grpcAddress: "127.0.0.1:1",
     epoch: epoch(),
+    localBytes: 7,
   });
   const membership = createRedisMembership({
     redis,
@@ -77,9 +78,13 @@ function membershipOf(
 }
 
 test("a list of shards stays as it is, and its router is alone", () => {
-  const membership = createStaticMembership(["a:1", "b:2"], () => ({ id: "me", epoch: 3 }));
+  const membership = createStaticMembership(["a:1", "b:2"], () => ({
+    id: "me",
+    epoch: 3,
+    localBytes: 0,
+  }));
   assert.deepEqual(membership.shards(), ["a:1", "b:2"]);
-  assert.deepEqual(membership.routers(), [{ id: "me", epoch: 3 }]);
+  assert.deepEqual(membership.routers(), [{ id: "me", epoch: 3, localBytes: 0 }]);
 });
 
 test("shards that register are found by rank, and one that withdraws is gone", async (t) => {
@@ -107,7 +112,7 @@ test("routers see which epoch the others use as soon as they say so", async (t) 
   first.announce();
   // Sooner than its next heartbeat.
   await waitFor("its epoch", () => seen() === 4, 900);
-  assert.deepEqual(first.routers()[0], { id: "first", epoch: 4 });
+  assert.deepEqual(first.routers()[0], { id: "first", epoch: 4, localBytes: 7 });
   await first.close();
   await waitFor("its end", () => second.routers().length === 1);
 });
