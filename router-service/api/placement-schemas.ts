@@ -29,7 +29,7 @@ export const planBodySchema = z.object({
   from: z.enum(["current", "nothing"]).optional(),
   min_copies: z.int().min(1).max(64).optional(),
   move_bytes: z.number().min(0).optional(),
-  steps: z.number().min(0).optional(),
+  steps: z.number().positive().optional(),
   include_layers: z.boolean().optional(),
 });
 
