@@ -1,5 +1,7 @@
 /** One layer of one batch on the shards: every row is computed by some copy of its experts, whatever shards do meanwhile. */
 
+import { setMaxListeners } from "node:events";
+
 import type { Placement } from "../../core/placement/placement.ts";
 import type { WireRows } from "../../core/wire-rows.ts";
 import { UnavailableError } from "../engine/errors.ts";
@@ -70,6 +72,8 @@ export class LayerCall {
   /** Partial sums that together have each expert of each token once, in an order that the shards alone decide. */
   async run(numExperts: number): Promise<Part[]> {
     const ended = new AbortController();
+    // One for each shard's dispatch.
+    setMaxListeners(0, ended.signal);
     const { signal } = this.#routing;
     const onAbort = () => ended.abort(signal.reason);
     signal.addEventListener("abort", onAbort);
