@@ -3,6 +3,7 @@
 import { createHash, randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 
+import { formatsOf } from "../core/expert-formats.ts";
 import type { Checkpoint } from "../core/model/checkpoint.ts";
 import type { Logger } from "../core/platform/log.ts";
 import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
@@ -11,8 +12,10 @@ import type { ModelShape } from "../core/statistics/encoding.ts";
 import { createLoadFeed } from "../core/statistics/load-feed.ts";
 import type { Statistics } from "../core/statistics/store.ts";
 import type { QueuedTokens } from "../core/statistics/windows.ts";
+import { expertBytes } from "../core/weights.ts";
 import type { Cluster } from "./cluster/cluster.ts";
 import { createOwnLease, createRedisLease, type Lease } from "./cluster/lease.ts";
+import { LoadRate } from "./cluster/load-rate.ts";
 import { createRedisMembership } from "./cluster/membership-redis.ts";
 import { createStaticMembership, type Membership } from "./cluster/membership-static.ts";
 import type { PlanInput } from "./cluster/plan.ts";
@@ -87,9 +90,16 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   const updateMembers = () => cluster.setMembers(membership.shards());
   membership.onChange(updateMembers);
 
+  const loadRate = new LoadRate();
   const follower = new PlacementFollower({
     store,
     cluster,
+    onMoved: (before, after, seconds) => {
+      const formatOf = formatsOf(overlay, after.experts);
+      const bytesOf = (layer: number, expert: number) =>
+        expertBytes(config, formatOf(layer, expert));
+      loadRate.observe(before.placement.layers, after.placement.layers, seconds, bytesOf);
+    },
     onChange: () => membership.announce(),
     log: logger,
   });
@@ -103,6 +113,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     planIntervalSeconds: settings.planInterval,
     minCopies: settings.minCopies,
     policy: settings.placementPolicy,
+    loadBytesPerSecond: () => loadRate.bytesPerSecond,
     localBytes: () => Math.min(...membership.routers().map((router) => router.localBytes)),
   });
   const thread = new PlannerThread();

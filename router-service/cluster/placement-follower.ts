@@ -4,6 +4,7 @@ import { errorMessage } from "../../core/error-message.ts";
 import type { Log } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { Cluster } from "./cluster.ts";
+import type { ClusterPlacement } from "./plan.ts";
 import type { PlacementStore } from "./placement-store.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
@@ -11,6 +12,8 @@ import type { StoredPlacement } from "./stored-placement.ts";
 export interface FollowerOptions {
   readonly store: PlacementStore;
   readonly cluster: Pick<Cluster, "adopt" | "current" | "setUnplaceable">;
+  /** Called with how long the shards took to get from one placement to the next. */
+  readonly onMoved?: (before: ClusterPlacement, after: StoredPlacement, seconds: number) => void;
   /** Called when the router works by another epoch, or could not go to one. */
   readonly onChange: () => void;
   readonly log: Pick<Log, "info" | "warn">;
@@ -105,10 +108,15 @@ export class PlacementFollower {
 
   /** Never rejects. */
   async #adopt(stored: StoredPlacement, signal: AbortSignal): Promise<void> {
-    const { cluster, log, onChange } = this.#options;
+    const { cluster, log, onMoved, onChange } = this.#options;
     const { epoch } = stored.placement;
+    const before = cluster.current();
+    const beganAt = performance.now();
     try {
       await cluster.adopt(stored, signal);
+      if (before !== undefined && before.placement.epoch < epoch) {
+        onMoved?.(before, stored, (performance.now() - beganAt) / 1000);
+      }
       this.#stored = stored;
       this.#failure = undefined;
     } catch (error) {

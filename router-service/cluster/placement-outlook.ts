@@ -28,6 +28,8 @@ export interface OutlookOptions {
   readonly policy: Policy;
   /** Memory that every router's own device has for routed experts; 0 where one has none. */
   readonly localBytes: () => number;
+  /** Bytes of experts that a shard loads in a second; undefined where no move has shown it. */
+  readonly loadBytesPerSecond: () => number | undefined;
 }
 
 /** A reading of the statistics serves for this long, milliseconds. */
@@ -49,7 +51,10 @@ export function isUsable(member: MemberView, now: number): boolean {
 }
 
 /** What the planner is told of a usable shard. */
-export function shardFacts({ rank, hello, status, speed }: MemberView): ShardFacts {
+export function shardFacts(
+  { rank, hello, status, speed }: MemberView,
+  loadBytesPerSecond: number | undefined,
+): ShardFacts {
   const declared = hello?.pairsPerSecond ?? 0;
   return {
     rank: rank ?? 0,
@@ -58,7 +63,7 @@ export function shardFacts({ rank, hello, status, speed }: MemberView): ShardFac
     secondsPerPair: speed.secondsPerPair ?? (declared > 0 ? 1 / declared : undefined),
     rttSeconds: speed.roundTripSeconds,
     bytesPerSecond: speed.bytesPerSecond,
-    loadBytesPerSecond: undefined,
+    loadBytesPerSecond,
   };
 }
 
@@ -88,7 +93,11 @@ export class PlacementOutlook {
     const { forecast, together, tokensPerSecond } = await this.#read();
     const now = Date.now();
     const usable = cluster.members().filter((member) => isUsable(member, now));
-    const shards = sharedByAll(usable.map(shardFacts), this.#options.localBytes());
+    const loadSpeed = this.#options.loadBytesPerSecond();
+    const shards = sharedByAll(
+      usable.map((member) => shardFacts(member, loadSpeed)),
+      this.#options.localBytes(),
+    );
     const loadRate = shards.reduce(
       (sum, { loadBytesPerSecond = LOAD_BYTES_PER_SECOND }) => sum + loadBytesPerSecond,
       0,
