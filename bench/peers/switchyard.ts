@@ -6,6 +6,7 @@ import { decideWeights } from "../../core/handshake.ts";
 import { openCheckpoint } from "../../core/model/checkpoint.ts";
 import { createLogger } from "../../core/platform/log.ts";
 import { expertsSetting } from "../../core/expert-formats.ts";
+import type { DispatchReport } from "../../router-service/cluster/attempts.ts";
 import { createCluster } from "../../router-service/cluster/cluster.ts";
 import { createEngine } from "../../router-service/engine/engine.ts";
 import type { Engine, SamplingParams } from "../../router-service/engine/request.ts";
@@ -26,6 +27,8 @@ export interface SwitchyardOptions extends ContenderLimits {
   readonly shards?: readonly string[];
   /** Absent: auto. */
   readonly microBatches?: MicroBatchSetting;
+  /** Called after every dispatch to a shard. */
+  readonly onDispatch?: (report: DispatchReport) => void;
   /** Tokens of a step: prompts are computed in chunks of at most so many. */
   readonly maxBatchedTokens: number;
   readonly timeoutMs: number;
@@ -67,6 +70,7 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
       dispatchTimeoutMs: timeoutMs,
       copyWaitMs: timeoutMs,
       logger,
+      onDispatch: options.onDispatch,
     });
   const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
   if (cluster !== undefined) await inTime("the shards", cluster.ready(), timeoutMs);
