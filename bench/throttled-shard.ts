@@ -1,6 +1,6 @@
 /** A shard whose device is as slow as told: `throttled-shard.ts`, with a shard's own flags and those below. */
 
-import { setImmediate, setTimeout } from "node:timers/promises";
+import { setTimeout as delay } from "node:timers/promises";
 
 import { z } from "zod";
 
@@ -25,22 +25,6 @@ const schema = expertConfigSchema.extend({
 
 type Speed = Pick<z.output<typeof schema>, "microsPerPair" | "microsPerRun">;
 
-/** Timers may be late by this much: the rest of a wait is slept in short naps, milliseconds. */
-const TIMER_LATE_MS = 1.2;
-const NAP_MS = 0.05;
-
-const sleeper = new Int32Array(new SharedArrayBuffer(4));
-
-/** Waits until performance.now() is `at`, to about a tenth of a millisecond; takes next to nothing of a core. */
-async function sleepUntil(at: number): Promise<void> {
-  const left = at - performance.now() - TIMER_LATE_MS;
-  if (left >= 1) await setTimeout(Math.floor(left));
-  for (let rest = at - performance.now(); rest > 0; rest = at - performance.now()) {
-    Atomics.wait(sleeper, 0, 0, Math.min(NAP_MS, rest));
-    await setImmediate();
-  }
-}
-
 /**
  * The device, a run of which takes at least the time told: what its own computation leaves of that is waited, which takes
  * no core from others. Runs still come one after another.
@@ -52,7 +36,8 @@ function throttled(device: ExpertDevice, { microsPerPair, microsPerRun }: Speed)
     const result = tail.then(async () => {
       const endsAt = performance.now() + (microsPerRun + pairs * microsPerPair) / 1000;
       const sums = await device.run(layer, rows, slots, weights);
-      await sleepUntil(endsAt);
+      const left = endsAt - performance.now();
+      if (left > 0) await delay(left);
       return sums;
     });
     tail = result.catch(() => undefined);
