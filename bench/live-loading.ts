@@ -8,13 +8,13 @@ import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { packRows } from "../core/wire-rows.ts";
 import { encodeDispatch } from "../core/wire.ts";
-import { startService } from "../test/support/service-process.ts";
+import { startService } from "./rig/service-process.ts";
 import {
   helloFor,
   openShardConnection,
   placementOf,
   type ShardConnection,
-} from "../test/support/shard-connection.ts";
+} from "./rig/shard-connection.ts";
 
 /** Rows of a dispatch: a step of so many sequences. */
 const ROWS = 8;

@@ -4,7 +4,7 @@ import { availableParallelism } from "node:os";
 
 import { foreignEnvironment } from "../core/platform/config.ts";
 import { DRIVER_THREADS, driverThreads } from "../deploy/driver-threads.ts";
-import { startCluster, type Cluster } from "../test/support/cluster.ts";
+import { startCluster, type Cluster } from "./rig/cluster.ts";
 
 /** Numbers of shards that are compared. */
 export const SHARD_COUNTS = [0, 1, 2] as const;

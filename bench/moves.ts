@@ -6,9 +6,9 @@ import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
-import { drainShard, waitForConvergence } from "../test/support/control-api.ts";
-import { ElasticCluster } from "../test/support/elastic-cluster.ts";
-import { driveLoad, failureText, judgeLoad, runUndisturbed } from "../test/support/load-driver.ts";
+import { drainShard, waitForConvergence } from "./rig/control-api.ts";
+import { ElasticCluster } from "./rig/elastic-cluster.ts";
+import { driveLoad, failureText, judgeLoad, runUndisturbed } from "./rig/load-driver.ts";
 import { distribution } from "./load/statistics.ts";
 
 const schema = z.object({

@@ -13,12 +13,12 @@ import { serviceOptions } from "../core/platform/service-options.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import { createLogger } from "../core/platform/log.ts";
-import { startService, type ServiceProcess } from "../test/support/service-process.ts";
+import { startService, type ServiceProcess } from "./rig/service-process.ts";
 import type { DispatchReport } from "../router-service/cluster/attempts.ts";
 import { median } from "./hop/cost.ts";
 import { coveredMs, overlapBound, type Interval } from "./overlap/layer-times.ts";
 import type { Contender } from "./peers/contender.ts";
-import { openSwitchyard } from "./peers/switchyard.ts";
+import { openSwitchyard } from "./engine.ts";
 
 /** Tokens of each prompt. */
 const PROMPT_LEN = 4;

@@ -6,8 +6,8 @@ import { readModelConfig } from "../core/model/load-config.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { expertBytes } from "../core/weights.ts";
-import { waitForConvergence } from "../test/support/control-api.ts";
-import { ElasticCluster } from "../test/support/elastic-cluster.ts";
+import { waitForConvergence } from "./rig/control-api.ts";
+import { ElasticCluster } from "./rig/elastic-cluster.ts";
 import {
   PolicyMeter,
   policyTable,

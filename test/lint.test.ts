@@ -41,6 +41,9 @@ const REFUSED: readonly (readonly [string, string])[] = [
   ["router-service/main.ts", 'import { NAME } from "../expert-service/ffn.ts";'],
   ["expert-service/server.ts", 'import { NAME } from "../router-service/config.ts";'],
   ["expert-service/server.ts", 'export * from "../router-service/engine/errors.ts";'],
+  ["deploy/up.ts", 'import { NAME } from "../test/support/a.ts";'],
+  ["bench/overlap.ts", 'import { NAME } from "../test/support/a.ts";'],
+  ["bench/rig/cluster.ts", 'import type { NAME } from "../../test/support/a.ts";'],
   ["core/gpu/device.ts", "export const NAME = process.env.HOME;"],
   ["router-service/main.ts", "export const NAME = process.env.HOME;"],
 ];

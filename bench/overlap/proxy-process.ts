@@ -2,7 +2,7 @@
 
 import { setPriority } from "node:os";
 
-import { startDelayProxy } from "../../test/support/delay-proxy.ts";
+import { startDelayProxy } from "../rig/delay-proxy.ts";
 
 const [port, delayMs] = process.argv.slice(2).map(Number);
 try {

@@ -17,7 +17,7 @@ import { loadsOf, type LoadSizes, ONE_STREAM, prefillName, togetherName } from "
 import { ggufOf, promptSource, readGoldens, syntheticModel } from "./models.ts";
 import { type Aim, aimsTable, ratesTable } from "./report.ts";
 import { type Outcome, runRounds } from "./rounds.ts";
-import { openSwitchyard } from "./switchyard.ts";
+import { openSwitchyard } from "../engine.ts";
 import { openTransformers } from "./transformers.ts";
 
 const PEERS = ["llama.cpp-vulkan", "llama.cpp-cpu", "transformers"] as const;

@@ -1,7 +1,7 @@
 /** What a load came to under one way to place experts. */
 
-import { metricSamples } from "../../test/support/api.ts";
-import { placementOf, type PlacementView } from "../../test/support/control-api.ts";
+import { metricSamples } from "../rig/api.ts";
+import { placementOf, type PlacementView } from "../rig/control-api.ts";
 import { distribution, timePerOutputToken } from "../load/statistics.ts";
 import type { TaskRecord } from "./task-load.ts";
 

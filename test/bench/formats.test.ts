@@ -13,7 +13,7 @@ import { perplexity } from "../../bench/held-out/windows.ts";
 import { type Checkpoint, openCheckpoint } from "../../core/model/checkpoint.ts";
 import { openGpu } from "../../core/gpu/device.ts";
 import { moeLayers } from "../../core/model/config.ts";
-import { DEMO_MODEL } from "../support/cluster.ts";
+import { DEMO_MODEL } from "../../bench/rig/cluster.ts";
 
 describe("the demo model on held-out text", () => {
   let checkpoint: Checkpoint;

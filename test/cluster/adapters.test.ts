@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import { startCluster, type Cluster } from "../support/cluster.ts";
+import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { assertGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
 import { SWIFTSHADER } from "../support/swiftshader.ts";

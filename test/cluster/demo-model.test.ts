@@ -3,8 +3,8 @@ import path from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { domainWindows, readReference, scoreWindow } from "../../bench/held-out/scorer.ts";
-import { continueGreedily } from "../support/api.ts";
-import { DEMO_MODEL, startCluster, type Cluster } from "../support/cluster.ts";
+import { continueGreedily } from "../../bench/rig/api.ts";
+import { DEMO_MODEL, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { demoLogprobError, LOGPROB_TOLERANCE } from "../support/expectations.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 

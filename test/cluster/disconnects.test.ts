@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
 import { churn } from "../support/churn.ts";
-import { startCluster, type Cluster } from "../support/cluster.ts";
+import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { assertGreedy } from "../support/expectations.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
 

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import { complete, continueGreedily, greedyBody, metric } from "../support/api.ts";
-import { startCluster, type Cluster } from "../support/cluster.ts";
+import { complete, continueGreedily, greedyBody, metric } from "../../bench/rig/api.ts";
+import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { assertGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
 import { readGoldens, readTinyGoldens } from "../support/goldens.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const goldens = await readTinyGoldens();
 

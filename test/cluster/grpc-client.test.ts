@@ -10,11 +10,11 @@ import {
   type GenerateChunk,
   type GenerateResponse,
 } from "../../proto/gen/switchyard/v1/inference.ts";
-import { DEMO_MODEL, startCluster, type Cluster } from "../support/cluster.ts";
+import { DEMO_MODEL, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 import { healthStatus } from "../support/health-probe.ts";
 import { listServices, reflectService } from "../support/reflection-client.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const [wiki] = await readDemoGoldens(["wiki"]);
 const expectedIds = wiki.greedy.ids.slice(0, 12);

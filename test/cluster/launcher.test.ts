@@ -4,12 +4,12 @@ import path from "node:path";
 import { after, describe, test } from "node:test";
 
 import { childEnvironment } from "../../core/platform/config.ts";
-import { continueGreedily } from "../support/api.ts";
-import { TINY_MODEL } from "../support/cluster.ts";
+import { continueGreedily } from "../../bench/rig/api.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
 import { commandLine, descendants, isAlive } from "../support/process-tree.ts";
 import { runCommand } from "../support/run-command.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const ROOT = path.join(import.meta.dirname, "../..");
 const [, golden] = await readTinyGoldens();

@@ -6,8 +6,8 @@ import { after, before, describe, test } from "node:test";
 
 import fc from "fast-check";
 
-import { continueGreedily } from "../support/api.ts";
-import { DEMO_MODEL, isHealthy, startCluster, type Cluster } from "../support/cluster.ts";
+import { continueGreedily } from "../../bench/rig/api.ts";
+import { DEMO_MODEL, isHealthy, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 
 const [wiki] = await readDemoGoldens(["wiki"]);

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { after, describe, test } from "node:test";
 
 import { assertGreedy } from "../support/expectations.ts";
-import { startCluster, type Cluster } from "../support/cluster.ts";
-import { startDelayProxy, type DelayProxy } from "../support/delay-proxy.ts";
+import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
+import { startDelayProxy, type DelayProxy } from "../../bench/rig/delay-proxy.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
 
 const goldens = await readTinyGoldens();

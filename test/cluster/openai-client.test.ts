@@ -3,7 +3,7 @@ import { after, before, describe, test } from "node:test";
 
 import OpenAI from "openai";
 
-import { DEMO_MODEL, startCluster, type Cluster } from "../support/cluster.ts";
+import { DEMO_MODEL, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 
 const [wiki] = await readDemoGoldens(["wiki"]);

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
-import { complete, greedyBody, metric, postJson } from "../support/api.ts";
-import { placementOf, shardsOf, waitForConvergence } from "../support/control-api.ts";
-import { ElasticCluster } from "../support/elastic-cluster.ts";
+import { complete, greedyBody, metric, postJson } from "../../bench/rig/api.ts";
+import { placementOf, shardsOf, waitForConvergence } from "../../bench/rig/control-api.ts";
+import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
 import { runCommand } from "../support/run-command.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const CONVERGE_MS = 20_000;
 const PROMPT = [5, 9, 2, 7];

@@ -1,7 +1,7 @@
 import { test } from "node:test";
 
-import { ElasticCluster } from "../support/elastic-cluster.ts";
-import { runUndisturbed } from "../support/load-driver.ts";
+import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
+import { runUndisturbed } from "../../bench/rig/load-driver.ts";
 import { growAndShrink, replaceEveryShard } from "../support/rolling.ts";
 import { underLoad } from "../support/steady-load.ts";
 

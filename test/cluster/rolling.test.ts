@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import { ElasticCluster } from "../support/elastic-cluster.ts";
-import { runUndisturbed, type KnownPrompt } from "../support/load-driver.ts";
+import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
+import { runUndisturbed, type KnownPrompt } from "../../bench/rig/load-driver.ts";
 import { growAndShrink, replaceEveryShard } from "../support/rolling.ts";
 import { underLoad } from "../support/steady-load.ts";
 

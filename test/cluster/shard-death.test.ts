@@ -2,9 +2,9 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 
-import { metric } from "../support/api.ts";
-import { drainShard, waitForConvergence } from "../support/control-api.ts";
-import { ElasticCluster, type ElasticOptions } from "../support/elastic-cluster.ts";
+import { metric } from "../../bench/rig/api.ts";
+import { drainShard, waitForConvergence } from "../../bench/rig/control-api.ts";
+import { ElasticCluster, type ElasticOptions } from "../../bench/rig/elastic-cluster.ts";
 import {
   driveLoad,
   failureText,
@@ -13,8 +13,8 @@ import {
   type DrivenRequest,
   type KnownPrompt,
   type UndisturbedRun,
-} from "../support/load-driver.ts";
-import { waitFor } from "../support/wait-for.ts";
+} from "../../bench/rig/load-driver.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 /** Requests of each load, and how many of them run at a time. */
 const REQUESTS = 200;

@@ -7,11 +7,11 @@ import {
   metric,
   postJson,
   streamCompletion,
-} from "../support/api.ts";
-import { isHealthy, startCluster, type Cluster } from "../support/cluster.ts";
+} from "../../bench/rig/api.ts";
+import { isHealthy, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { assertGreedy } from "../support/expectations.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const goldens = await readTinyGoldens();
 

@@ -4,12 +4,12 @@ import { after, before, describe, test } from "node:test";
 import { connectRedis, type RedisConnection } from "../../core/platform/redis.ts";
 import { selectSeries } from "../../core/statistics/load.ts";
 import { listModels, readQueued, readStatistics } from "../../core/statistics/reader.ts";
-import { greedyBody } from "../support/api.ts";
-import { startCluster, type Cluster } from "../support/cluster.ts";
+import { greedyBody } from "../../bench/rig/api.ts";
+import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readTinyGoldens, readTinyRouting } from "../support/goldens.ts";
-import { startRedis, type TestRedis } from "../support/redis.ts";
+import { startRedis, type TestRedis } from "../../bench/rig/redis.ts";
 import { runCommand } from "../support/run-command.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const goldens = await readTinyGoldens();
 

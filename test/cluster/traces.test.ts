@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import { greedyBody } from "../support/api.ts";
-import { startCluster, type Cluster } from "../support/cluster.ts";
+import { greedyBody } from "../../bench/rig/api.ts";
+import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { spanTree, startOtlpCollector, type OtlpCollector } from "../support/otlp-collector.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
 

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { after, describe, test } from "node:test";
 
-import { continueGreedily } from "../support/api.ts";
-import { DEMO_MODEL, startCluster, type Cluster } from "../support/cluster.ts";
+import { continueGreedily } from "../../bench/rig/api.ts";
+import { DEMO_MODEL, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 
 const goldens = await readDemoGoldens(["wiki", "chat", "math", "drama"]);

@@ -7,7 +7,7 @@ import { type ExpertLoad, loadExperts } from "../../core/load-experts.ts";
 import { PackPool } from "../../core/packing/pack-pool.ts";
 import { bytesOf } from "../../core/tensor.ts";
 import { packExpert, type PackedExpert, WeightOverflowError } from "../../core/weights.ts";
-import { testValues } from "../support/expert-reference.ts";
+import { testValues } from "../../bench/rig/expert-reference.ts";
 
 const sizes: ExpertSizes = {
   hiddenSize: 64,

@@ -15,8 +15,8 @@ import {
   withdraw,
 } from "../../core/membership.ts";
 import { connectRedis, type RedisConnection } from "../../core/platform/redis.ts";
-import { startRedis, type TestRedis } from "../support/redis.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { startRedis, type TestRedis } from "../../bench/rig/redis.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const SHARD: ShardRegistration = {
   kind: "shard",

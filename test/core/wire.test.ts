@@ -19,7 +19,7 @@ import {
 } from "../../core/wire.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { Dispatch, DispatchErrorCode, WireDtype } from "../../proto/gen/switchyard/v1/expert.ts";
-import { testValues } from "../support/expert-reference.ts";
+import { testValues } from "../../bench/rig/expert-reference.ts";
 
 const LIMITS = { hiddenSize: 8, topK: 2, maxRows: 16 };
 const HEADER = {

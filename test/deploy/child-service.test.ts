@@ -13,7 +13,7 @@ import {
   type ChildService,
 } from "../../deploy/child-service.ts";
 import { startRedis } from "../../deploy/redis-process.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const FIXTURE = join(import.meta.dirname, "../core/platform/fixtures/service.ts");
 const LOAD_FIXTURE = join(import.meta.dirname, "../core/platform/fixtures/load.ts");

@@ -14,7 +14,7 @@ import { readExpert } from "../../core/model/weights.ts";
 import { binary } from "../../deploy/inspect-report.ts";
 import { planInspection } from "../../deploy/inspect-plan.ts";
 import { runnerLimits } from "../../router-service/engine/runner-limits.ts";
-import { DEMO_MODEL } from "../support/cluster.ts";
+import { DEMO_MODEL } from "../../bench/rig/cluster.ts";
 import { countBuffers } from "../support/counted-buffers.ts";
 import { gpuRunnerFactory } from "../support/gpu-runner-factory.ts";
 import { runCommand } from "../support/run-command.ts";

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { childEnvironment } from "../../core/platform/config.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
 const START_DEADLINE_MS = 60_000;

@@ -6,7 +6,7 @@ import { after, describe, it } from "node:test";
 
 import { RECORDED_SHAPE, readRecorded } from "../../bench/routing/recorded.ts";
 import { replay, type ReplayCluster, type RoutingTrace } from "../../deploy/replay.ts";
-import { TINY_MODEL } from "../support/cluster.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { runCommand } from "../support/run-command.ts";
 
 const LAYERS = 3;

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { createStatistics } from "../../core/statistics/store.ts";
-import { startRedis } from "../support/redis.ts";
+import { startRedis } from "../../bench/rig/redis.ts";
 import { freePort } from "../../deploy/redis-process.ts";
 
 const COMMAND = join(import.meta.dirname, "../../deploy/stats-command.ts");

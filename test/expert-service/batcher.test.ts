@@ -6,9 +6,13 @@ import { packRows } from "../../core/wire-rows.ts";
 import { dispatchCrc } from "../../core/wire.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import { createGate } from "../support/gated-device.ts";
-import { dispatchOf, placedConnection, type ShardConnection } from "../support/shard-connection.ts";
+import {
+  dispatchOf,
+  placedConnection,
+  type ShardConnection,
+} from "../../bench/rig/shard-connection.ts";
 import { startTestShard } from "../support/shards.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const HELD = [0, 2, 3, 5];
 

@@ -20,7 +20,7 @@ import {
   placementOf,
   type AnswerOf,
   type ShardConnection,
-} from "../support/shard-connection.ts";
+} from "../../bench/rig/shard-connection.ts";
 import { startTestShard, type TestShard } from "../support/shards.ts";
 
 const HELD = [0, 2, 3, 5, 8];

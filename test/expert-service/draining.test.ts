@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
 import { EXPERT_BYTES, greeted, later, place, sumsOf, withShard } from "../support/placed-shard.ts";
-import { placedConnection, placementOf } from "../support/shard-connection.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 describe("a shard that is to leave", () => {
   it("says so to every router, and when nothing is placed on it any more", async () => {

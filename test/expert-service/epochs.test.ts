@@ -15,8 +15,8 @@ import {
   sumsOf,
   withShard,
 } from "../support/placed-shard.ts";
-import { dispatchOf, placedConnection, placementOf } from "../support/shard-connection.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { dispatchOf, placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const WRONG_EPOCH = DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH;
 

@@ -6,7 +6,7 @@ import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
 import { DispatchRefusedError, NO_EXPERT } from "../../core/wire.ts";
 import { runFfn, toSlots, type SlotRows } from "../../expert-service/ffn.ts";
-import { testExpert, testValues } from "../support/expert-reference.ts";
+import { testExpert, testValues } from "../../bench/rig/expert-reference.ts";
 
 const SIZES = {
   hiddenSize: 16,

@@ -6,7 +6,7 @@ import { status } from "@grpc/grpc-js";
 import { ConformanceError } from "../../core/gpu/conformance.ts";
 import { PROTOCOL_VERSION } from "../../core/wire.ts";
 import { checkHelloCrc } from "../../core/handshake.ts";
-import { dispatchOf, helloFor, openShardConnection } from "../support/shard-connection.ts";
+import { dispatchOf, helloFor, openShardConnection } from "../../bench/rig/shard-connection.ts";
 import { startTestShard, type TestShard } from "../support/shards.ts";
 
 describe("a shard's hello", () => {

@@ -8,7 +8,11 @@ import { expertBytes } from "../../core/weights.ts";
 import { advertisedAddress } from "../../expert-service/advertise.ts";
 import { measurePairsPerSecond } from "../../expert-service/measure-speed.ts";
 import { sumsOf } from "../support/placed-shard.ts";
-import { helloFor, openShardConnection, placedConnection } from "../support/shard-connection.ts";
+import {
+  helloFor,
+  openShardConnection,
+  placedConnection,
+} from "../../bench/rig/shard-connection.ts";
 import { startTestShard } from "../support/shards.ts";
 
 const SIZES = {

@@ -12,9 +12,9 @@ import {
   openShardConnection,
   placedConnection,
   placementOf,
-} from "../support/shard-connection.ts";
+} from "../../bench/rig/shard-connection.ts";
 import { startTestShard, type TestShard } from "../support/shards.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const EXPERT_BYTES = 3 * 64 * 40 * 4;
 /** Of one expert in the checkpoint, which is in BF16. */

@@ -4,12 +4,12 @@ import { after, before, describe, it } from "node:test";
 import { readMembers } from "../../core/membership.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
 import { connectRedis, type RedisConnection } from "../../core/platform/redis.ts";
-import { TINY_MODEL } from "../support/cluster.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { later, place } from "../support/placed-shard.ts";
-import { startRedis, type TestRedis } from "../support/redis.ts";
-import { startService, type Exit } from "../support/service-process.ts";
-import { placedConnection } from "../support/shard-connection.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { startRedis, type TestRedis } from "../../bench/rig/redis.ts";
+import { startService, type Exit } from "../../bench/rig/service-process.ts";
+import { placedConnection } from "../../bench/rig/shard-connection.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 describe("a shard process", () => {
   let server: TestRedis;

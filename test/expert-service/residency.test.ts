@@ -10,9 +10,9 @@ import { openCheckpoint } from "../../core/model/checkpoint.ts";
 import { expertBytes, packExpert, type PackedExpert } from "../../core/weights.ts";
 import { Batcher } from "../../expert-service/batcher.ts";
 import { Residency } from "../../expert-service/residency.ts";
-import { TINY_MODEL } from "../support/cluster.ts";
-import { testExpert } from "../support/expert-reference.ts";
-import { placementOf } from "../support/shard-connection.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import { testExpert } from "../../bench/rig/expert-reference.ts";
+import { placementOf } from "../../bench/rig/shard-connection.ts";
 
 const NUM_LAYERS = 3;
 

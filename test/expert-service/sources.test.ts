@@ -25,9 +25,9 @@ import {
   place,
   sumsOf,
 } from "../support/placed-shard.ts";
-import { placedConnection, placementOf } from "../support/shard-connection.ts";
+import { placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
 import { silentLogger, startTestShard, type TestShard } from "../support/shards.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 const never = new AbortController().signal;
 

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { DEMO_MODEL } from "../support/cluster.ts";
-import { startService } from "../support/service-process.ts";
+import { DEMO_MODEL } from "../../bench/rig/cluster.ts";
+import { startService } from "../../bench/rig/service-process.ts";
 import { freePort } from "../../deploy/redis-process.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 test("a router whose shards have not been seen yet says so by /health and 503, and serves when they come", async (t) => {
   const [httpPort, shardPort] = [await freePort(), await freePort()];

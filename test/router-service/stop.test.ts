@@ -6,11 +6,11 @@ import { test } from "node:test";
 
 import { childEnvironment } from "../../core/platform/config.ts";
 import { freePort } from "../../deploy/redis-process.ts";
-import { streamCompletion } from "../support/api.ts";
-import { DEMO_MODEL } from "../support/cluster.ts";
+import { streamCompletion } from "../../bench/rig/api.ts";
+import { DEMO_MODEL } from "../../bench/rig/cluster.ts";
 import { runCommand } from "../support/run-command.ts";
-import { startService } from "../support/service-process.ts";
-import { waitFor } from "../support/wait-for.ts";
+import { startService } from "../../bench/rig/service-process.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 test("a router that is stopped in mid-stream ends the stream with an error and exits 0 in time", async (t) => {
   const router = await startService({

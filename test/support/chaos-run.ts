@@ -3,15 +3,15 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 import type { ChaosRound, Disturbance } from "./chaos-schedule.ts";
-import { drainShard, waitForConvergence } from "./control-api.ts";
-import type { ElasticCluster, ElasticShard } from "./elastic-cluster.ts";
+import { drainShard, waitForConvergence } from "../../bench/rig/control-api.ts";
+import type { ElasticCluster, ElasticShard } from "../../bench/rig/elastic-cluster.ts";
 import {
   driveLoad,
   judgeLoad,
   type DrivenRequest,
   type KnownPrompt,
   type LoadVerdict,
-} from "./load-driver.ts";
+} from "../../bench/rig/load-driver.ts";
 
 /** A run. */
 export interface ChaosOptions {

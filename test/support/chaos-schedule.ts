@@ -1,7 +1,7 @@
 /** What goes wrong in a chaos run, and when: a pure function of its seed. */
 
 import { randomInteger, seededRandom, type Random } from "../../bench/load/random.ts";
-import type { Corruption } from "./byte-flipper.ts";
+import type { Corruption } from "../../bench/rig/byte-flipper.ts";
 
 /** One thing that goes wrong. Whom it hits is given by a number in [0, 1), a share of those that live then. */
 export type Disturbance =

@@ -2,14 +2,14 @@
 
 import assert from "node:assert/strict";
 
-import { metric } from "./api.ts";
+import { metric } from "../../bench/rig/api.ts";
 import { runChaos, type ChaosVerdict, type RoundReport } from "./chaos-run.ts";
 import { CHAOS_TURN, chaosSchedule, type ChaosShape } from "./chaos-schedule.ts";
-import { waitForConvergence } from "./control-api.ts";
-import { ElasticCluster } from "./elastic-cluster.ts";
-import { failureText, runUndisturbed } from "./load-driver.ts";
+import { waitForConvergence } from "../../bench/rig/control-api.ts";
+import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
+import { failureText, runUndisturbed } from "../../bench/rig/load-driver.ts";
 import { residentBytes } from "./resident-bytes.ts";
-import { waitFor } from "./wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 /** Shards at the start: with one killed and one drained, one is left. */
 const SHARDS = 3;

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 
 import { randomInteger, seededRandom, type Random } from "../../bench/load/random.ts";
-import { greedyBody, metric, streamCompletion } from "./api.ts";
-import type { Cluster } from "./cluster.ts";
+import { greedyBody, metric, streamCompletion } from "../../bench/rig/api.ts";
+import type { Cluster } from "../../bench/rig/cluster.ts";
 import { residentBytes } from "./resident-bytes.ts";
-import { waitFor } from "./wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 /** Requests under way at a time. */
 const CONCURRENCY = 32;

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 
-import { complete, continueGreedily, type CompletionChoice } from "./api.ts";
+import { complete, continueGreedily, type CompletionChoice } from "../../bench/rig/api.ts";
 import { logSoftmax, type DemoGolden, type Golden } from "./goldens.ts";
 
 /** Most likely tokens that are compared per position: as many as the API reports. */

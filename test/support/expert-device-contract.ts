@@ -17,7 +17,7 @@ import {
   testRun,
   testValues,
   toDtype,
-} from "./expert-reference.ts";
+} from "../../bench/rig/expert-reference.ts";
 
 /** Makes a device of its own for each test; the suite closes it. */
 export type ExpertDeviceFactory = (

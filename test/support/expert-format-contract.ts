@@ -14,7 +14,7 @@ import {
   expectedSums,
   testExpert,
   testRun,
-} from "./expert-reference.ts";
+} from "../../bench/rig/expert-reference.ts";
 
 /** Sizes with partial groups in every format, a clamp that bites, and biases. */
 const SIZES: ExpertSizes = {

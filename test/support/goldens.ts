@@ -5,7 +5,7 @@ import path from "node:path";
 
 import { SafetensorsFile } from "../../core/model/safetensors.ts";
 import { f32FromBytes } from "../../core/tensor.ts";
-import { DEMO_MODEL, TINY_MODEL } from "./cluster.ts";
+import { DEMO_MODEL, TINY_MODEL } from "../../bench/rig/cluster.ts";
 
 const ROOT = path.join(import.meta.dirname, "../..");
 

@@ -7,7 +7,7 @@ import { allocate, type Gpu, READ_BACK, STORAGE, UNIFORM, upload } from "../../c
 import { type Binding, compileKernel, type Kernel } from "../../core/gpu/kernel.ts";
 import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels/counts.ts";
 import { f32ToF16 } from "../../core/tensor.ts";
-import { testValues } from "./expert-reference.ts";
+import { testValues } from "../../bench/rig/expert-reference.ts";
 
 /** Deterministic values in [-scale, scale). */
 export function randomValues(length: number, seed: number, scale = 1): Float32Array {

@@ -3,7 +3,7 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 
-import { waitFor } from "./wait-for.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 /** A received span. */
 export interface CollectedSpan {

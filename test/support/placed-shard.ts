@@ -10,7 +10,7 @@ import {
   openShardConnection,
   placementOf,
   type ShardConnection,
-} from "./shard-connection.ts";
+} from "../../bench/rig/shard-connection.ts";
 import { startTestShard, type TestShard } from "./shards.ts";
 
 /** Bytes of one expert of the tiny model in f32. */

@@ -8,7 +8,12 @@ import { type ExpertDevice, type ExpertSizes, NO_SLOT } from "../../core/expert-
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { ExpertDeviceFactory } from "./expert-device-contract.ts";
-import { assertClose, expectedSums, testExpert, testValues } from "./expert-reference.ts";
+import {
+  assertClose,
+  expectedSums,
+  testExpert,
+  testValues,
+} from "../../bench/rig/expert-reference.ts";
 
 const LAYER = 3;
 const SIZES: ExpertSizes = {

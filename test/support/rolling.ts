@@ -1,7 +1,7 @@
 /** Shards replaced one by one, and a cluster that grows and shrinks. */
 
-import { drainShard, waitForConvergence } from "./control-api.ts";
-import type { ElasticCluster } from "./elastic-cluster.ts";
+import { drainShard, waitForConvergence } from "../../bench/rig/control-api.ts";
+import type { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
 
 /** Longest time until a placement stands again after a change, milliseconds. */
 const CONVERGE_MS = 15_000;

@@ -16,8 +16,13 @@ import type {
   RunExperts,
   StepRouting,
 } from "../../router-service/engine/run-experts.ts";
-import { TINY_MODEL } from "./cluster.ts";
-import { assertClose, expectedSums, mapTensors, testValues } from "./expert-reference.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import {
+  assertClose,
+  expectedSums,
+  mapTensors,
+  testValues,
+} from "../../bench/rig/expert-reference.ts";
 
 /** An implementation under test, with all experts of the tiny model in f32. */
 export interface RunExpertsUnderTest {

@@ -5,7 +5,7 @@ import { after, describe, test } from "node:test";
 
 import { openCheckpoint } from "../../core/model/checkpoint.ts";
 import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
-import { DEMO_MODEL, TINY_MODEL } from "./cluster.ts";
+import { DEMO_MODEL, TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { goldenSuite, LOGIT_TOLERANCE, type RunnerFactory } from "./golden-suite.ts";
 import { readDemoGoldens, readTinyGoldens } from "./goldens.ts";
 import { batchOf, distance, NEVER } from "./step-batch.ts";

@@ -11,7 +11,7 @@ import {
   type Cluster,
   type ClusterOptions,
 } from "../../router-service/cluster/cluster.ts";
-import { TINY_MODEL } from "./cluster.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 
 /** A logger that says nothing. */
 export const silentLogger = createLogger("test", "silent");

@@ -2,8 +2,13 @@
 
 import assert from "node:assert/strict";
 
-import type { ElasticCluster } from "./elastic-cluster.ts";
-import { driveLoad, failureText, judgeLoad, type KnownPrompt } from "./load-driver.ts";
+import type { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
+import {
+  driveLoad,
+  failureText,
+  judgeLoad,
+  type KnownPrompt,
+} from "../../bench/rig/load-driver.ts";
 
 /** Requests at a time. */
 const CONCURRENCY = 8;

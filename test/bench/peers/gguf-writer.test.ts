@@ -9,7 +9,7 @@ import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { familyOf } from "../../../core/model/families.ts";
 import { bytesOf, f16FromBytes, f32FromBytes, f32ToF16, toF32 } from "../../../core/tensor.ts";
 import { copyModel, temporaryDir } from "../../core/model/safetensors-writer.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { readGguf } from "./gguf-reader.ts";
 
 async function writeTiny(t: TestContext, config: Record<string, unknown> = {}) {

@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { loadsOf } from "../../../bench/peers/loads.ts";
 import { aimsTable, ratesTable } from "../../../bench/peers/report.ts";
-import { generationOf } from "../../../bench/peers/switchyard.ts";
+import { generationOf } from "../../../bench/engine.ts";
 
 const rates = [
   { contender: "Switchyard", load: "decode", perRound: [100, 50, 120] },

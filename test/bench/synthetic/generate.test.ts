@@ -11,7 +11,7 @@ import { expectedTensors, familyOf } from "../../../core/model/families.ts";
 import { parseModelConfig, readRawConfig } from "../../../core/model/load-config.ts";
 import { numElements, toF32 } from "../../../core/tensor.ts";
 import { temporaryDir } from "../../core/model/safetensors-writer.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 
 function parametersOf(config: ModelConfig): number {
   const tensors = Array.from(expectedTensors(config).values());

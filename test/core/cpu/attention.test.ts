@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { attention, latentAttention } from "../../../core/cpu/attention.ts";
 import { linear } from "../../../core/cpu/operations.ts";
-import { assertClose, testValues } from "../../support/expert-reference.ts";
+import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 
 const HEADS = { numHeads: 4, numKvHeads: 2, headDim: 8, scale: 0.3 };
 const KV_WIDTH = 2 * HEADS.numKvHeads * HEADS.headDim;

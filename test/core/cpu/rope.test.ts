@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ropeFrequencies, ropeTable, rotate } from "../../../core/cpu/rope.ts";
-import { assertClose } from "../../support/expert-reference.ts";
+import { assertClose } from "../../../bench/rig/expert-reference.ts";
 
 // Frequencies by test/goldens/variants/reference.py.
 const CASES = [

@@ -15,7 +15,7 @@ import {
 } from "../../support/expert-device-contract.ts";
 import { expertFormatContract } from "../../support/expert-format-contract.ts";
 import { rearrangeContract } from "../../support/rearrange-contract.ts";
-import { assertClose, testExpert, testRun } from "../../support/expert-reference.ts";
+import { assertClose, testExpert, testRun } from "../../../bench/rig/expert-reference.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());

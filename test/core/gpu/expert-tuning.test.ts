@@ -18,7 +18,7 @@ import {
 } from "../../../core/gpu/expert-tuning.ts";
 import type { TunedPoint } from "../../../core/gpu/tuning-file.ts";
 import { assertClose } from "../../support/gpu-fixture.ts";
-import { testExpert, testRun } from "../../support/expert-reference.ts";
+import { testExpert, testRun } from "../../../bench/rig/expert-reference.ts";
 
 const gpu = await openGpu();
 const directory = await mkdtemp(join(tmpdir(), "switchyard-tuning-"));

@@ -10,7 +10,7 @@ import { KernelError } from "../../../core/gpu/kernel.ts";
 import { SyntheticExperts } from "../../../core/gpu/synthetic-experts.ts";
 import { NO_SLOT, OutOfDeviceMemoryError } from "../../../core/expert-device.ts";
 import { countBuffers } from "../../support/counted-buffers.ts";
-import { testExpert, testValues } from "../../support/expert-reference.ts";
+import { testExpert, testValues } from "../../../bench/rig/expert-reference.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());

@@ -7,7 +7,7 @@ import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { MODEL_PARTS, modelSize, parameterCounts } from "../../../core/model/footprint.ts";
 import type { JsonObject } from "../../../core/model/json-file.ts";
 import { parseModelConfig } from "../../../core/model/load-config.ts";
-import { DEMO_MODEL } from "../../support/cluster.ts";
+import { DEMO_MODEL } from "../../../bench/rig/cluster.ts";
 
 const CONFIGS = join(import.meta.dirname, "../../../bench/synthetic/configs");
 

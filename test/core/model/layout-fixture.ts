@@ -6,7 +6,7 @@ import type { TestContext } from "node:test";
 
 import { type Checkpoint, openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { plainFloats } from "../../../core/packing/mxfp4-matrix.ts";
-import { mapTensors } from "../../support/expert-reference.ts";
+import { mapTensors } from "../../../bench/rig/expert-reference.ts";
 import { readExpert, readLayer, readModelWeights } from "../../../core/model/weights.ts";
 import {
   copyModel,

@@ -9,7 +9,7 @@ import { ModelConfigError } from "../../../core/model/config-error.ts";
 import type { JsonObject } from "../../../core/model/json-file.ts";
 import { readModelConfig } from "../../../core/model/load-config.ts";
 import { parseOverlay } from "../../../core/model/overlay.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { temporaryDir } from "./safetensors-writer.ts";
 
 const tiny = await readModelConfig(TINY_MODEL);

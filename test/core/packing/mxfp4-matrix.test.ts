@@ -11,7 +11,7 @@ import { PackPool } from "../../../core/packing/pack-pool.ts";
 import { unpackMatrix } from "../../../core/packing/quantize.ts";
 import { bytesOf, type Mxfp4Matrix, toF32 } from "../../../core/tensor.ts";
 import { packExpert, packMatrix, WeightOverflowError } from "../../../core/weights.ts";
-import { testValues } from "../../support/expert-reference.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
 import { decodeSafetensors } from "../model/safetensors-writer.ts";
 
 const GPT_OSS = join(import.meta.dirname, "../../goldens/gpt_oss");

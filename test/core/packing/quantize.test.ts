@@ -7,7 +7,7 @@ import { emptyMatrix, EXPERT_FORMATS, type ExpertFormat } from "../../../core/ex
 import { packRows, unpackMatrix } from "../../../core/packing/quantize.ts";
 import { packMatrix, WeightOverflowError } from "../../../core/weights.ts";
 import { bytesOf } from "../../../core/tensor.ts";
-import { testValues } from "../../support/expert-reference.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
 
 /** Root of (sum of squared differences / sum of the exact values' squares); 0 where both are 0. */
 function relativeRmsError(exact: ArrayLike<number>, actual: ArrayLike<number>): number {

@@ -15,7 +15,7 @@ import {
   type HostTensor,
   toF32,
 } from "../../../core/tensor.ts";
-import { testValues } from "../../support/expert-reference.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
 
 const core = new URL("../../../core/packing/", import.meta.url);
 

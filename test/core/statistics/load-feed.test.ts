@@ -13,7 +13,7 @@ import { createLoadFeed, type FeedReading } from "../../../core/statistics/load-
 import { NO_PARTNER, TOP_PARTNERS, TURN_TOKENS } from "../../../core/statistics/pairs.ts";
 import { createStatistics } from "../../../core/statistics/store.ts";
 import type { QueuedTokens } from "../../../core/statistics/windows.ts";
-import { startRedis } from "../../support/redis.ts";
+import { startRedis } from "../../../bench/rig/redis.ts";
 
 const SHAPE = { modelName: "tiny", layers: [1, 2], numExperts: 4, topK: 2 };
 /** The beginning of the bucket at hand. */

@@ -11,8 +11,8 @@ import {
   type Statistics,
 } from "../../../core/statistics/store.ts";
 import { NO_PARTNER } from "../../../core/statistics/pairs.ts";
-import { startRedis, type TestRedis } from "../../support/redis.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { startRedis, type TestRedis } from "../../../bench/rig/redis.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { freePort } from "../../../deploy/redis-process.ts";
 
 const SHAPE = { modelName: "tiny", layers: [0, 1], numExperts: 4, topK: 2 };

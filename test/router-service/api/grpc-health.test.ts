@@ -12,7 +12,7 @@ import {
 import { loadSync } from "@grpc/proto-loader";
 import { protoPath } from "grpc-health-check";
 
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { openDoors } from "./doors.ts";
 
 const SERVICE = "switchyard.v1.InferenceService";

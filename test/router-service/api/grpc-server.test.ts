@@ -18,7 +18,7 @@ import {
   SamplingParams,
 } from "../../../proto/gen/switchyard/v1/inference.ts";
 import { toyContinuation, toyLogitsOf, logSumExp } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { type DoorOptions, type Doors, MODEL, openDoors } from "./doors.ts";
 
 const VOCAB = 4096;

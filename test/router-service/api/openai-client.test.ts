@@ -4,7 +4,7 @@ import { after, before, test } from "node:test";
 import OpenAI from "openai";
 
 import { toyContinuation } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { type Doors, MODEL, openDoors } from "./doors.ts";
 
 const VOCAB = 4096;

@@ -11,7 +11,7 @@ import {
 } from "../../../proto/gen/switchyard/v1/inference.ts";
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
 import type { EngineRequest } from "../../../router-service/engine/request.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { type Doors, openDoors } from "./doors.ts";
 
 const TRACE_ID = "0af7651916cd43dd8448eb211c80319c";

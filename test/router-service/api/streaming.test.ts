@@ -12,7 +12,7 @@ import type { EngineObserver } from "../../../router-service/engine/observer.ts"
 import type { Engine, EngineEvent } from "../../../router-service/engine/request.ts";
 import { toyEngine } from "../../support/engine-requests.ts";
 import { toyContinuation } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { type DoorOptions, type Doors, openDoors } from "./doors.ts";
 
 async function withDoors(

@@ -8,11 +8,11 @@ import { DispatchFailedError, PlacementError } from "../../../router-service/clu
 import type { DispatchReport } from "../../../router-service/cluster/attempts.ts";
 import { reconnectPauseMs } from "../../../router-service/cluster/shard-client.ts";
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
-import { testValues } from "../../support/expert-reference.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
 import { createGate, type Gate } from "../../support/gated-device.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { freePort } from "../../../deploy/redis-process.ts";
 
 const routing = testRouting(3, 4, (token, k) => (token + k * 3) % 12);

@@ -9,9 +9,9 @@ import { connectRedis, type RedisConnection } from "../../../core/platform/redis
 import { createStatistics } from "../../../core/statistics/store.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import { startControlPlane, type ControlPlane } from "../../../router-service/control-plane.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
-import { testValues } from "../../support/expert-reference.ts";
-import { startRedis, type TestRedis } from "../../support/redis.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
+import { startRedis, type TestRedis } from "../../../bench/rig/redis.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
 import {
   connectTestCluster,
@@ -19,7 +19,7 @@ import {
   startTestShard,
   type TestShard,
 } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 let checkpoint: Checkpoint;
 before(async () => {

@@ -13,14 +13,14 @@ import { bytesOf, toF32 } from "../../../core/tensor.ts";
 import { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
 import { planCluster } from "../../../router-service/cluster/plan.ts";
 import { shardPlacement } from "../../../router-service/cluster/shard-placement.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import {
   asFormatKeeps,
   assertClose,
   expectedSums,
   mapTensors,
   testRun,
-} from "../../support/expert-reference.ts";
+} from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
 import { temporaryDir } from "../../core/model/safetensors-writer.ts";

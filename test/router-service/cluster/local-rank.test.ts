@@ -6,8 +6,8 @@ import { LOCAL_RANK, type LayerReplicas } from "../../../core/placement/placemen
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
 import { localRankOptions } from "../../../router-service/local-rank.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
-import { assertClose, testValues } from "../../support/expert-reference.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
+import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import {
   connectTestCluster,
@@ -15,7 +15,7 @@ import {
   startTestShard,
   type TestShard,
 } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const EXPERT_BYTES = 3 * 64 * 40 * 4;
 const routing = testRouting(6, 4, (token, k) => (token * 2 + k * 3) % 12);

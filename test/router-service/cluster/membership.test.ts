@@ -16,9 +16,9 @@ import {
   createStaticMembership,
   type Membership,
 } from "../../../router-service/cluster/membership-static.ts";
-import { startRedis } from "../../support/redis.ts";
+import { startRedis } from "../../../bench/rig/redis.ts";
 import { silentLogger } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const server = await startRedis();
 const redis = connectRedis(server.url);

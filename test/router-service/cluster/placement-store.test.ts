@@ -10,9 +10,9 @@ import {
   type PlacementStore,
 } from "../../../router-service/cluster/placement-store.ts";
 import type { StoredPlacement } from "../../../router-service/cluster/stored-placement.ts";
-import { startRedis } from "../../support/redis.ts";
+import { startRedis } from "../../../bench/rig/redis.ts";
 import { silentLogger } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const server = await startRedis();
 const connections = [connectRedis(server.url), connectRedis(server.url)] as const;

@@ -11,7 +11,7 @@ import {
   type ShardFacts,
 } from "../../../router-service/cluster/planner-input.ts";
 import { suppose, WhatIfError } from "../../../router-service/cluster/what-if.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 
 const config = await readModelConfig(TINY_MODEL);
 const layers = moeLayers(config);

@@ -7,10 +7,10 @@ import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
 import type { ResendReason } from "../../../router-service/cluster/resend.ts";
 import { type Alteration, alteringDevice } from "../../support/altered-device.ts";
-import { assertClose, testValues } from "../../support/expert-reference.ts";
+import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const routing = testRouting(6, 4, (token, k) => (token * 2 + k * 3) % 12);
 const rows = testValues(6 * 64, 1);

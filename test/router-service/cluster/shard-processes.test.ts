@@ -5,18 +5,18 @@ import { Client, credentials, status } from "@grpc/grpc-js";
 
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import { DEMO_MODEL, TINY_MODEL } from "../../support/cluster.ts";
-import { testValues } from "../../support/expert-reference.ts";
+import { DEMO_MODEL, TINY_MODEL } from "../../../bench/rig/cluster.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
-import { startService, type ServiceProcess } from "../../support/service-process.ts";
+import { startService, type ServiceProcess } from "../../../bench/rig/service-process.ts";
 import {
   helloFor,
   openShardConnection,
   placedConnection,
   placementOf,
-} from "../../support/shard-connection.ts";
+} from "../../../bench/rig/shard-connection.ts";
 import { connectTestCluster } from "../../support/shards.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const startShard = (rank: number, port = 0, flags: readonly string[] = []) =>
   startService({

@@ -21,7 +21,7 @@ import {
 import { shardPlacement } from "../../../router-service/cluster/shard-placement.ts";
 import { ShardStream } from "../../../router-service/cluster/shard-stream.ts";
 import { packRows } from "../../../core/wire-rows.ts";
-import { testValues } from "../../support/expert-reference.ts";
+import { testValues } from "../../../bench/rig/expert-reference.ts";
 
 type Kind = NonNullable<RouterMessage["kind"]>;
 

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { createEngine } from "../../../router-service/engine/engine.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { engineRequest } from "../../support/engine-requests.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
 

@@ -12,7 +12,7 @@ import type { StepBatch, StepContext } from "../../../router-service/engine/mode
 import type { EngineObserver, RequestTimeline } from "../../../router-service/engine/observer.ts";
 import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
 import { toyContinuation } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const prompt = (length: number, from = 0) =>
   Array.from({ length }, (_, i) => (from * 31 + i * 7) % 97);

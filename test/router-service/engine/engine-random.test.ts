@@ -14,7 +14,7 @@ import type {
 import { sampleToken } from "../../../router-service/engine/sampler.ts";
 import { collect, engineRequest, greedy, toyEngine } from "../../support/engine-requests.ts";
 import { logSumExp, sampleLogits, toyContinuation, toyLogitsOf } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 /** One request of a random run: prompts of a family share their beginning. */
 const arrivalOf = fc.record({

@@ -6,7 +6,7 @@ import type { RequestTimeline, StepReport } from "../../../router-service/engine
 import { tokenLogprobs } from "../../../router-service/engine/sampler.ts";
 import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
 import { sampleLogits, toyContinuation, toyLogitsOf } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const prompt = (length: number, from = 0) =>
   Array.from({ length }, (_, i) => (from * 31 + i * 7) % 97);

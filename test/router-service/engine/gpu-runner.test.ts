@@ -4,7 +4,7 @@ import { after, test } from "node:test";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
 import { createdDuring } from "../../support/created-objects.ts";
 import { decodeSteps, runnerSuite } from "../../support/runner-suite.ts";

@@ -6,7 +6,7 @@ import { COUNTS_BYTES, countsData } from "../../../core/gpu/kernels/counts.ts";
 import { openCheckpoint } from "../../../core/model/checkpoint.ts";
 import { createLocalDeviceExperts } from "../../../router-service/engine/local-experts.ts";
 import { createLocalGpuExperts } from "../../../router-service/engine/local-gpu-experts.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { readF32 } from "../../support/gpu-fixture.ts";
 import { hostStep, runExpertsContract } from "../../support/run-experts-contract.ts";
 

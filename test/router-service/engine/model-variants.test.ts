@@ -10,7 +10,7 @@ import { expectedTensors } from "../../../core/model/families.ts";
 import { readModelConfig } from "../../../core/model/load-config.ts";
 import { bytesOf } from "../../../core/tensor.ts";
 import { encodeSafetensors, temporaryDir } from "../../core/model/safetensors-writer.ts";
-import { TINY_MODEL } from "../../support/cluster.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { createCpuTestRunner } from "../../support/cpu-runner-factory.ts";
 import { randomValues } from "../../support/gpu-fixture.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";

@@ -7,7 +7,7 @@ import {
   LimitError,
   runnerLimits,
 } from "../../../router-service/engine/runner-limits.ts";
-import { DEMO_MODEL } from "../../support/cluster.ts";
+import { DEMO_MODEL } from "../../../bench/rig/cluster.ts";
 
 const config = await readModelConfig(DEMO_MODEL);
 const settings = { maxNumSeqs: 8, maxNumBatchedTokens: 256 };

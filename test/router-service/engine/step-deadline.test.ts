@@ -8,7 +8,7 @@ import {
 } from "../../../router-service/engine/step-failure.ts";
 import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
 import { toyContinuation } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 describe("a step's deadline", () => {
   it("does not count the time that others compute", async () => {

@@ -11,7 +11,7 @@ import { createStopMatcher } from "../../../router-service/engine/stop-matcher.t
 import { generateText, type TextEvent } from "../../../router-service/engine/text-stream.ts";
 import { engineRequest, toyEngine } from "../../support/engine-requests.ts";
 import { toyContinuation } from "../../support/toy-runner.ts";
-import { waitFor } from "../../support/wait-for.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const DEMO_MODEL = new URL("../../../models/demo-moe", import.meta.url).pathname;
 

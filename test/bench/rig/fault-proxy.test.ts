@@ -3,8 +3,8 @@ import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import { after, before, describe, test } from "node:test";
 
-import { startFaultProxy, type FaultProxy } from "./fault-proxy.ts";
-import { waitFor } from "./wait-for.ts";
+import { startFaultProxy, type FaultProxy } from "../../../bench/rig/fault-proxy.ts";
+import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 /** Sends bytes and waits until as many came back. */
 async function echo(socket: Socket, bytes: Buffer): Promise<Buffer> {

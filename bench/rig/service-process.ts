@@ -1,4 +1,4 @@
-/** Real processes of the project under test: spawned with an IPC channel, ready when they say so, gone when the test is. */
+/** Real processes of the project: spawned with an IPC channel, ready when they say so, stopped by who started them. */
 
 import { fork, type ChildProcess } from "node:child_process";
 import path from "node:path";

@@ -1,4 +1,4 @@
-/** A router's stream to a shard, message by message or byte by byte, for tests that say what no router says. */
+/** A router's stream to a shard, message by message or byte by byte, for those who say what no router says. */
 
 import type { ClientDuplexStream, ServiceDefinition, StatusObject } from "@grpc/grpc-js";
 import { credentials, makeGenericClientConstructor } from "@grpc/grpc-js";

@@ -1,4 +1,4 @@
-/** What routers say of placement and shards, and how an operator drains one; for tests that change a cluster. */
+/** What routers say of placement and shards, and how an operator drains one; for those who change a cluster. */
 
 import assert from "node:assert/strict";
 

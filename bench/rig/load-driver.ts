@@ -1,6 +1,6 @@
 /** Streaming requests, some at a time, over one router or two: what came back, how long tokens let wait, and what failed. */
 
-import { randomInteger, seededRandom } from "../../bench/load/random.ts";
+import { randomInteger, seededRandom } from "../load/random.ts";
 import { greedyBody, streamCompletion } from "./api.ts";
 
 /** A prompt with its undisturbed greedy continuation. */

@@ -1,8 +1,8 @@
-/** Plain HTTP calls of a cluster's API, for tests that look at the bytes rather than through a client library. */
+/** Plain HTTP calls of a cluster's API, for those who look at the bytes rather than through a client library. */
 
 import assert from "node:assert/strict";
 
-import { readEvents } from "../../bench/load/event-stream.ts";
+import { readEvents } from "../load/event-stream.ts";
 
 /** Deadline of one call, milliseconds. */
 const TIMEOUT_MS = 120_000;

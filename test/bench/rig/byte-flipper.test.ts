@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { seededRandom } from "../../bench/load/random.ts";
-import { ByteFlipper } from "./byte-flipper.ts";
+import { seededRandom } from "../../../bench/load/random.ts";
+import { ByteFlipper } from "../../../bench/rig/byte-flipper.ts";
 
 /** A frame of HTTP/2 with an empty payload of this length. */
 function frame(type: number, length: number): Buffer {

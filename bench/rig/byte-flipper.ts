@@ -1,6 +1,6 @@
 /** Flips bits of a byte stream now and then: anywhere in it, or within the messages that HTTP/2 carries. */
 
-import { randomInteger, type Random } from "../../bench/load/random.ts";
+import { randomInteger, type Random } from "../load/random.ts";
 
 /** How bytes are corrupted. */
 export interface Corruption {

@@ -1,21 +1,21 @@
 /** Switchyard's own engine as a contender, in this process: tokens in, tokens out, no HTTP. */
 
-import { inTime } from "../../core/gpu/deadline.ts";
-import type { Gpu } from "../../core/gpu/device.ts";
-import { decideWeights } from "../../core/handshake.ts";
-import { openCheckpoint } from "../../core/model/checkpoint.ts";
-import { createLogger } from "../../core/platform/log.ts";
-import { expertsSetting } from "../../core/expert-formats.ts";
-import type { DispatchReport } from "../../router-service/cluster/attempts.ts";
-import { createCluster } from "../../router-service/cluster/cluster.ts";
-import { createEngine } from "../../router-service/engine/engine.ts";
-import type { Engine, SamplingParams } from "../../router-service/engine/request.ts";
-import type { MicroBatchSetting } from "../../router-service/engine/micro-batches.ts";
-import { BLOCK_SIZE } from "../../router-service/engine/model-runner.ts";
-import { runnerLimits } from "../../router-service/engine/runner-limits.ts";
-import { routerConfigSchema } from "../../router-service/config.ts";
-import { createRunner } from "../../router-service/runner.ts";
-import type { Contender, ContenderLimits, Generation } from "./contender.ts";
+import { inTime } from "../core/gpu/deadline.ts";
+import type { Gpu } from "../core/gpu/device.ts";
+import { decideWeights } from "../core/handshake.ts";
+import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { createLogger } from "../core/platform/log.ts";
+import { expertsSetting } from "../core/expert-formats.ts";
+import type { DispatchReport } from "../router-service/cluster/attempts.ts";
+import { createCluster } from "../router-service/cluster/cluster.ts";
+import { createEngine } from "../router-service/engine/engine.ts";
+import type { Engine, SamplingParams } from "../router-service/engine/request.ts";
+import type { MicroBatchSetting } from "../router-service/engine/micro-batches.ts";
+import { BLOCK_SIZE } from "../router-service/engine/model-runner.ts";
+import { runnerLimits } from "../router-service/engine/runner-limits.ts";
+import { routerConfigSchema } from "../router-service/config.ts";
+import { createRunner } from "../router-service/runner.ts";
+import type { Contender, ContenderLimits, Generation } from "./peers/contender.ts";
 
 /** What the engine runs, and on what. */
 export interface SwitchyardOptions extends ContenderLimits {

@@ -1,4 +1,4 @@
-/** A real redis-server for tests, on a free port, with nothing left behind. */
+/** A real redis-server on a free port, with nothing left behind. */
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
