@@ -6,6 +6,7 @@ import {
   type ExpertDevice,
   type ExpertSizes,
   type NewSlots,
+  NO_SLOT,
   type StoredExpert,
 } from "../expert-device.ts";
 import type { ExpertFormat } from "../expert-format.ts";
@@ -217,7 +218,9 @@ class GpuExpertDevice implements ExpertDevice {
     const { device } = this.#gpu;
     const buffers = this.#buffers;
     const tokens = rows.length / this.#sizes.hiddenSize;
-    const sizes = { tokens, samples: 0, topK, numSlots: this.#ffn.numSlots(layer) };
+    const numSlots = this.#ffn.numSlots(layer);
+    // Slots may be many more than the rows use: copies at rest, experts of an epoch to come.
+    const sizes = { tokens, samples: 0, topK, numSlots, pairsPerSlot: pairsPerSlot(slots) };
     interleaveRouting(slots, weights, this.#routing);
     device.queue.writeBuffer(buffers.counts, 0, countsData(sizes));
     device.queue.writeBuffer(buffers.rows, 0, rows.buffer, rows.byteOffset, rows.byteLength);
@@ -233,4 +236,16 @@ class GpuExpertDevice implements ExpertDevice {
     buffers.staging.unmap();
     return sums;
   }
+}
+
+/** Rows of a slot that has any. */
+function pairsPerSlot(slots: Uint32Array): number {
+  const used = new Set<number>();
+  let pairs = 0;
+  for (const slot of slots) {
+    if (slot === NO_SLOT) continue;
+    used.add(slot);
+    pairs++;
+  }
+  return pairs / Math.max(1, used.size);
 }

@@ -40,6 +40,12 @@ export interface ExpertKernels {
   readonly choose: (sizes: StepSizes) => number;
 }
 
+/** Pairs per slot that has any: as counted, else as with balanced routing. */
+export function densityOf({ tokens, topK, numSlots, pairsPerSlot }: StepSizes): number {
+  const pairs = tokens * topK;
+  return pairsPerSlot ?? pairs / Math.min(pairs, numSlots);
+}
+
 /** Pairs per slot from which sorting the pairs by slot saves more weight reads than it costs. */
 export const GROUPED_FROM = 4;
 
@@ -56,7 +62,7 @@ export function plainExpertKernels(sizes: ExpertSizes, loads: InputLoads = "own"
       { bank: bank({ kind: "direct", rows: 1 }), limit: EXACT },
       { group: 4, bank: bank({ kind: "grouped", rows: 4 }), limit: EXACT },
     ],
-    choose: ({ tokens, topK, numSlots }) => (tokens * topK >= GROUPED_FROM * numSlots ? 1 : 0),
+    choose: (step) => (densityOf(step) >= GROUPED_FROM ? 1 : 0),
   };
 }
 

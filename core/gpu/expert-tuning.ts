@@ -23,10 +23,15 @@ import {
   candidateName,
   candidatesFor,
 } from "./expert-candidates.ts";
-import { EXACT, type ExpertKernels, GROUPED_FROM, ROUNDED_TO_F16 } from "./expert-kernels.ts";
+import {
+  densityOf,
+  EXACT,
+  type ExpertKernels,
+  GROUPED_FROM,
+  ROUNDED_TO_F16,
+} from "./expert-kernels.ts";
 import { openTimer } from "./kernel-timing.ts";
 import { KernelError } from "./kernel.ts";
-import type { StepSizes } from "./kernels/counts.ts";
 import { compileHalves, type MeasuredKernels, SyntheticExperts } from "./synthetic-experts.ts";
 import { dropPoints, readPoints, type TunedPoint, writePoints } from "./tuning-file.ts";
 
@@ -40,12 +45,6 @@ export function nearestPoint(points: readonly TunedPoint[], pairsPerSlot: number
     Math.abs(Math.log(points[index].pairsPerSlot / Math.max(1, pairsPerSlot)));
   for (let i = 1; i < points.length; i++) if (distance(i) < distance(best)) best = i;
   return best;
-}
-
-/** Pairs per slot that has any, in a step with balanced routing. */
-export function densityOf({ tokens, topK, numSlots }: StepSizes): number {
-  const pairs = tokens * topK;
-  return pairs / Math.min(pairs, numSlots);
 }
 
 /** Error that a candidate's results may have. */

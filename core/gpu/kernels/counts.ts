@@ -12,6 +12,8 @@ export interface StepSizes {
   readonly topK: number;
   /** Slots of the layer whose experts run. */
   readonly numSlots: number;
+  /** Rows of an expert that has any; absent where nobody counted them. */
+  readonly pairsPerSlot?: number;
 }
 
 /**

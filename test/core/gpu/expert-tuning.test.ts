@@ -8,8 +8,8 @@ import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { candidatesFor } from "../../../core/gpu/expert-candidates.ts";
 import { createGpuExpertDevice } from "../../../core/gpu/expert-device.ts";
+import { densityOf, plainExpertKernels } from "../../../core/gpu/expert-kernels.ts";
 import {
-  densityOf,
   dropKeptExperts,
   keptExperts,
   measuredExperts,
@@ -47,6 +47,11 @@ test("a step takes the choice measured at the density nearest to its own", () =>
   const step = { tokens: 1, samples: 0, topK: 6, numSlots: 64 };
   assert.equal(densityOf(step), 1, "one token's experts have one pair each");
   assert.equal(densityOf({ ...step, tokens: 512 }), 48);
+  assert.equal(densityOf({ ...step, pairsPerSlot: 6 }), 6, "what was counted goes before");
+  const { choose } = plainExpertKernels(SIZES);
+  const rest = { tokens: 8, samples: 0, topK: 4, numSlots: 64 };
+  assert.equal(choose(rest), 0);
+  assert.equal(choose({ ...rest, pairsPerSlot: 8 }), 1, "slots at rest do not scatter the rows");
 });
 
 test("a candidate that is the choice at several densities is compiled once", () => {
