@@ -80,8 +80,10 @@ class Pipe {
     // What went wrong on one side shows on the other as a reset.
     from.on("error", () => to.resetAndDestroy());
     from.on("close", () => {
+      // What is held of a stream that came to its end still passes.
+      if (this.#ended) return;
       clearTimeout(this.#timer);
-      if (!this.#ended) to.destroy();
+      to.destroy();
     });
   }
 

@@ -14,6 +14,9 @@ import { waitFor } from "../../bench/rig/wait-for.ts";
 /** Shards at the start: with one killed and one drained, one is left. */
 const SHARDS = 3;
 
+/** Longest time until connections that nobody uses are closed: a gRPC client looks for them every 10 s, milliseconds. */
+const LEFT_MS = 30_000;
+
 /** Bytes of all experts of the tiny model in f32: 3 layers of 12 experts of 3 matrices 64 × 40. */
 const TINY_EXPERTS_BYTES = 3 * 12 * 3 * 64 * 40 * 4;
 
@@ -84,19 +87,27 @@ async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
   const routers = cluster.routers();
   // A shard's connection to a peer that it fetched from may stand for a while.
   const most = routers.length + cluster.shards().length - 1;
-  await waitFor("all KV blocks to be free, no sequence and no stream left", async () => {
-    for (const { url } of routers) {
-      for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]) {
-        const value = await metric(url, `vllm:${name}`);
-        if (value !== 0) throw new Error(`${url} has ${name} ${value}`);
+  await waitFor(
+    "all KV blocks to be free, no sequence and no stream left",
+    async () => {
+      for (const { url } of routers) {
+        for (const name of [
+          "num_requests_running",
+          "num_requests_waiting",
+          "kv_cache_usage_perc",
+        ]) {
+          const value = await metric(url, `vllm:${name}`);
+          if (value !== 0) throw new Error(`${url} has ${name} ${value}`);
+        }
       }
-    }
-    for (const { rank, proxy } of cluster.shards()) {
-      const count = proxy?.connections() ?? 0;
-      if (count > most) throw new Error(`shard ${rank} has ${count} connections`);
-    }
-    return true;
-  });
+      for (const { rank, proxy } of cluster.shards()) {
+        const count = proxy?.connections() ?? 0;
+        if (count > most) throw new Error(`shard ${rank} has ${count} connections`);
+      }
+      return true;
+    },
+    LEFT_MS,
+  );
 }
 
 /** Resident bytes of each process by name and pid. */
