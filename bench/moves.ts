@@ -6,9 +6,10 @@ import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
-import { drainShard, waitForConvergence } from "./rig/control-api.ts";
+import { drainShard, shardsOf, waitForConvergence } from "./rig/control-api.ts";
 import { ElasticCluster } from "./rig/elastic-cluster.ts";
 import { driveLoad, failureText, judgeLoad, runUndisturbed } from "./rig/load-driver.ts";
+import { waitFor } from "./rig/wait-for.ts";
 import { distribution } from "./load/statistics.ts";
 
 const schema = z.object({
@@ -55,7 +56,13 @@ interface Stretch {
 export async function runMovesCommand(argv: string[]): Promise<number> {
   const settings = loadConfig(schema, about, argv);
   const { model, device, shards } = settings;
-  const cluster = await ElasticCluster.start({ model, device, shards, redis: true });
+  const cluster = await ElasticCluster.start({
+    model,
+    device,
+    shards,
+    redis: true,
+    routerFlags: ["--plan-interval", "1"],
+  });
   try {
     const [{ url }] = cluster.routers();
     const sizes = { ...PROMPTS, maxTokens: settings.outputLen };
@@ -80,7 +87,10 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
     for (let repeat = 0; repeat < settings.repeats; repeat++) {
       await rest();
       const { rank } = await cluster.addShard();
-      await measure("join", () => waitForConvergence(cluster, MOVE_MS));
+      await measure("join", async () => {
+        await waitFor("experts on the new shard", () => holdsExperts(url, rank), MOVE_MS);
+        await waitForConvergence(cluster, MOVE_MS);
+      });
       await rest();
       await measure("drain", () => drainShard(cluster, rank, MOVE_MS));
       await cluster.stopShard(rank);
@@ -95,6 +105,11 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
   } finally {
     await cluster.close();
   }
+}
+
+async function holdsExperts(url: string, rank: number): Promise<boolean> {
+  const shards = await shardsOf(url);
+  return shards.some((shard) => shard.rank === rank && (shard.resident_bytes ?? 0) > 0);
 }
 
 /** Gaps at rest and in moves, in Markdown. */

@@ -13,6 +13,7 @@ export interface ShardView {
   readonly state: string;
   readonly epochs: readonly number[];
   readonly safe_to_terminate: boolean;
+  readonly resident_bytes: number | null;
 }
 
 /** A placement, as GET /v1/placement has it; the parts that are read here. */
