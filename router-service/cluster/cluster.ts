@@ -269,8 +269,16 @@ class ShardCluster implements Cluster {
   }
 
   #messageFor(stored: ClusterPlacement, rank: number): ShardPlacement {
-    const oldest = this.#current?.placement.epoch ?? stored.placement.epoch;
-    return shardPlacement(stored, rank, this.#options.overlay, oldest);
+    const { placement } = this.#current ?? stored;
+    const held = { placement, addressOf: (holder: number) => this.#giver(holder, placement.epoch) };
+    return shardPlacement(stored, rank, this.#options.overlay, placement.epoch, held);
+  }
+
+  /** Where other shards may fetch what a rank holds in an epoch; undefined where it is better left alone. */
+  #giver(rank: number, epoch: number): string | undefined {
+    const member = this.#roster.find(rank);
+    const gives = member?.connected === true && member.trusted && member.serves(epoch);
+    return gives ? member.address : undefined;
   }
 
   #view(member: ClusterMember): MemberView {

@@ -10,14 +10,19 @@ import {
   WeightsDtype as WireWeights,
   type ShardPlacement,
 } from "../../proto/gen/switchyard/v1/cluster.ts";
+import { expertPeers, type HeldExperts } from "./expert-peers.ts";
 import type { ClusterPlacement } from "./plan.ts";
 
-/** The message that tells the shard of this rank all that it holds in a placement's epoch; no layers where that is nothing. */
+/**
+ * The message that tells the shard of this rank all that it holds in a placement's epoch; no layers where that is nothing.
+ * @param held what the shards have now; undefined where nothing is known
+ */
 export function shardPlacement(
   { placement, weights, experts }: ClusterPlacement,
   rank: number,
   overlay: ModelOverlay | undefined,
   oldestLiveEpoch: number,
+  held?: HeldExperts,
 ): ShardPlacement {
   const formatOf = formatsOf(overlay, experts);
   const layers = [...placement.layers].flatMap(([layer, replicas]) => {
@@ -30,13 +35,16 @@ export function shardPlacement(
     });
     return held.length === 0 ? [] : [{ layer, experts: held }];
   });
+  const wanted = new Map(
+    layers.map((of) => [of.layer, of.experts.map(({ expertId }) => expertId)]),
+  );
   const message: ShardPlacement = {
     epoch: placement.epoch,
     weights: weights === "f16" ? WireWeights.WEIGHTS_DTYPE_F16 : WireWeights.WEIGHTS_DTYPE_F32,
     expertFormat: formatToWire(experts),
     layers,
     oldestLiveEpoch,
-    peers: [],
+    peers: held === undefined ? [] : expertPeers(wanted, rank, held),
     crc32: 0,
   };
   message.crc32 = placementCrc(message);
