@@ -126,17 +126,17 @@ describe("the gRPC API of a router and 2 shards", () => {
     await rejects({ prompt: long }, status.INVALID_ARGUMENT, /2048/);
   });
 
-  test("answers health probes, and says so when a shard is lost", async () => {
+  test("answers health probes, and says so when no shard is left", async () => {
     const { grpcAddress } = cluster;
     assert.equal(await healthStatus(grpcAddress, ""), "SERVING");
     assert.equal(await healthStatus(grpcAddress, "switchyard.v1.InferenceService"), "SERVING");
     assert.equal(await healthStatus(`127.0.0.1:${cluster.shards[0].ready.port}`, ""), "SERVING");
     await assert.rejects(healthStatus(grpcAddress, "no.such.Service"), { code: status.NOT_FOUND });
-    cluster.shards[0].kill("SIGKILL");
+    for (const shard of cluster.shards) shard.kill("SIGKILL");
     await waitFor(
       "NOT_SERVING",
       async () => (await healthStatus(grpcAddress, "")) === "NOT_SERVING",
-      5000,
+      15_000,
     );
     const prompt = { $case: "text", value: "The Battle of" };
     await assert.rejects(generate({ prompt }), { code: status.UNAVAILABLE });
