@@ -65,9 +65,14 @@ export function holdersIn(
   replicas: LayerReplicas | undefined,
 ): number[][] {
   const indexOf = new Map(shards.map(({ rank }, index) => [rank, index]));
-  return Array.from({ length: numExperts }, (_, expert) =>
-    (replicas?.[expert] ?? []).flatMap(({ rank }) => indexOf.get(rank) ?? []),
-  );
+  return Array.from({ length: numExperts }, (_, expert) => {
+    const holders: number[] = [];
+    for (const { rank } of replicas?.[expert] ?? []) {
+      const shard = indexOf.get(rank);
+      if (shard !== undefined) holders.push(shard);
+    }
+    return holders;
+  });
 }
 
 /** The layer at `index` with copies as given, not balanced yet. */

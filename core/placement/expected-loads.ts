@@ -5,7 +5,8 @@ import { seededRandom, type Random } from "./random.ts";
 
 /** Loads beside the forecast that a layer is judged by at most; for large clusters fewer, down to none: each costs as much. */
 const MAX_LOADS = 16;
-const LOAD_CELLS = 16_384;
+/** Layers · experts · shards · loads of a plan at most. */
+const LOAD_CELLS = 430_000;
 
 /** What single steps count; the rest is the forecast's, half of it as it is where its uncertainty is known. */
 const STEPS_PART = 0.35;
@@ -19,7 +20,7 @@ const STEP_SPREAD = 0.5;
 /** What the loads are made of. */
 export type LoadInput = Pick<
   PlannerInput,
-  "numExperts" | "load" | "uncertainty" | "steps" | "shards"
+  "layers" | "numExperts" | "load" | "uncertainty" | "steps" | "shards"
 >;
 
 /** Loads that a placement is judged by, the forecast first. */
@@ -35,12 +36,27 @@ export function forecastAlone({ numExperts, load }: LoadInput, index: number): J
   return { loads: [load.subarray(index * numExperts, (index + 1) * numExperts)], weights: [1] };
 }
 
-/** Loads of the layer at `index`: the forecast, what it may be off by, and single steps. */
+/** Loads of each input's layers: the same ones judge a plan and what was before it. */
+const drawn = new WeakMap<LoadInput, JudgedLoads[]>();
+
+/**
+ * Loads of the layer at `index`: the forecast, what it may be off by, and single steps. Drawn once for an input, which is
+ * not to change.
+ */
 export function expectedLoads(input: LoadInput, index: number): JudgedLoads {
+  const ofLayers = drawn.get(input) ?? [];
+  if (ofLayers.length === 0) drawn.set(input, ofLayers);
+  return (ofLayers[index] ??= loadsOfLayer(input, index));
+}
+
+function loadsOfLayer(input: LoadInput, index: number): JudgedLoads {
   const [forecast] = forecastAlone(input, index).loads;
-  const { numExperts, uncertainty, steps, shards } = input;
+  const { layers, numExperts, uncertainty, steps, shards } = input;
   const random = seededRandom(index + 1);
-  const most = Math.min(MAX_LOADS, Math.floor(LOAD_CELLS / (numExperts * shards.length)));
+  const most = Math.min(
+    MAX_LOADS,
+    Math.floor(LOAD_CELLS / (layers.length * numExperts * shards.length)),
+  );
   const ofLayer = (all: Float64Array) => all.subarray(index * numExperts, (index + 1) * numExperts);
   const errors = uncertainty && ofLayer(uncertainty);
   const mistaken = Array.from({ length: errors === undefined ? 0 : Math.floor(most / 4) }, () =>
@@ -75,18 +91,21 @@ function drawLoad(
   deviation: (mean: number, expert: number) => number,
   random: Random,
 ): Float64Array {
-  const drawn = forecast.map((mean, expert) =>
-    Math.max(0, mean + deviation(mean, expert) * normal(random)),
-  );
-  const scale = sumOf(forecast) / (sumOf(drawn) || 1);
-  return drawn.map((pairs) => pairs * scale);
+  const load = new Float64Array(forecast.length);
+  let pairs = 0;
+  let sum = 0;
+  for (let expert = 0; expert < load.length; expert++) {
+    const mean = forecast[expert];
+    load[expert] = Math.max(0, mean + deviation(mean, expert) * normal(random));
+    pairs += mean;
+    sum += load[expert];
+  }
+  const scale = pairs / (sum || 1);
+  for (let expert = 0; expert < load.length; expert++) load[expert] *= scale;
+  return load;
 }
 
 /** A draw from the standard normal distribution. */
 function normal(random: Random): number {
   return Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
-}
-
-function sumOf(values: Float64Array): number {
-  return values.reduce((sum, value) => sum + value, 0);
 }

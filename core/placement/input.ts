@@ -80,7 +80,7 @@ export interface PlannerInput {
   readonly minCopies?: number;
   /** How experts are placed; absent: auto. */
   readonly policy?: Policy;
-  /** Bound of the search, in thousands of elementary operations for the whole plan; a plan takes as long in any run. */
+  /** Bound of each layer's search, in elementary operations per expert and shard; absent: by the size of the plan, without a clock. */
   readonly effort?: number;
 }
 

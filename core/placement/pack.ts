@@ -39,6 +39,7 @@ export function packMissing(layer: Layer, { shards, sizes, free }: Room): number
 export function packMinCopies(layer: Layer, room: Room): void {
   const { holders, loads } = layer;
   const { sizes, free, shards, minCopies } = room;
+  if (minCopies < 2) return;
   const [seconds] = layer.seconds;
   const byLoad = [...holders.keys()].sort((a, b) => loads[0][b] - loads[0][a] || a - b);
   for (let copies = 2; copies <= minCopies; copies++) {

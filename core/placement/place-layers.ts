@@ -2,6 +2,7 @@
 
 import { balance } from "./balance.ts";
 import { heldLayer, holdersIn } from "./cost.ts";
+import { expectedLoads } from "./expected-loads.ts";
 import type { PlannerInput } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import type { MoveCosts } from "./move-costs.ts";
@@ -10,8 +11,14 @@ import { improve, planFresh } from "./plan-layer.ts";
 import type { Room } from "./propose.ts";
 import { roomOfLayer } from "./room.ts";
 
-/** Elementary operations that the search of a layer has for each of its experts and shards, where the input says nothing. */
+/**
+ * Elementary operations that the search of a layer has for each of its experts and shards, where the input says nothing.
+ * Where changes are judged by several loads, all layers together have no more than PLAN_OPERATIONS, but each no fewer than
+ * LEAST_EFFORT. They bound the time without a clock: the same input gives the same plan.
+ */
 const EFFORT = 220;
+const LEAST_EFFORT = 110;
+const PLAN_OPERATIONS = 760_000;
 
 /** Shard indices that hold each expert of each layer [numMoeLayers][numExperts]. */
 export type Holders = readonly (readonly (readonly number[])[])[];
@@ -144,8 +151,13 @@ function moveCosts(
   };
 }
 
-function operationsOf({ effort = EFFORT, numExperts, shards }: PlannerInput): number {
-  return effort * (numExperts + shards.length);
+function operationsOf(input: PlannerInput): number {
+  const { effort, layers, numExperts, shards } = input;
+  const each = numExperts + shards.length;
+  if (effort !== undefined) return effort * each;
+  if (expectedLoads(input, 0).loads.length === 1) return EFFORT * each;
+  const affordable = PLAN_OPERATIONS / (layers.length * each);
+  return Math.max(LEAST_EFFORT, Math.min(EFFORT, affordable)) * each;
 }
 
 /** Takes what the layer holds from what is left of each shard. */

@@ -41,18 +41,27 @@ export function planFresh(task: LayerTask, left: Float64Array): Layer | undefine
 
 /** The whole room, or that of the nearest shards alone: in which the layer is fastest before any search. */
 function nearestRoom(task: LayerTask, left: Float64Array): Room {
-  const { input, index, room } = task;
+  const { room } = task;
   const fewer = fewerShards(task, left);
+  if (fewer.length === 0) return room;
   let best = room;
-  let least = Infinity;
-  for (const one of fewer.length === 0 ? [] : [room, ...fewer]) {
-    const trial = { ...one, free: one.free.slice() };
-    const layer = packed(task, trial, forecastAlone(input, index));
-    const score = layer === undefined ? Infinity : scoreOf(layer);
+  let least = packedScore(task, room);
+  for (const { shards, seconds } of fewer) {
+    // Its experts never share the pairs out better than perfectly.
+    if (seconds > least) continue;
+    const one = roomOn(shards, room, left);
+    const score = packedScore(task, one);
     // As fast on fewer: what is left out would only get copies that nobody uses.
     if (score <= least * (1 + 1e-9)) [best, least] = [one, score];
   }
   return best;
+}
+
+/** What the layer takes in a room under the forecast, before any search; Infinity where it does not fit. */
+function packedScore(task: LayerTask, room: Room): number {
+  const { input, index } = task;
+  const layer = packed(task, { ...room, free: room.free.slice() }, forecastAlone(input, index));
+  return layer === undefined ? Infinity : scoreOf(layer);
 }
 
 /** Betters a layer that holds its experts already. */
@@ -75,11 +84,17 @@ function packed({ input, index }: LayerTask, room: Room, loads: JudgedLoads): La
   return layer;
 }
 
+/** Some of the shards, and what the layer takes on them at least: where they share its pairs out perfectly. */
+interface FewerShards {
+  readonly shards: readonly number[];
+  readonly seconds: number;
+}
+
 /**
- * Rooms of the nearest shards alone: one of them, two, four and so on, of which those are tried that would be fastest if
+ * The nearest shards alone: one of them, two, four and so on, of which those are tried that would be fastest if
  * pairs could be shared out perfectly; none where distance costs nothing.
  */
-function fewerShards({ input, index, room }: LayerTask, left: Float64Array): Room[] {
+function fewerShards({ input, index, room }: LayerTask, left: Float64Array): FewerShards[] {
   const { fixed, perHop, perPairSent, perPair } = layerCosts(input, room.shards.length);
   const far = (shard: number): number => fixed[shard] + perHop[shard] + perPairSent[shard];
   if (room.shards.every((shard) => far(shard) === 0)) return [];
@@ -89,16 +104,13 @@ function fewerShards({ input, index, room }: LayerTask, left: Float64Array): Roo
   const [forecast] = forecastAlone(input, index).loads;
   const pairs = forecast.reduce((sum, one) => sum + one, 0);
   const bytes = room.sizes.reduce((sum, size) => sum + size, 0);
-  const ideals: { readonly shards: readonly number[]; readonly seconds: number }[] = [];
+  const ideals: FewerShards[] = [];
   for (let count = 1; count < nearFirst.length; count *= 2) {
     const shards = nearFirst.slice(0, count);
     if (shards.reduce((sum, shard) => sum + left[shard], 0) < bytes) continue;
     ideals.push({ shards, seconds: idealSeconds(layerCosts(input, count), shards, pairs) });
   }
-  return ideals
-    .toSorted((a, b) => a.seconds - b.seconds)
-    .slice(0, MAX_TRIED)
-    .map(({ shards }) => roomOn(shards, room, left, bytes));
+  return ideals.toSorted((a, b) => a.seconds - b.seconds).slice(0, MAX_TRIED);
 }
 
 /** Seconds of a layer whose pairs the shards share out perfectly. */
@@ -117,7 +129,8 @@ function idealSeconds(costs: LayerCosts, shards: readonly number[], pairs: numbe
 }
 
 /** Room for each expert once on these shards, in proportion to what each has left, and what the layer has there anyway. */
-function roomOn(shards: readonly number[], room: Room, left: Float64Array, bytes: number): Room {
+function roomOn(shards: readonly number[], room: Room, left: Float64Array): Room {
+  const bytes = room.sizes.reduce((sum, size) => sum + size, 0);
   const largest = room.sizes.reduce((max, size) => Math.max(max, size), 0);
   const part = Math.min(1, bytes / shards.reduce((sum, shard) => sum + left[shard], 0));
   const free = new Float64Array(left.length);

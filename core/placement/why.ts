@@ -103,12 +103,14 @@ function bytesHeld(
   placed: PlacedLayers,
 ): { readonly experts: number; readonly bytes: number }[] {
   const held = input.shards.map(() => ({ experts: 0, bytes: 0 }));
-  for (const [index, layer] of input.layers.entries()) {
-    for (const [expert, shards] of holdersIn(input, placed.get(layer)).entries()) {
+  let cell = 0;
+  for (const layer of input.layers) {
+    for (const shards of holdersIn(input, placed.get(layer))) {
       for (const shard of shards) {
         held[shard].experts++;
-        held[shard].bytes += input.bytes[index * input.numExperts + expert];
+        held[shard].bytes += input.bytes[cell];
       }
+      cell++;
     }
   }
   return held;
