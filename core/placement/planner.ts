@@ -4,7 +4,7 @@
  */
 
 import { replicasOf } from "./cost.ts";
-import { PlacementError } from "./errors.ts";
+import { PlacementError, PlannerInputError } from "./errors.ts";
 import type { PlacedLayers, Plan, PlannerInput, PlanReason } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
@@ -22,14 +22,14 @@ import { targetOf } from "./policies.ts";
 import { limitsOf, liveCurrent, loadedBytes, moveSeconds, whyOf } from "./why.ts";
 
 export type * from "./input.ts";
-export { PlacementError } from "./errors.ts";
+export { PlacementError, PlannerInputError } from "./errors.ts";
 
 /** A placement that takes no more than so many times the ideal is not made anew. */
 const NEAR_IDEAL = 1.5;
 
 /**
  * A placement for the load ahead, and how to get there from the current one. The same input gives the same plan.
- * Throws PlacementError where the experts do not fit the shards, or the input contradicts itself.
+ * Throws PlacementError where the experts do not fit the shards, PlannerInputError where the input contradicts itself.
  */
 export function planPlacement(input: PlannerInput): Plan {
   checkInput(input);
@@ -154,22 +154,24 @@ function checkInput(input: PlannerInput): void {
     const values = input[name];
     if (values === undefined) continue;
     if (values.length !== cells) {
-      throw new PlacementError(
+      throw new PlannerInputError(
         `${name} has ${values.length} values, ${layers.length} layers of ${numExperts} experts have ${cells}`,
       );
     }
     const bad = values.findIndex((value) => !(value >= 0 && value < Infinity));
     if (bad < 0) continue;
-    throw new PlacementError(
+    throw new PlannerInputError(
       `${name} of layer ${layers[Math.floor(bad / numExperts)]} expert ${bad % numExperts} is ${values[bad]}`,
     );
   }
   if (new Set(shards.map(({ rank }) => rank)).size !== shards.length) {
-    throw new PlacementError(`ranks ${shards.map(({ rank }) => rank).join(", ")} name one twice`);
+    throw new PlannerInputError(
+      `ranks ${shards.map(({ rank }) => rank).join(", ")} name one twice`,
+    );
   }
   for (const { rank, secondsPerPair } of shards) {
     if (secondsPerPair > 0) continue;
-    throw new PlacementError(
+    throw new PlannerInputError(
       `rank ${rank} takes ${secondsPerPair} s per pair; more than 0 is needed`,
     );
   }

@@ -3,6 +3,7 @@
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import {
   PlacementError,
+  PlannerInputError,
   type PlacedLayers,
   type Plan,
   type ShardBalance,
@@ -95,6 +96,7 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
     if (error instanceof PlacementError) {
       throw new InvalidRequestError(error.message, "shards", "no_room");
     }
+    if (error instanceof PlannerInputError) throw new InvalidRequestError(error.message);
     throw error;
   }
 }

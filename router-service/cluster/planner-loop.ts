@@ -2,6 +2,7 @@
 
 import { errorMessage } from "../../core/error-message.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
+import { PlacementError, PlannerInputError } from "../../core/placement/errors.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import { imbalanceOf } from "./assessment.ts";
@@ -267,11 +268,13 @@ export class PlannerLoop {
     const need = needOf(inUse.placement.layers, there, minCopies);
     if (intervalSeconds === 0 && !isUrgent(need) && need.sparse === 0) return undefined;
     const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
-      if (error.name !== "PlacementError") throw error;
+      const isRoom = error instanceof PlacementError;
+      if (!isRoom && !(error instanceof PlannerInputError)) throw error;
       if (this.#state.decision !== error.message) {
-        log.warn({ reason: error.message }, "experts can not be placed");
+        const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
+        log.warn({ reason: error.message }, said);
       }
-      this.#decided(error.message, this.#isPatient() ? undefined : error.message);
+      this.#decided(error.message, !isRoom || this.#isPatient() ? undefined : error.message);
     });
     if (plan === undefined) return this.#timing.retryMs;
     const { sparse: sparseAfter } = needOf(

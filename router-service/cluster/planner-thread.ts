@@ -3,7 +3,7 @@
 import { Worker } from "node:worker_threads";
 
 import type { PlacedLayers, Plan, PlannerInput } from "../../core/placement/planner.ts";
-import { PlacementError } from "../../core/placement/planner.ts";
+import { PlacementError, PlannerInputError } from "../../core/placement/planner.ts";
 import type { Assessment } from "./assessment.ts";
 
 /** What the thread is asked. */
@@ -38,7 +38,7 @@ export class PlannerThread {
   #nextId = 1;
   #closed = false;
 
-  /** As `planPlacement`. Rejects with its PlacementError, or a PlannerThreadError. */
+  /** As `planPlacement`. Rejects with its errors, or a PlannerThreadError. */
   async plan(input: PlannerInput): Promise<Plan> {
     return (await this.#ask({ kind: "plan", input })) as Plan;
   }
@@ -99,5 +99,7 @@ export class PlannerThread {
 }
 
 function errorOf({ kind, message }: Extract<PlannerAnswer, { kind: string }>): Error {
-  return kind === "PlacementError" ? new PlacementError(message) : new Error(`${kind}: ${message}`);
+  if (kind === "PlacementError") return new PlacementError(message);
+  if (kind === "PlannerInputError") return new PlannerInputError(message);
+  return new Error(`${kind}: ${message}`);
 }

@@ -7,6 +7,7 @@ import { movesBetween } from "../../../core/placement/moves.ts";
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
 import {
   PlacementError,
+  PlannerInputError,
   planPlacement,
   type PlacedLayers,
 } from "../../../core/placement/planner.ts";
@@ -42,7 +43,8 @@ test("bytes that are needed and offered are named where the experts do not fit",
 test("values that can not be are refused with their layer and expert", () => {
   assert.throws(
     () => planPlacement(plannerInput({ loads: [[1, Number.NaN]], room: [2] })),
-    /load of layer 0 expert 1 is NaN/u,
+    (error) =>
+      error instanceof PlannerInputError && /load of layer 0 expert 1 is NaN/u.test(error.message),
   );
 });
 
