@@ -135,8 +135,8 @@ describe("two routers and their Redis", () => {
   let routers: TestRouter[] = [];
   let expected: Float32Array;
 
-  const addShard = async (rank: number) => {
-    const shard = await startTestShard({ rank, weights: "f32" });
+  const addShard = async (rank: number, memoryLimit?: number) => {
+    const shard = await startTestShard({ rank, weights: "f32", memoryLimit });
     const { address } = shard;
     const heartbeat = startHeartbeat({
       redis,
@@ -244,6 +244,24 @@ describe("two routers and their Redis", () => {
     );
     assert.equal(epochOf(router), epoch);
     await assertComputes(router, expected);
+  });
+
+  it("refuse requests, the one that follows too, where no shard that is left has room", async () => {
+    routers.push(await startRouter("three", { redisUrl: server.url }));
+    const [, follower] = routers;
+    await addShard(4, 200_000);
+    await waitFor(
+      "the follower",
+      () => epochOf(follower) > 0 && epochOf(follower) === epochOf(routers[0]),
+      15_000,
+    );
+    await follower.cluster.ready();
+    const refused = assert.rejects(async () => {
+      for (;;) await run(follower);
+    }, /experts take \d+ bytes; 1 shards offer 200000 bytes/);
+    await Promise.all([removeShard(2), removeShard(3)]);
+    await refused;
+    assert.ok(!isLeading(follower));
   });
 });
 
