@@ -91,8 +91,7 @@ export class LocalRank implements ClusterMember {
   }
 
   get speed(): MeasuredSpeed {
-    const { secondsPerPair } = this.#speed.measured;
-    return { roundTripSeconds: 0, bytesPerSecond: Infinity, secondsPerPair };
+    return { ...this.#speed.measured, roundTripSeconds: 0, bytesPerSecond: Infinity };
   }
 
   place(placement: ShardPlacement): Promise<void> {

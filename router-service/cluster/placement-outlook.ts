@@ -12,6 +12,7 @@ import type { Cluster } from "./cluster.ts";
 import type { MemberView } from "./cluster-member.ts";
 import type { ClusterPlacement } from "./plan.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
+import { steadySecondsPerPair } from "./shard-speed.ts";
 
 /** What an outlook is made of. */
 export interface OutlookOptions {
@@ -50,21 +51,26 @@ export function isUsable(member: MemberView, now: number): boolean {
   return rank !== undefined && hello !== undefined && state !== "away" && quarantinedUntil <= now;
 }
 
-/** What the planner is told of a usable shard. */
-export function shardFacts(
-  { rank, hello, status, speed }: MemberView,
+/** What the planner is told of usable shards. */
+function shardFacts(
+  members: readonly MemberView[],
   loadBytesPerSecond: number | undefined,
-): ShardFacts {
-  const declared = hello?.pairsPerSecond ?? 0;
-  return {
+): ShardFacts[] {
+  const secondsPerPair = steadySecondsPerPair(
+    members.map(({ hello, speed }) => ({
+      measured: speed,
+      pairsPerSecond: hello?.pairsPerSecond ?? 0,
+    })),
+  );
+  return members.map(({ rank, hello, status, speed }, i) => ({
     rank: rank ?? 0,
     memoryBytes: hello?.memoryBytes ?? 0,
     draining: status?.draining ?? false,
-    secondsPerPair: speed.secondsPerPair ?? (declared > 0 ? 1 / declared : undefined),
+    secondsPerPair: secondsPerPair[i],
     rttSeconds: speed.roundTripSeconds,
     bytesPerSecond: speed.bytesPerSecond,
     loadBytesPerSecond,
-  };
+  }));
 }
 
 /** A copy of rank local is on every router: it has the memory that all of them have. */
@@ -94,10 +100,7 @@ export class PlacementOutlook {
     const now = Date.now();
     const usable = cluster.members().filter((member) => isUsable(member, now));
     const loadSpeed = this.#options.loadBytesPerSecond();
-    const shards = sharedByAll(
-      usable.map((member) => shardFacts(member, loadSpeed)),
-      this.#options.localBytes(),
-    );
+    const shards = sharedByAll(shardFacts(usable, loadSpeed), this.#options.localBytes());
     const loadRate = shards.reduce(
       (sum, { loadBytesPerSecond = LOAD_BYTES_PER_SECOND }) => sum + loadBytesPerSecond,
       0,

@@ -22,6 +22,8 @@ export interface Need {
 /** What was decided. */
 export interface Decision {
   readonly publish: boolean;
+  /** The plan saves more than its moves and the margin, and nothing else asks for it: it is published if that lasts. */
+  readonly pending?: boolean;
   /** For people, and for the placement that is published. */
   readonly why: string;
 }
@@ -66,17 +68,65 @@ export interface DecisionTerms {
   readonly margin: number;
   /** Experts that will have fewer copies than are asked for. */
   readonly sparseAfter: number;
+  /** What a plan saves was seen before, or comes of a change (isConfirmed); absent: true. */
+  readonly confirmed?: boolean;
+}
+
+/** When the planner looked, at what, and what it came to. */
+export interface Look {
+  readonly atMs: number;
+  readonly epoch: number;
+  readonly shards: readonly Pick<ShardFacts, "rank" | "memoryBytes" | "draining">[];
+  /** Since when every look at this has found a plan worth its moves; undefined: it did not. */
+  readonly worthSinceMs: number | undefined;
+}
+
+/**
+ * True where what a plan saves is no chance: shards have come, gone or changed since the last look, or every look for
+ * `leastMs` milliseconds has found as much. Measured speeds and loads wander; a plan that one look finds may be made of that.
+ */
+export function isConfirmed(
+  last: Look | undefined,
+  now: Omit<Look, "worthSinceMs">,
+  leastMs: number,
+): boolean {
+  if (last === undefined) return false;
+  if (!sameShards(last.shards, now.shards)) return true;
+  const { epoch, worthSinceMs } = last;
+  return epoch === now.epoch && worthSinceMs !== undefined && now.atMs - worthSinceMs >= leastMs;
+}
+
+/** The look to remember: `pending` where it found a plan that is worth its moves and waits. */
+export function nextLook(
+  last: Look | undefined,
+  now: Omit<Look, "worthSinceMs">,
+  pending: boolean,
+): Look {
+  const same = last?.epoch === now.epoch && sameShards(last.shards, now.shards);
+  const worthSinceMs = pending ? ((same ? last.worthSinceMs : undefined) ?? now.atMs) : undefined;
+  return { ...now, worthSinceMs };
+}
+
+function sameShards(one: Look["shards"], other: Look["shards"]): boolean {
+  const facts = new Map(one.map((shard) => [shard.rank, shard]));
+  return (
+    one.length === other.length &&
+    other.every(({ rank, memoryBytes, draining }) => {
+      const before = facts.get(rank);
+      return before?.memoryBytes === memoryBytes && before.draining === draining;
+    })
+  );
 }
 
 /**
  * A plan is published where experts lack a living copy, a shard is to leave, or fewer experts lack copies than before
  * (`sparseAfter` do then), else where the time that it saves per step is more than its loading and `margin` of the
- * step's time.
+ * step's time, and that is `confirmed` or shards with copies are gone.
  */
 export function decide(
   { stages, moves, why }: Plan,
   need: Need,
-  { policy = "auto", margin, sparseAfter }: DecisionTerms,
+  { policy = "auto", margin, sparseAfter, confirmed = true }: DecisionTerms,
 ): Decision {
   const { secondsBefore, secondsAfter, moveSecondsPerStep } = why;
   const loads = moves.filter(({ kind }) => kind === "load").length;
@@ -102,6 +152,13 @@ export function decide(
   const gain = (secondsBefore ?? secondsAfter) - secondsAfter;
   const worth = gain > moveSecondsPerStep + margin * (secondsBefore ?? 0);
   const lost = need.lost.length === 0 ? "" : `${needText(need)}; `;
+  if (worth && !confirmed && need.lost.length === 0) {
+    return {
+      publish: false,
+      pending: true,
+      why: `${effect}; ${cost}; if the next look says so too`,
+    };
+  }
   return worth
     ? { publish: true, why: `${lost}${effect}; ${cost}` }
     : {

@@ -9,7 +9,15 @@ import { imbalanceOf } from "./assessment.ts";
 import { Changes, waitFor } from "./changes.ts";
 import type { Cluster, ClusterChange } from "./cluster.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
-import { decide, isUrgent, MARGIN, needOf } from "./plan-decision.ts";
+import {
+  decide,
+  isConfirmed,
+  isUrgent,
+  type Look,
+  MARGIN,
+  needOf,
+  nextLook,
+} from "./plan-decision.ts";
 import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
 import { PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
 import { plannerInput, type ShardFacts } from "./planner-input.ts";
@@ -95,6 +103,8 @@ export class PlannerLoop {
   readonly #publisher: PlacementPublisher;
   /** What the store was told last of what can not be placed; null before. */
   #told: string | undefined | null = null;
+  /** The last look that made a plan; undefined before the first. */
+  #lastLook: Look | undefined;
   /** Something has changed for which a plan is due at once. */
   #due = true;
 
@@ -282,7 +292,12 @@ export class PlannerLoop {
       there,
       minCopies,
     );
-    const { publish, why } = decide(plan, need, { policy, margin: MARGIN, sparseAfter });
+    const look = { atMs: performance.now(), epoch: inUse.placement.epoch, shards: there };
+    // Looks come early where something changes: two that follow closely see the same numbers.
+    const confirmed = isConfirmed(this.#lastLook, look, (intervalSeconds * 1000) / 2);
+    const terms = { policy, margin: MARGIN, sparseAfter, confirmed };
+    const { publish, pending = false, why } = decide(plan, need, terms);
+    this.#lastLook = nextLook(this.#lastLook, look, pending);
     const { secondsBefore, secondsAfter, shards } = plan.why;
     this.#state = {
       ...this.#state,

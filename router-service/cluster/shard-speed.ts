@@ -21,7 +21,15 @@ export interface MeasuredSpeed {
   /** What larger dispatches add to it; undefined as well where they add nothing. */
   readonly bytesPerSecond: number | undefined;
   readonly secondsPerPair: number | undefined;
+  /** Answers that this was measured on. */
+  readonly samples: number;
 }
+
+/** The first answers compile kernels and touch memory for the first time: they say how fast nothing will be again. */
+const FIRST_SAMPLES = 4;
+
+/** Answers that what a shard declares counts as much as. */
+const DECLARED_SAMPLES = 32;
 
 /** What no pair takes less than: shards tell their times in whole microseconds. */
 const LEAST_SECONDS = 1e-9;
@@ -67,21 +75,32 @@ class FadingLine {
 export class ShardSpeed {
   readonly #wire = new FadingLine();
   readonly #compute = new FadingLine();
+  /** The same without the first samples. */
+  readonly #steadyWire = new FadingLine();
+  readonly #steadyCompute = new FadingLine();
   #queueSeconds = 0;
+  #samples = 0;
 
   observe({ bytes, pairs, seconds, queueSeconds, computeSeconds }: SpeedSample): void {
-    this.#wire.add(bytes, Math.max(0, seconds - queueSeconds - computeSeconds));
+    const wireSeconds = Math.max(0, seconds - queueSeconds - computeSeconds);
+    this.#wire.add(bytes, wireSeconds);
     this.#compute.add(pairs, computeSeconds);
     this.#queueSeconds += (queueSeconds - this.#queueSeconds) * NEWEST;
+    this.#samples++;
+    if (this.#samples <= FIRST_SAMPLES) return;
+    this.#steadyWire.add(bytes, wireSeconds);
+    this.#steadyCompute.add(pairs, computeSeconds);
   }
 
+  /** What the samples say but the first ones, which are those of a start. */
   get measured(): MeasuredSpeed {
-    const wire = this.#wire.fit;
-    const { x: pairs, y: compute } = this.#compute.mean;
+    const wire = this.#steadyWire.fit;
+    const { x: pairs, y: compute } = this.#steadyCompute.mean;
     return {
       roundTripSeconds: wire?.base,
       bytesPerSecond: wire === undefined || wire.slope === 0 ? undefined : 1 / wire.slope,
       secondsPerPair: pairs > 0 ? Math.max(LEAST_SECONDS, compute / pairs) : undefined,
+      samples: Math.max(0, this.#samples - FIRST_SAMPLES),
     };
   }
 
@@ -93,4 +112,33 @@ export class ShardSpeed {
     const computing = compute.base + compute.slope * pairs;
     return wire.base + wire.slope * bytes + this.#queueSeconds + computing;
   }
+}
+
+/** What is known of how fast a shard computes. */
+export interface KnownSpeed {
+  readonly measured: Pick<MeasuredSpeed, "secondsPerPair" | "samples">;
+  /** What the shard says of itself; 0: nothing. */
+  readonly pairsPerSecond: number;
+}
+
+/**
+ * Seconds per pair of each shard, as plans take them: what a shard declares counts as DECLARED_SAMPLES answers beside what
+ * was measured, so that few answers move no experts. Shards declare what they do on their own terms: what all of them were
+ * measured to take more or less than they say, at the median, is taken out first. Means are of logarithms: ten times as
+ * slow weighs as much as ten times as fast. Undefined where nothing is known.
+ */
+export function steadySecondsPerPair(shards: readonly KnownSpeed[]): (number | undefined)[] {
+  const off = shards.flatMap(({ measured: { secondsPerPair }, pairsPerSecond }) =>
+    secondsPerPair === undefined || pairsPerSecond <= 0
+      ? []
+      : [Math.log(secondsPerPair * pairsPerSecond)],
+  );
+  const usual = off.sort((a, b) => a - b)[off.length >> 1] ?? 0;
+  return shards.map(({ measured: { secondsPerPair, samples }, pairsPerSecond }) => {
+    if (pairsPerSecond <= 0) return secondsPerPair;
+    const declared = usual - Math.log(pairsPerSecond);
+    if (secondsPerPair === undefined) return Math.exp(declared);
+    const part = samples / (samples + DECLARED_SAMPLES);
+    return Math.exp(part * Math.log(secondsPerPair) + (1 - part) * declared);
+  });
 }

@@ -2,7 +2,15 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
-import { decide, isUrgent, MARGIN, needOf } from "../../../router-service/cluster/plan-decision.ts";
+import {
+  decide,
+  isConfirmed,
+  isUrgent,
+  type Look,
+  MARGIN,
+  needOf,
+  nextLook,
+} from "../../../router-service/cluster/plan-decision.ts";
 import type { ShardFacts } from "../../../router-service/cluster/planner-input.ts";
 
 const shardOf = (rank: number, draining = false): ShardFacts => ({
@@ -85,4 +93,45 @@ test("a plan is published whatever it costs where experts have no home, a shard 
   }
   assert.ok(!decide(worse, { ...NOTHING, sparse: 3 }, { ...terms, sparseAfter: 3 }).publish);
   assert.ok(!decide(worse, { ...NOTHING, lost: [3] }, terms).publish);
+});
+
+test("a plan that only saves time waits until that is confirmed; one that something asks for does not", () => {
+  const unconfirmed = { ...terms, confirmed: false };
+  const better = planOf(0.01, 0.008);
+  const waiting = decide(better, NOTHING, unconfirmed);
+  assert.deepEqual([waiting.publish, waiting.pending], [false, true]);
+  assert.ok(decide(better, NOTHING, { ...terms, confirmed: true }).publish);
+  assert.ok(!decide(planOf(0.01, 0.0099), NOTHING, unconfirmed).pending, "nothing to wait for");
+  for (const need of [
+    { ...NOTHING, lost: [3] },
+    { ...NOTHING, lost: [3], homeless: 1 },
+    { ...NOTHING, draining: [1] },
+    { ...NOTHING, sparse: 3 },
+  ]) {
+    assert.ok(decide(better, need, unconfirmed).publish);
+  }
+  assert.ok(decide(better, NOTHING, { ...unconfirmed, policy: "eplb" }).publish);
+});
+
+test("what a plan saves is confirmed by looks over a time at the same epoch, or by a change of shards", () => {
+  const shards = [shardOf(0), shardOf(1)];
+  const at = (atMs: number, others: Partial<Look> = {}) => ({ atMs, epoch: 1, shards, ...others });
+  const first = nextLook(undefined, at(0), true);
+  assert.ok(!isConfirmed(undefined, at(0), 500));
+  assert.ok(!isConfirmed(first, at(100), 500), "too soon");
+  assert.ok(isConfirmed(first, at(500), 500));
+  assert.ok(isConfirmed(nextLook(first, at(100), true), at(500), 500), "a look between");
+  assert.ok(!isConfirmed(nextLook(first, at(100), false), at(500), 500), "not found between");
+  assert.ok(!isConfirmed(first, at(500, { epoch: 2 }), 500), "another placement");
+  assert.ok(!isConfirmed(nextLook(first, at(400, { epoch: 2 }), true), at(500, { epoch: 2 }), 500));
+  for (const changed of [
+    [shardOf(0)],
+    [shardOf(0), shardOf(1), shardOf(2)],
+    [shardOf(0), shardOf(2)],
+    [shardOf(0), { ...shardOf(1), memoryBytes: 1 }],
+    [shardOf(0), shardOf(1, true)],
+  ]) {
+    const quiet = nextLook(undefined, at(0), false);
+    assert.ok(isConfirmed(quiet, at(1, { shards: changed }), 500));
+  }
 });
