@@ -5,31 +5,34 @@ import { z } from "zod";
 import type { WhatIf } from "../cluster/what-if.ts";
 
 const MAX_SHARDS = 4_096;
+/** What is supposed stays within these, so that sums and products of it are finite. */
+const MAX_SECONDS = 3_600;
+const MAX_AMOUNT = 1e15;
 
 const shardSchema = z.strictObject({
   rank: z.int().min(0).max(65_534),
-  memory_bytes: z.number().min(0).optional(),
-  seconds_per_pair: z.number().positive().optional(),
-  rtt_seconds: z.number().min(0).optional(),
-  bytes_per_second: z.number().positive().optional(),
+  memory_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
+  seconds_per_pair: z.number().positive().max(MAX_SECONDS).optional(),
+  rtt_seconds: z.number().min(0).max(MAX_SECONDS).optional(),
+  bytes_per_second: z.number().positive().max(MAX_AMOUNT).optional(),
   draining: z.boolean().optional(),
   absent: z.boolean().optional(),
 });
 
-/** Schema of the body; what is absent stays as it is. */
-export const planBodySchema = z.object({
+/** Schema of the body; what is absent stays as it is, and a field that is none is refused: its answer would be another question's. */
+export const planBodySchema = z.strictObject({
   shards: z.array(shardSchema).max(MAX_SHARDS).optional(),
-  tokens_per_step: z.number().positive().optional(),
+  tokens_per_step: z.number().positive().max(MAX_AMOUNT).optional(),
   load: z
     .record(
       z.string().regex(/^\d{1,6}$/, "expected the index of an MoE layer"),
-      z.array(z.number().min(0)),
+      z.array(z.number().min(0).max(MAX_AMOUNT)),
     )
     .optional(),
   from: z.enum(["current", "nothing"]).optional(),
   min_copies: z.int().min(1).max(64).optional(),
-  move_bytes: z.number().min(0).optional(),
-  steps: z.number().positive().optional(),
+  move_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
+  steps: z.number().positive().max(MAX_AMOUNT).optional(),
   include_layers: z.boolean().optional(),
 });
 

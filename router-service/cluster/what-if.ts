@@ -73,7 +73,10 @@ function supposedShards(
     seen.add(rank);
     const before = byRank.get(rank);
     if (absent === true) {
-      byRank.delete(rank);
+      if (!byRank.delete(rank)) {
+        const there = shards.map((shard) => shard.rank).join(", ") || "none";
+        throw new WhatIfError(`shards[${index}].rank`, `no shard has ${rank}, there are ${there}`);
+      }
       continue;
     }
     const memoryBytes = values.memoryBytes ?? before?.memoryBytes;

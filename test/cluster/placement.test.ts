@@ -103,6 +103,12 @@ describe("two routers, three shards and a Redis", () => {
       ],
       [{ load: { "7": [1] } }, /load\.7: is not an MoE layer/],
       [{ tokens_per_step: -1 }, /tokens_per_step: -1 is out of range/],
+      [{ tokens_per_step: 1e300 }, /tokens_per_step: 1e\+300 is out of range/],
+      [
+        { shards: [{ rank: 7, absent: true }] },
+        /shards\[0\]\.rank: no shard has 7, there are 0, 1/,
+      ],
+      [{ without: [0] }, /Unrecognized key: "without"/],
     ] as const) {
       const refused = await postJson(`${url}/v1/placement/plan`, wrong);
       assert.equal(refused.status, 400, JSON.stringify(refused.body));
