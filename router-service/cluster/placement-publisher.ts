@@ -7,7 +7,9 @@ import type { Cluster } from "./cluster.ts";
 import type { Lease } from "./lease.ts";
 import type { Membership } from "./membership-static.ts";
 import type { ClusterPlacement } from "./plan.ts";
+import { needOf } from "./plan-decision.ts";
 import type { PlacementFollower } from "./placement-follower.ts";
+import { isUsable } from "./placement-outlook.ts";
 import type { PlacementStore } from "./placement-store.ts";
 
 /** What a publisher works with. */
@@ -15,7 +17,7 @@ export interface PublisherOptions {
   readonly store: PlacementStore;
   readonly lease: Lease;
   readonly membership: Membership;
-  readonly cluster: Pick<Cluster, "current">;
+  readonly cluster: Pick<Cluster, "current" | "members">;
   readonly follower: Pick<PlacementFollower, "look" | "failure">;
   /** Name of this router in the placements that it plans. */
   readonly routerId: string;
@@ -46,6 +48,9 @@ const ADOPT_MS = 600_000;
 
 /** Longest wait for the other routers after this one, milliseconds. */
 const OTHERS_MS = 30_000;
+
+/** A shard that is lost in the middle of a stage may be back within this time, milliseconds. */
+const RETURN_MS = 500;
 
 /** Publishes for the router that holds the lease. */
 export class PlacementPublisher {
@@ -87,8 +92,11 @@ export class PlacementPublisher {
       const epoch = after + 1;
       const stagesLeft = stages.length - 1 - index;
       const stage = { ...inUse, placement: { epoch, layers } };
+      const homeless = this.#homeless(layers);
       if (!(await this.publish(stage, { ...terms, after, stagesLeft }))) return "failed";
-      if (!(await this.#adopted(epoch))) return "failed";
+      const bereft = () => this.#options.interrupted() && this.#homeless(layers) > homeless;
+      const adopted = await this.#adopted(epoch, bereft);
+      if (adopted !== "done") return adopted;
       after = epoch;
       if (stagesLeft > 0 && this.#options.interrupted()) return "interrupted";
     }
@@ -96,15 +104,23 @@ export class PlacementPublisher {
   }
 
   /**
-   * Waits until every router works by an epoch: this one first, then the others. False where this one can not.
+   * Waits until every router works by an epoch: this one first, then the others. "failed" where this one can not;
+   * "interrupted" where a shard is lost that the stage counts on, for its loading may take longer than requests can wait.
    * Others that take too long are left behind: shards keep for them what they use.
    */
-  async #adopted(epoch: number): Promise<boolean> {
+  async #adopted(epoch: number, bereft: () => boolean): Promise<MoveOutcome> {
     const { cluster, membership, follower, interrupted, changes, signal, log } = this.#options;
     const own = () => (cluster.current()?.placement.epoch ?? 0) >= epoch;
     const over = () => own() || follower.failure(epoch) !== undefined;
-    await waitFor(changes, over, ADOPT_MS, signal);
-    if (!own()) return false;
+    const endsAt = performance.now() + ADOPT_MS;
+    for (;;) {
+      await waitFor(changes, () => over() || bereft(), endsAt - performance.now(), signal);
+      if (over() || !bereft()) break;
+      if (!(await waitFor(changes, () => over() || !bereft(), RETURN_MS, signal))) {
+        return "interrupted";
+      }
+    }
+    if (!own()) return "failed";
     const behind = () =>
       membership.routers().filter((router) => router.epoch > 0 && router.epoch < epoch);
     const done = () => behind().length === 0 || interrupted();
@@ -112,6 +128,14 @@ export class PlacementPublisher {
       const routers = behind().map(({ id }) => id);
       log.warn({ epoch, routers }, "routers are late to adopt a placement");
     }
-    return !signal.aborted;
+    return signal.aborted ? "failed" : "done";
+  }
+
+  /** Experts, over all layers, that a stage has on no shard that is there. */
+  #homeless(layers: PlacedLayers): number {
+    const now = Date.now();
+    const members = this.#options.cluster.members().filter((member) => isUsable(member, now));
+    const there = members.map(({ rank = 0 }) => ({ rank, draining: false }));
+    return needOf(layers, there, 1).homeless;
   }
 }

@@ -31,7 +31,7 @@ export interface Decision {
 /** What a placement lacks. */
 export function needOf(
   layers: PlacedLayers,
-  shards: readonly ShardFacts[],
+  shards: readonly Pick<ShardFacts, "rank" | "draining">[],
   minCopies: number,
 ): Need {
   const byRank = new Map(shards.map((shard) => [shard.rank, shard]));
