@@ -48,7 +48,7 @@ export interface ControlPlaneOptions {
   >;
   readonly checkpoint: Pick<Checkpoint, "config" | "modelHash" | "overlay">;
   readonly shape: ModelShape;
-  readonly statistics: Pick<Statistics, "snapshot" | "pairs">;
+  readonly statistics: Pick<Statistics, "snapshot" | "pairs" | "steps">;
   /** What this router expects to run next. */
   readonly queued: () => readonly QueuedTokens[];
   readonly cluster: Cluster;
@@ -110,6 +110,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     wire: settings.wire,
     cluster,
     feed,
+    steps: () => statistics.steps(),
     planIntervalSeconds: settings.planInterval,
     minCopies: settings.minCopies,
     policy: settings.placementPolicy,

@@ -16,6 +16,7 @@ import {
 import { GrowthLedger } from "./growth.ts";
 import type { PairTables } from "./load.ts";
 import { listsOfCells, TOP_PARTNERS, type PairCounts, type PairLists } from "./pairs.ts";
+import { StepSamples } from "./step-samples.ts";
 import type { QueuedTokens } from "./windows.ts";
 
 /** Steps that wait to be counted at most; one more is dropped. */
@@ -70,6 +71,8 @@ export interface Statistics {
   snapshot(): StatisticsSnapshot;
   /** Most frequent partners of every expert. */
   pairs(): PairTables;
+  /** Pairs of single decode steps of late, in memory of this process only [numMoeLayers, numExperts] each; none before there are enough. */
+  steps(): Float64Array[];
   /** Counts what waits, flushes what it can within two seconds and lets Redis go. */
   close(): Promise<void>;
 }
@@ -83,6 +86,7 @@ export function createStatistics(options: StatisticsOptions): Statistics {
   const { modelName, layers, numExperts, topK } = options;
   const shape: ModelShape = { modelName, layers, numExperts, topK };
   const counters = new RoutingCounters(shape);
+  const samples = new StepSamples(shape, Math.random);
   const redis =
     options.redisUrl === undefined ? undefined : connectRedis(options.redisUrl, options.log);
   const flusher = redis === undefined ? undefined : new Flusher(redis, counters, shape, options);
@@ -96,7 +100,9 @@ export function createStatistics(options: StatisticsOptions): Statistics {
   };
   const countNext = () => {
     const step = waiting.shift();
-    if (step !== undefined && !counters.record(step)) drop(step);
+    if (step === undefined) return;
+    if (counters.record(step)) samples.offer(step);
+    else drop(step);
   };
   // One step at a time: the event loop serves tokens in between.
   const drain = () => {
@@ -140,6 +146,7 @@ export function createStatistics(options: StatisticsOptions): Statistics {
       droppedTokens,
     }),
     pairs: () => ({ together: listsOf(counters.together), next: listsOf(counters.next) }),
+    steps: () => samples.loads(),
     close: async () => {
       clearInterval(timer);
       while (waiting.length > 0) countNext();

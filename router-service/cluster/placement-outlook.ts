@@ -21,6 +21,8 @@ export interface OutlookOptions {
   readonly wire: WireSetting;
   readonly cluster: Pick<Cluster, "members">;
   readonly feed: LoadFeed;
+  /** Loads of single steps of late [numMoeLayers, numExperts] each; none where they are too few. */
+  readonly steps: () => readonly Float64Array[];
   /** Seconds between two plans. */
   readonly planIntervalSeconds: number;
   /** Copies of each expert at least, as far as memory goes. */
@@ -111,6 +113,7 @@ export class PlacementOutlook {
       wire,
       shards,
       expected: forecast,
+      steps: this.#options.steps(),
       together,
       current: current.placement,
       moves: {

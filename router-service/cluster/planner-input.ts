@@ -39,6 +39,8 @@ export interface PlanFacts {
   readonly wire: WireSetting;
   readonly shards: readonly ShardFacts[];
   readonly expected: ExpectedLoad;
+  /** Loads of single steps of late; absent or none: not known [numMoeLayers, numExperts] each. */
+  readonly steps?: readonly Float64Array[];
   /** Experts of one layer that the same token chooses; absent: not known. */
   readonly together?: Coactivation;
   /** What is held now; absent: nothing. */
@@ -64,7 +66,8 @@ const BYTES_PER_VALUE: Readonly<Record<WireSetting, number>> = { f32: 4, f16: 2,
 
 /** The planner's input. A shard that was not measured counts as the median of those that were. */
 export function plannerInput(facts: PlanFacts): PlannerInput {
-  const { config, formatOf, expected, together, current, moves, minCopies, policy } = facts;
+  const { config, formatOf, expected, steps = [], together, current } = facts;
+  const { moves, minCopies, policy } = facts;
   const { numExperts, numExpertsPerToken: topK } = config;
   const layers = moeLayers(config);
   const bytes = Float64Array.from({ length: layers.length * numExperts }, (_, cell) =>
@@ -76,6 +79,8 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
     topK,
     load: expected.load,
     uncertainty: expected.deviation,
+    // None given would be none judged by: the planner draws its own.
+    ...(steps.length > 0 && { steps }),
     ...(together && { together }),
     bytes,
     shards: plannedShards(facts.shards),

@@ -43,7 +43,7 @@ export class WhatIfError extends Error {
 
 /** The facts as they are supposed to be. Throws WhatIfError. */
 export function suppose(facts: PlanFacts, layers: readonly number[], what: WhatIf): PlanFacts {
-  const { current, ...others } = facts;
+  const { current, steps: seen, ...others } = facts;
   const { tokensPerStep, fromNothing, moveBytes, steps, minCopies } = what;
   const { numExperts, numExpertsPerToken: topK } = facts.config;
   const load = supposedLoad(facts, layers, what);
@@ -52,6 +52,8 @@ export function suppose(facts: PlanFacts, layers: readonly number[], what: WhatI
     ...others,
     shards: supposedShards(facts.shards, what.shards ?? []),
     expected: { load, deviation: facts.expected.deviation },
+    // Steps that were seen are none of a load that is supposed.
+    ...(seen && what.load === undefined && tokensPerStep === undefined && { steps: seen }),
     ...(current && fromNothing !== true && { current }),
     moves: {
       bytes: moveBytes ?? facts.moves.bytes,

@@ -64,6 +64,15 @@ test("each expert takes the bytes of its own format, and rows those of the wire"
   assert.equal(input.router.rowBytesIn, config.hiddenSize * 4);
 });
 
+test("steps that were seen are judged by, none where there are none or another load is supposed", () => {
+  const steps = [new Float64Array(cells).fill(1)];
+  const seen = factsOf([shardOf(0)], { steps });
+  assert.equal(plannerInput(seen).steps, steps);
+  assert.ok(!("steps" in plannerInput(factsOf([shardOf(0)], { steps: [] }))));
+  assert.equal(plannerInput(suppose(seen, layers, { minCopies: 2 })).steps, steps);
+  assert.ok(!("steps" in plannerInput(suppose(seen, layers, { tokensPerStep: 10 }))));
+});
+
 test("what is supposed changes shards, load and bounds, and leaves the rest as it is", () => {
   const facts = factsOf([shardOf(0), shardOf(1), shardOf(2)], {
     current: { epoch: 3, layers: new Map() },
