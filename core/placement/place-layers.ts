@@ -17,8 +17,8 @@ import { roomOfLayer } from "./room.ts";
  * LEAST_EFFORT. They bound the time without a clock: the same input gives the same plan.
  */
 const EFFORT = 220;
-const LEAST_EFFORT = 110;
-const PLAN_OPERATIONS = 760_000;
+const LEAST_EFFORT = 60;
+const PLAN_OPERATIONS = 460_000;
 
 /** Shard indices that hold each expert of each layer [numMoeLayers][numExperts]. */
 export type Holders = readonly (readonly (readonly number[])[])[];

@@ -1,11 +1,11 @@
 /** Plans one layer: on how many shards, who holds what, and what is worth a change. */
 
-import { balanceLoad } from "./balance.ts";
+import { balanceLoad, slowest } from "./balance.ts";
 import { layerOf, type CostInput } from "./cost.ts";
-import { expectedLoads, forecastAlone, type JudgedLoads } from "./expected-loads.ts";
+import { expectedLoads, forecastAlone } from "./expected-loads.ts";
 import type { Layer, LayerCosts } from "./layer.ts";
 import type { MoveCosts } from "./move-costs.ts";
-import { layerCosts, scoreOf } from "./objective.ts";
+import { layerCosts, routerSeconds } from "./objective.ts";
 import { fillWithCopies, packMinCopies, packMissing } from "./pack.ts";
 import type { Room } from "./propose.ts";
 import { seededRandom } from "./random.ts";
@@ -30,38 +30,40 @@ export interface LayerTask {
  * this layer and those after it: a layer on few shards takes more of them than its room. Undefined where experts find no room.
  */
 export function planFresh(task: LayerTask, left: Float64Array): Layer | undefined {
-  const { input, index, room } = task;
-  const chosen = nearestRoom(task, left);
-  const layer = packed(task, chosen, expectedLoads(input, index));
+  const { layer, room } = nearest(task, left);
   if (layer === undefined) return undefined;
-  improve(layer, { ...task, room: chosen });
-  if (chosen !== room) room.free.set(chosen.free);
+  improve(layer, { ...task, room });
+  task.room.free.set(room.free);
   return layer;
 }
 
-/** The whole room, or that of the nearest shards alone: in which the layer is fastest before any search. */
-function nearestRoom(task: LayerTask, left: Float64Array): Room {
+/** A layer before any search, and the room it is in. */
+interface Packed {
+  readonly layer: Layer | undefined;
+  readonly room: Room;
+  /** What it takes under the forecast; Infinity where it does not fit. */
+  readonly seconds: number;
+}
+
+/** The layer in the whole room, or in that of the nearest shards alone: where it is fastest. */
+function nearest(task: LayerTask, left: Float64Array): Packed {
   const { room } = task;
-  const fewer = fewerShards(task, left);
-  if (fewer.length === 0) return room;
-  let best = room;
-  let least = packedScore(task, room);
-  for (const { shards, seconds } of fewer) {
-    // Its experts never share the pairs out better than perfectly.
-    if (seconds > least) continue;
-    const one = roomOn(shards, room, left);
-    const score = packedScore(task, one);
+  let best = packedIn(task, room);
+  for (const { shards, seconds } of fewerShards(task, left)) {
+    // Its pairs are never shared out better than perfectly.
+    if (seconds > best.seconds) continue;
+    const one = packedIn(task, roomOn(shards, room, left));
     // As fast on fewer: what is left out would only get copies that nobody uses.
-    if (score <= least * (1 + 1e-9)) [best, least] = [one, score];
+    if (one.seconds <= best.seconds * (1 + 1e-9)) best = one;
   }
   return best;
 }
 
-/** What the layer takes in a room under the forecast, before any search; Infinity where it does not fit. */
-function packedScore(task: LayerTask, room: Room): number {
-  const { input, index } = task;
-  const layer = packed(task, { ...room, free: room.free.slice() }, forecastAlone(input, index));
-  return layer === undefined ? Infinity : scoreOf(layer);
+function packedIn(task: LayerTask, whole: Room): Packed {
+  const room = { ...whole, free: whole.free.slice() };
+  const layer = packed(task, room);
+  const seconds = layer === undefined ? Infinity : slowest(layer.seconds[0]) + routerSeconds(layer);
+  return { layer, room, seconds };
 }
 
 /** Betters a layer that holds its experts already. */
@@ -76,8 +78,8 @@ export function improve(layer: Layer, { index, room, moves, operations }: LayerT
 }
 
 /** The layer with each expert once, where it is done soonest, and copies in the room that is left. */
-function packed({ input, index }: LayerTask, room: Room, loads: JudgedLoads): Layer | undefined {
-  const layer = layerOf(input, index, room.shards.length, loads);
+function packed({ input, index }: LayerTask, room: Room): Layer | undefined {
+  const layer = layerOf(input, index, room.shards.length, expectedLoads(input, index));
   if (packMissing(layer, room).length > 0) return undefined;
   packMinCopies(layer, room);
   fillWithCopies(layer, room);
