@@ -132,9 +132,11 @@ class RedisLease implements Lease {
     }
     const token = randomUUID();
     const [taken] = await redis.pipeline([["SET", key, token, "NX", "PX", this.#holdMs]]);
-    if (taken === null || this.#closed) return;
+    if (taken === null) return;
     this.#token = token;
     this.#holdsUntil = sentAt + this.#holdMs;
+    // Given back by what waits for this.
+    if (this.#closed) return;
     this.#options.log.info({}, "this router plans");
     for (const callback of this.#callbacks) callback();
   }

@@ -118,6 +118,17 @@ describe("the planner's lease", () => {
     await lease.close();
   });
 
+  it("that is won while its router stops is given back", async () => {
+    const held = leaseOf(connections[1], "stopping");
+    await waitFor("the lease", () => held.token() !== undefined);
+    const late = leaseOf(connections[0], "stopping");
+    await held.close();
+    late.campaign();
+    await late.close();
+    const [left] = await connections[1].pipeline([["GET", placementKeys("stopping").lease]]);
+    assert.equal(left, null);
+  });
+
   it("that is lost publishes nothing, even for a holder that believes in it", async () => {
     const lease = leaseOf(connections[0], "fence");
     await waitFor("the lease", () => lease.token() !== undefined);
