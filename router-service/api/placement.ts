@@ -34,6 +34,9 @@ export interface PlacementSource {
   readonly thread: Pick<PlannerThread, "plan" | "assess">;
 }
 
+/** Questions of clients that may wait for the planner's thread, so that its own plans need not wait for long. */
+const MAX_QUESTIONS = 8;
+
 /** Noticing that a shard is gone for good, and the plan for it, seconds. */
 const NOTICE_SECONDS = 0.7;
 
@@ -84,7 +87,7 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
   const layers = [...current.placement.layers.keys()];
   try {
     const supposed = suppose(facts, layers, whatIfOf(fields));
-    const plan = await source.thread.plan(plannerInput(supposed));
+    const plan = await source.thread.plan(plannerInput(supposed), MAX_QUESTIONS);
     const before = supposed.current?.layers ?? new Map<number, never>();
     const last = plan.stages.at(-1) ?? plan.target;
     const need = needOf(before, supposed.shards, supposed.minCopies);
@@ -135,7 +138,7 @@ async function assessed(
 ): Promise<Assessment | undefined> {
   try {
     const facts = await outlook.facts(current);
-    return await thread.assess(plannerInput(facts), current.placement.layers);
+    return await thread.assess(plannerInput(facts), current.placement.layers, MAX_QUESTIONS);
   } catch (error) {
     if (error instanceof RedisUnavailableError) return undefined;
     throw error;

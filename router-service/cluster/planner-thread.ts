@@ -4,6 +4,7 @@ import { Worker } from "node:worker_threads";
 
 import type { PlacedLayers, Plan, PlannerInput } from "../../core/placement/planner.ts";
 import { PlacementError, PlannerInputError } from "../../core/placement/planner.ts";
+import { QueueFullError } from "../engine/errors.ts";
 import type { Assessment } from "./assessment.ts";
 
 /** What the thread is asked. */
@@ -38,14 +39,14 @@ export class PlannerThread {
   #nextId = 1;
   #closed = false;
 
-  /** As `planPlacement`. Rejects with its errors, or a PlannerThreadError. */
-  async plan(input: PlannerInput): Promise<Plan> {
-    return (await this.#ask({ kind: "plan", input })) as Plan;
+  /** As `planPlacement`. Rejects with its errors, a PlannerThreadError, or a QueueFullError where `limit` questions wait. */
+  async plan(input: PlannerInput, limit = Infinity): Promise<Plan> {
+    return (await this.#ask({ kind: "plan", input }, limit)) as Plan;
   }
 
   /** As `assess`. Rejects as `plan`. */
-  async assess(input: PlannerInput, placed: PlacedLayers): Promise<Assessment> {
-    return (await this.#ask({ kind: "assess", input, placed })) as Assessment;
+  async assess(input: PlannerInput, placed: PlacedLayers, limit = Infinity): Promise<Assessment> {
+    return (await this.#ask({ kind: "assess", input, placed }, limit)) as Assessment;
   }
 
   /** Ends the thread; what is waited for is rejected. */
@@ -54,9 +55,12 @@ export class PlannerThread {
     await this.#end(new PlannerThreadError("the planner's thread is closed"));
   }
 
-  #ask(ask: PlannerQuestion["ask"]): Promise<Plan | Assessment> {
+  #ask(ask: PlannerQuestion["ask"], limit: number): Promise<Plan | Assessment> {
     if (this.#closed) {
       return Promise.reject(new PlannerThreadError("the planner's thread is closed"));
+    }
+    if (this.#waiting.size >= limit) {
+      return Promise.reject(new QueueFullError(this.#waiting.size, limit));
     }
     this.#worker ??= this.#start();
     const id = this.#nextId++;

@@ -21,4 +21,12 @@ describe("a thread that plans", () => {
     const plan = await thread.plan(plannerInput({ loads: [[1, 1]], room: [2] }));
     assert.deepEqual(plan.target.get(0), [[{ rank: 0, share: 1 }], [{ rank: 0, share: 1 }]]);
   });
+
+  it("takes no more questions than may wait, and the planner's own all the same", async () => {
+    const input = plannerInput({ loads: [[1, 1]], room: [2] });
+    const asked = [thread.plan(input, 2), thread.plan(input, 2)];
+    await assert.rejects(thread.plan(input, 2), /2 requests wait, the limit is 2/);
+    const [first] = await Promise.all([thread.plan(input), ...asked]);
+    assert.deepEqual(await thread.plan(input, 2), first);
+  });
 });
