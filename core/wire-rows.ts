@@ -60,12 +60,13 @@ export function packRows(rows: Float32Array, hiddenSize: number, wire: WireSetti
 }
 
 /** Some of the rows, ascending; the rows themselves, not copied, where they are all of them. */
-export function takeRows(rows: WireRows, indices: readonly number[]): WireRows {
+export function takeRows(rows: WireRows, indices: Uint32Array): WireRows {
   if (indices.length === rows.numRows) return rows;
   const rowBytes = rows.bytes.length / rows.numRows;
   const bytes = new Uint8Array(indices.length * rowBytes);
-  for (const [to, from] of indices.entries()) {
-    bytes.set(rows.bytes.subarray(from * rowBytes, (from + 1) * rowBytes), to * rowBytes);
+  for (let to = 0; to < indices.length; to++) {
+    const from = indices[to] * rowBytes;
+    bytes.set(rows.bytes.subarray(from, from + rowBytes), to * rowBytes);
   }
   const scales =
     rows.scales.length === 0 ? NO_SCALES : Float32Array.from(indices, (from) => rows.scales[from]);
@@ -87,6 +88,9 @@ export function unpackRows({ dtype, bytes, scales }: WireRows, hiddenSize: numbe
 }
 
 function fitsF16(rows: Float32Array): boolean {
-  for (const value of rows) if (value > F16_MAX || value < -F16_MAX) return false;
+  // By index: an iterator takes ten times as long.
+  for (let i = 0; i < rows.length; i++) {
+    if (rows[i] > F16_MAX || rows[i] < -F16_MAX) return false;
+  }
   return true;
 }

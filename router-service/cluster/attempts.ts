@@ -6,6 +6,7 @@ import type { ShardRows } from "./dispatch.ts";
 import { DispatchFailedError, DispatchTimeoutError, ShardLostError } from "./errors.ts";
 import type { Directory, Reach } from "./reach.ts";
 import { type RowsHistory, timeoutMs } from "./resend.ts";
+import type { Scope } from "./scope.ts";
 import type { DispatchAnswer } from "./shard-stream.ts";
 import { startDispatchSpan } from "./spans.ts";
 
@@ -63,14 +64,14 @@ export class Attempts {
     this.#options = options;
   }
 
-  /** Sends rows; they are cancelled with the signal. */
+  /** Sends rows; they are cancelled with the scope. */
   start(
     reach: Reach,
     part: ShardRows,
     epoch: number,
     history: RowsHistory,
     { topK, traceContext }: StepRouting,
-    signal: AbortSignal,
+    scope: Scope,
   ): Attempt {
     const { layer, hiddenSize, dispatchTimeoutMs, directory, onDispatch } = this.#options;
     const { rank, tokens, pairs } = part;
@@ -94,9 +95,11 @@ export class Attempts {
     const startedAt = performance.now();
     const handle = reach.dispatch(header, part);
     const end = directory.begin(epoch);
-    const onAbort = () => handle.cancel(signal.reason);
-    signal.addEventListener("abort", onAbort);
+    const cancel = (reason: unknown) => handle.cancel(reason);
+    scope.add(cancel);
     const report = (outcome: DispatchOutcome, bytesIn: number) => {
+      scope.delete(cancel);
+      end();
       const seconds = (performance.now() - startedAt) / 1000;
       onDispatch?.({ rank, rows, bytesOut: handle.bytesOut, bytesIn, seconds, outcome });
       return seconds;
@@ -118,13 +121,7 @@ export class Attempts {
       span?.fail(errorMessage(error));
       throw error;
     };
-    const answer = handle.answer.then(take, fail).finally(() => {
-      signal.removeEventListener("abort", onAbort);
-      end();
-    });
-    // Handled by whoever awaits the layer; until then it may fail unseen.
-    answer.catch(() => {});
-    return { answer, expectedSeconds, cancel: (reason) => handle.cancel(reason) };
+    return { answer: handle.answer.then(take, fail), expectedSeconds, cancel };
   }
 }
 

@@ -2,17 +2,19 @@
 
 /** A change that can be waited for. */
 export class Changes {
-  #next = Promise.withResolvers<void>();
+  /** Absent while nobody waits. */
+  #next: PromiseWithResolvers<void> | undefined;
 
   /** Settles at the next `notify`. */
   get next(): Promise<void> {
+    this.#next ??= Promise.withResolvers<void>();
     return this.#next.promise;
   }
 
   notify(): void {
-    const { resolve } = this.#next;
-    this.#next = Promise.withResolvers<void>();
-    resolve();
+    const next = this.#next;
+    this.#next = undefined;
+    next?.resolve();
   }
 }
 

@@ -90,35 +90,38 @@ export class CopyChooser {
     pairs: Uint32Array,
     reach: (rank: number) => Reach | undefined,
   ): Uint16Array {
-    const replicas = placement.layers.get(layer) ?? [];
-    const table = this.#table(placement, layer, replicas);
+    const table = this.#table(placement, layer);
     const reaches = this.#ranks.map((rank) => {
       const one = reach(rank);
       return one?.trusted === true ? one : undefined;
     });
-    const { offsets, shards, shared } = table;
     const { ids } = routing;
-    const has = (expert: number) => {
-      for (let copy = offsets[expert]; copy < offsets[expert + 1]; copy++) {
-        if (reaches[shards[copy]] !== undefined) return true;
-      }
-      return false;
-    };
-    if (shared.length === 0) {
-      return Uint16Array.from(pairs, (pair) => {
-        const shard = shards[offsets[ids[pair]]];
-        return reaches[shard] === undefined ? NO_RANK : this.#ranks[shard];
-      });
+    if (table.shared.length === 0) {
+      const ranks = this.#ranks.map((rank, shard) => (reaches[shard] ? rank : NO_RANK));
+      return onlyCopies(ids, pairs, table, ranks);
     }
-    if (this.#byShares || pairs.length < ids.length || !ids.every(has)) {
+    if (this.#byShares || pairs.length < ids.length || !haveCopies(ids, table, reaches)) {
       const usable = new Set(this.#ranks.filter((_, shard) => reaches[shard] !== undefined));
+      const replicas = placement.layers.get(layer) ?? [];
       return chooseCopies(routing, pairs, replicas, (rank) => usable.has(rank));
     }
     const assigned = assignPairs(ids, routing.topK, table, splitCosts(reaches, this.#rowBytes));
-    return assigned.map((shard) => this.#ranks[shard]);
+    for (let pair = 0; pair < assigned.length; pair++) assigned[pair] = this.#ranks[assigned[pair]];
+    return assigned;
   }
 
-  #table(placement: Placement, layer: number, replicas: LayerReplicas): CopyTable {
+  /** Whether every pair's expert has several copies in the placement. */
+  haveOthers(placement: Placement, layer: number, { ids }: Routing, pairs: Uint32Array): boolean {
+    const { offsets, shared } = this.#table(placement, layer);
+    if (shared.length === 0) return false;
+    for (let i = 0; i < pairs.length; i++) {
+      const expert = ids[pairs[i]];
+      if (offsets[expert + 1] - offsets[expert] < 2) return false;
+    }
+    return true;
+  }
+
+  #table(placement: Placement, layer: number): CopyTable {
     if (placement !== this.#placement) {
       this.#placement = placement;
       this.#ranks = ranksOf(placement);
@@ -126,10 +129,37 @@ export class CopyChooser {
     }
     const known = this.#tables.get(layer);
     if (known !== undefined) return known;
-    const made = copyTable(replicas, this.#ranks);
+    const made = copyTable(placement.layers.get(layer) ?? [], this.#ranks);
     this.#tables.set(layer, made);
     return made;
   }
+}
+
+/** The rank of each pair where every expert has one copy; `ranks`: by shard index. */
+function onlyCopies(
+  ids: Uint32Array,
+  pairs: Uint32Array,
+  { offsets, shards }: CopyTable,
+  ranks: readonly number[],
+): Uint16Array {
+  const chosen = new Uint16Array(pairs.length);
+  for (let i = 0; i < pairs.length; i++) chosen[i] = ranks[shards[offsets[ids[pairs[i]]]]];
+  return chosen;
+}
+
+/** Whether every expert has a copy on a shard that can be asked. */
+function haveCopies(
+  ids: Uint32Array,
+  { offsets, shards }: CopyTable,
+  reaches: readonly (Reach | undefined)[],
+): boolean {
+  if (!reaches.includes(undefined)) return true;
+  return ids.every((expert) => {
+    for (let copy = offsets[expert]; copy < offsets[expert + 1]; copy++) {
+      if (reaches[shards[copy]] !== undefined) return true;
+    }
+    return false;
+  });
 }
 
 /** What rows cost at each shard, by its measured speed; a shard without one counts as the others do on average. */

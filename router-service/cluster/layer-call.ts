@@ -1,7 +1,5 @@
 /** One layer of one batch on the shards: every row is computed by some copy of its experts, whatever shards do meanwhile. */
 
-import { setMaxListeners } from "node:events";
-
 import type { Placement } from "../../core/placement/placement.ts";
 import type { WireRows } from "../../core/wire-rows.ts";
 import { UnavailableError } from "../engine/errors.ts";
@@ -10,6 +8,7 @@ import type { Attempts, Part } from "./attempts.ts";
 import { changeOrAbort } from "./changes.ts";
 import { chooseCopies, type CopyChooser, NO_RANK } from "./choose-copies.ts";
 import { allPairs, splitByRank, type ShardRows } from "./dispatch.ts";
+import type { LateWatch } from "./late-watch.ts";
 import type { Directory } from "./reach.ts";
 import {
   hedgeAfterMs,
@@ -22,6 +21,7 @@ import {
   UNTRIED,
   withFailure,
 } from "./resend.ts";
+import { Scope } from "./scope.ts";
 
 /** Called as things happen to rows; each returns at once. */
 export interface RecoveryObserver {
@@ -41,6 +41,7 @@ export interface LayerCallOptions extends RecoveryObserver {
   readonly directory: Directory;
   readonly chooser: CopyChooser;
   readonly attempts: Attempts;
+  readonly lateWatch: LateWatch;
   readonly hiddenSize: number;
   /** Milliseconds that the call waits for experts to have a copy. */
   readonly copyWaitMs: number;
@@ -71,19 +72,17 @@ export class LayerCall {
 
   /** Partial sums that together have each expert of each token once, in an order that the shards alone decide. */
   async run(numExperts: number): Promise<Part[]> {
-    const ended = new AbortController();
-    // One for each shard's dispatch.
-    setMaxListeners(0, ended.signal);
+    const scope = new Scope();
     const { signal } = this.#routing;
-    const onAbort = () => ended.abort(signal.reason);
+    const onAbort = () => scope.abort(signal.reason);
     signal.addEventListener("abort", onAbort);
     try {
       const pairs = allPairs(this.#chosen, numExperts);
-      const parts = await this.#cover(pairs, UNTRIED, ended.signal);
+      const parts = await this.#cover(pairs, UNTRIED, scope);
       this.#options.onLayer?.((performance.now() - this.#beganAt) / 1000);
       return parts.sort((a, b) => a.rank - b.rank || a.pairs[0] - b.pairs[0]);
     } catch (error) {
-      ended.abort(new DOMException("another dispatch of the layer failed", "AbortError"));
+      scope.abort(new DOMException("another dispatch of the layer failed", "AbortError"));
       throw error;
     } finally {
       signal.removeEventListener("abort", onAbort);
@@ -91,17 +90,16 @@ export class LayerCall {
   }
 
   /** Has pairs computed by the copies that can be used now, and the rest when they have one. */
-  async #cover(pairs: Uint32Array, history: RowsHistory, signal: AbortSignal): Promise<Part[]> {
-    signal.throwIfAborted();
+  async #cover(pairs: Uint32Array, history: RowsHistory, scope: Scope): Promise<Part[]> {
+    scope.throwIfAborted();
     const placement = this.#options.directory.placement();
-    if (placement === undefined) return this.#coverLater(pairs, history, signal);
+    if (placement === undefined) return this.#coverLater(pairs, history, scope);
     const ranks = this.#choose(placement, pairs, history);
-    const homeless = pairs.filter((_, index) => ranks[index] === NO_RANK);
-    const parts = splitByRank(this.#packed, this.#chosen, pairs, ranks);
-    const work = parts.flatMap((part) =>
-      part.rank === NO_RANK ? [] : [this.#settle(part, placement.epoch, history, signal)],
+    const work = splitByRank(this.#packed, this.#chosen, pairs, ranks).map((part) =>
+      part.rank === NO_RANK
+        ? this.#coverLater(part.pairs, history, scope)
+        : this.#settle(part, placement, history, scope),
     );
-    if (homeless.length > 0) work.push(this.#coverLater(homeless, history, signal));
     return work.length === 1 ? work[0] : (await Promise.all(work)).flat();
   }
 
@@ -118,11 +116,7 @@ export class LayerCall {
   }
 
   /** Tries pairs again that no copy could be asked for: when one comes back, and after a pause those that failed. */
-  async #coverLater(
-    pairs: Uint32Array,
-    history: RowsHistory,
-    signal: AbortSignal,
-  ): Promise<Part[]> {
+  async #coverLater(pairs: Uint32Array, history: RowsHistory, scope: Scope): Promise<Part[]> {
     const { directory, copyWaitMs, layer, onCopyWait } = this.#options;
     const waitsFrom = performance.now();
     const again = { ...history, avoid: UNTRIED.avoid, rounds: history.rounds + 1 };
@@ -137,66 +131,67 @@ export class LayerCall {
         );
       }
       const retryMs = history.avoid.size > 0 ? pauseMs(history) : leftMs;
-      await changeOrAbort(directory.changes, signal, Math.min(leftMs, retryMs));
+      await changeOrAbort(directory.changes, scope.signal, Math.min(leftMs, retryMs));
     } finally {
       onCopyWait?.((performance.now() - waitsFrom) / 1000);
     }
-    return this.#cover(pairs, again, signal);
+    return this.#cover(pairs, again, scope);
   }
 
   /** Has one shard compute a part; another copy as well where that takes too long, and instead where it fails. */
   async #settle(
     part: ShardRows,
-    epoch: number,
+    placement: Placement,
     history: RowsHistory,
-    signal: AbortSignal,
+    scope: Scope,
   ): Promise<Part[]> {
-    const { directory, attempts, onHedge } = this.#options;
+    const { directory, attempts, chooser, layer, lateWatch, onHedge } = this.#options;
+    const { epoch } = placement;
     const reach = directory.reach(part.rank, epoch);
-    if (reach === undefined) return this.#cover(part.pairs, history, signal);
-    const attempt = attempts.start(reach, part, epoch, history, this.#routing, signal);
+    if (reach === undefined) return this.#cover(part.pairs, history, scope);
+    const attempt = attempts.start(reach, part, epoch, history, this.#routing, scope);
     const answered = attempt.answer.then(
       (answer): Outcome => ({ kind: "answered", parts: [answer] }),
       (error: unknown): Outcome => ({ kind: "failed", error }),
     );
-    const late = Promise.withResolvers<Outcome>();
-    const timer = setTimeout(
-      // What has arrived by now is read before this counts.
-      () => setImmediate(() => late.resolve({ kind: "late" })),
+    const first = Promise.withResolvers<Outcome>();
+    void answered.then(first.resolve);
+    const awaited = lateWatch.add(
       hedgeAfterMs(attempt.expectedSeconds),
+      chooser.haveOthers(placement, layer, this.#chosen, part.pairs),
+      () => first.resolve({ kind: "late" }),
     );
-    let outcome = await Promise.race([answered, late.promise]);
-    clearTimeout(timer);
+    let outcome = await first.promise;
+    lateWatch.delete(awaited);
     while (outcome.kind === "late") {
       if (this.#othersCan(part, history)) {
         reach.overdue();
         onHedge?.();
         const avoid = new Set(history.avoid).add(part.rank);
-        const other = new AbortController();
-        const either = AbortSignal.any([signal, other.signal]);
-        const hedge = this.#cover(part.pairs, { ...history, avoid }, either);
+        const other = scope.within();
+        const hedge = this.#cover(part.pairs, { ...history, avoid }, other);
         hedge.catch(() => {});
-        const first = await Promise.race([
+        const sooner = await Promise.race([
           answered,
           hedge.then((parts): Outcome => ({ kind: "hedged", parts })),
         ]);
-        if (first.kind === "failed") {
-          signal.throwIfAborted();
-          const reason = resendReason(first.error);
+        if (sooner.kind === "failed") {
+          scope.throwIfAborted();
+          const reason = resendReason(sooner.error);
           if (reason !== undefined) directory.failed(part.rank, epoch, reason);
           return hedge;
         }
-        if (first.kind === "late") continue;
-        if (first.kind === "answered")
+        if (sooner.kind === "late") continue;
+        if (sooner.kind === "answered")
           other.abort(new DOMException(ANOTHER_WAS_FIRST, "AbortError"));
         else attempt.cancel(new DOMException(ANOTHER_WAS_FIRST, "AbortError"));
-        return first.parts;
+        return sooner.parts;
       }
       const changed = directory.changes.next.then((): Outcome => ({ kind: "late" }));
       outcome = await Promise.race([answered, changed]);
     }
     if (outcome.kind !== "failed") return outcome.parts;
-    return this.#again(outcome.error, part, epoch, history, signal);
+    return this.#again(outcome.error, part, epoch, history, scope);
   }
 
   /** Whether all pairs of a part have another copy that is worth asking. */
@@ -220,20 +215,20 @@ export class LayerCall {
     part: ShardRows,
     epoch: number,
     before: RowsHistory,
-    signal: AbortSignal,
+    scope: Scope,
   ): Promise<Part[]> | Part[] {
-    signal.throwIfAborted();
+    scope.throwIfAborted();
     const { directory, onResend } = this.#options;
     const reason = resendReason(error);
     if (reason === undefined) throw error;
     const history = withFailure(before, part.rank, reason);
     if (refusedForGood(history)) throw error;
     if (reason === "wrong_result" && rowsToBlame(history)) {
-      return this.#isolate(part, epoch, history, signal);
+      return this.#isolate(part, epoch, history, scope);
     }
     directory.failed(part.rank, epoch, reason);
     onResend?.(reason);
-    return this.#cover(part.pairs, history, signal);
+    return this.#cover(part.pairs, history, scope);
   }
 
   /** Finds the tokens whose sums are not finite, and gives them such sums, so that the others' are right. */
@@ -241,7 +236,7 @@ export class LayerCall {
     part: ShardRows,
     epoch: number,
     history: RowsHistory,
-    signal: AbortSignal,
+    scope: Scope,
   ): Promise<Part[]> {
     const { directory, attempts, hiddenSize } = this.#options;
     for (const rank of history.wrong.keys()) directory.forgive(rank);
@@ -255,16 +250,16 @@ export class LayerCall {
       const ranks = new Uint16Array(half.length).fill(rank);
       const [rows] = splitByRank(this.#packed, this.#chosen, half, ranks);
       const reach = directory.reach(rank, epoch);
-      if (reach === undefined) return this.#cover(half, history, signal);
+      if (reach === undefined) return this.#cover(half, history, scope);
       try {
-        const { answer } = attempts.start(reach, rows, epoch, history, this.#routing, signal);
+        const { answer } = attempts.start(reach, rows, epoch, history, this.#routing, scope);
         return [await answer];
       } catch (error) {
-        signal.throwIfAborted();
+        scope.throwIfAborted();
         if (resendReason(error) === "wrong_result") {
-          return this.#isolate(rows, epoch, history, signal);
+          return this.#isolate(rows, epoch, history, scope);
         }
-        return this.#again(error, rows, epoch, history, signal);
+        return this.#again(error, rows, epoch, history, scope);
       }
     });
     return (await Promise.all(judged)).flat();

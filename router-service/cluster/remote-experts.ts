@@ -5,6 +5,7 @@ import type { RunExperts } from "../engine/run-experts.ts";
 import { Attempts, type DispatchReport } from "./attempts.ts";
 import { CopyChooser } from "./choose-copies.ts";
 import { combine } from "./dispatch.ts";
+import { LateWatch } from "./late-watch.ts";
 import { LayerCall, type RecoveryObserver } from "./layer-call.ts";
 import type { Directory } from "./reach.ts";
 
@@ -30,19 +31,21 @@ export interface RemoteExpertsOptions extends RecoveryObserver {
 export function createRemoteExperts(options: RemoteExpertsOptions): RunExperts {
   const { hiddenSize, numExperts, wire, directory } = options;
   const chooser = new CopyChooser(hiddenSize, options.splitByShares);
-  const attempts = new Map(
+  const lateWatch = new LateWatch(directory.changes);
+  const calls = new Map(
     options.layers.map((layer) => {
       const { dispatchTimeoutMs, onDispatch } = options;
-      return [layer, new Attempts({ layer, hiddenSize, dispatchTimeoutMs, directory, onDispatch })];
+      const ofLayer = { layer, hiddenSize, dispatchTimeoutMs, directory, onDispatch };
+      const attempts = new Attempts(ofLayer);
+      return [layer, { ...options, layer, chooser, attempts, lateWatch }];
     }),
   );
   return async (layer, hiddenStates, routing) => {
     const { rows, routing: chosen } = await routing.read();
     routing.signal.throwIfAborted();
-    const ofLayer = attempts.get(layer);
-    if (ofLayer === undefined) throw new RangeError(`layer ${layer} is not an MoE layer`);
+    const call = calls.get(layer);
+    if (call === undefined) throw new RangeError(`layer ${layer} is not an MoE layer`);
     const packed = packRows(rows, hiddenSize, wire);
-    const call = { ...options, layer, chooser, attempts: ofLayer };
     options.onCall?.(true);
     try {
       const parts = await new LayerCall(call, routing, chosen, packed).run(numExperts);
