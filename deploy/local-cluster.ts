@@ -173,7 +173,7 @@ async function isHealthy(url: string): Promise<boolean> {
 
 /** What stands on the terminal when the cluster serves. */
 export function greeting(
-  config: Pick<UpConfig, "model" | "servedModelName" | "apiKey">,
+  config: Pick<UpConfig, "model" | "servedModelName" | "apiKey" | "shards">,
   url: string,
   redisUrl: string | undefined,
 ): string {
@@ -195,6 +195,7 @@ export function greeting(
     "Try:",
     `  curl ${url}/v1/${route} -H 'content-type: application/json'${key} -d ${quoted(body)}`,
     `  ${stats}`,
+    ...(config.shards === 0 ? [] : [`  npx switchyard placement --url ${url}`]),
     "",
   ].join("\n");
 }

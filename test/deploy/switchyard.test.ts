@@ -75,6 +75,7 @@ test("the greeting begins with ready and a URL, and shows no password", () => {
     model: join(ROOT, "models/demo-moe"),
     servedModelName: undefined,
     apiKey: undefined,
+    shards: 2,
   };
   const url = "http://127.0.0.1:8000";
   const text = greeting(config, url, "redis://:secret@10.0.0.1:6379/0");
@@ -84,6 +85,8 @@ test("the greeting begins with ready and a URL, and shows no password", () => {
   assert.doesNotMatch(text, /secret/);
   const tiny = { ...config, model: join(ROOT, "test/goldens/qwen2_moe") };
   assert.match(greeting(tiny, url, undefined), /\/v1\/completions .*"prompt":\[1,2,3\]/);
+  assert.match(text, /npx switchyard placement --url http:\/\/127\.0\.0\.1:8000\n/);
+  assert.doesNotMatch(greeting({ ...config, shards: 0 }, url, undefined), /switchyard placement/);
   const guarded = greeting({ ...config, apiKey: "secret" }, url, undefined);
   assert.match(guarded, /authorization: Bearer/);
   assert.doesNotMatch(guarded, /secret|switchyard stats/);
