@@ -71,6 +71,8 @@ class RedisLease implements Lease {
   /** `performance.now()` until which the lease certainly holds. */
   #holdsUntil = 0;
   #running: Promise<void> | undefined;
+  /** Redis refused the last attempt. */
+  #refused = false;
   #closed = false;
 
   constructor(options: RedisLeaseOptions) {
@@ -93,9 +95,11 @@ class RedisLease implements Lease {
     this.#running ??= this.#attempt()
       .catch((error: unknown) => {
         // Redis is away: until the lease has run out, nobody else can have it.
-        if (!(error instanceof RedisUnavailableError)) {
+        if (error instanceof RedisUnavailableError) return;
+        if (!this.#refused) {
           this.#options.log.warn({ err: error }, "Redis refuses the planner's lease");
         }
+        this.#refused = true;
       })
       .finally(() => {
         this.#running = undefined;
@@ -126,12 +130,14 @@ class RedisLease implements Lease {
     if (this.#token !== undefined) {
       if ((await this.#script(RENEW, this.#token, this.#holdMs)) === 1) {
         this.#holdsUntil = sentAt + this.#holdMs;
+        this.#refused = false;
         return;
       }
       this.#lose();
     }
     const token = randomUUID();
     const [taken] = await redis.pipeline([["SET", key, token, "NX", "PX", this.#holdMs]]);
+    this.#refused = false;
     if (taken === null) return;
     this.#token = token;
     this.#holdsUntil = sentAt + this.#holdMs;

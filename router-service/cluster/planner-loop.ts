@@ -103,6 +103,8 @@ export class PlannerLoop {
   readonly #publisher: PlacementPublisher;
   /** What the store was told last of what can not be placed; null before. */
   #told: string | undefined | null = null;
+  /** Why planning failed last: one that goes on failing would fill the log. */
+  #failure: string | undefined;
   /** The last look that made a plan; undefined before the first. */
   #lastLook: Look | undefined;
   /** Something has changed for which a plan is due at once. */
@@ -158,10 +160,13 @@ export class PlannerLoop {
       try {
         nextMs = (await this.#look()) ?? everyMs;
         await this.#tellUnplaceable();
+        this.#failure = undefined;
       } catch (error) {
         if (this.#stop.signal.aborted) return;
-        if (!(error instanceof RedisUnavailableError)) {
+        const reason = errorMessage(error);
+        if (!(error instanceof RedisUnavailableError) && this.#failure !== reason) {
           log.warn({ err: error }, "planning failed");
+          this.#failure = reason;
         }
         nextMs = this.#timing.retryMs;
       }

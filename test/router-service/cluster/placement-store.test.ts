@@ -23,11 +23,15 @@ after(async () => {
 await Promise.all(connections.map((redis) => redis.ready(5_000)));
 
 const HOLD_MS = 800;
-const leaseOf = (redis: (typeof connections)[number], modelHash: string) =>
+const leaseOf = (
+  redis: (typeof connections)[number],
+  modelHash: string,
+  log: Parameters<typeof createRedisLease>[0]["log"] = silentLogger,
+) =>
   createRedisLease({
     redis,
     key: placementKeys(modelHash).lease,
-    log: silentLogger,
+    log,
     holdMs: HOLD_MS,
   });
 
@@ -115,6 +119,27 @@ describe("the planner's lease", () => {
       server.thaw();
     }
     await waitFor("the lease again", () => lease.token() !== undefined);
+    await lease.close();
+  });
+
+  it("that Redis refuses again and again is warned of once", async () => {
+    const warnings: string[] = [];
+    const lease = leaseOf(connections[0], "refused", {
+      info: () => undefined,
+      warn: (_fields, message) => warnings.push(message),
+    });
+    await waitFor("the lease", () => lease.token() !== undefined);
+    const { lease: key } = placementKeys("refused");
+    // Of another type: no script can read it.
+    await connections[1].pipeline([
+      ["DEL", key],
+      ["RPUSH", key, "a list"],
+    ]);
+    await waitFor("the loss", () => warnings.includes("this router no longer plans"));
+    assert.deepEqual(
+      warnings.filter((message) => message.startsWith("Redis refuses")),
+      ["Redis refuses the planner's lease"],
+    );
     await lease.close();
   });
 
