@@ -1,5 +1,6 @@
 /** Traces for the forecast: recorded sequences served in some order, cut into windows, with what is queued before each. */
 
+import { seededRandom } from "../../core/random.ts";
 import type { CountedPhase } from "../../core/statistics/counters.ts";
 import {
   AnswerLengths,
@@ -85,7 +86,7 @@ function switching(segment: number): Sequence[] {
 
 /** Tasks at random, by tokens: with equal weights, or with weights that wander; until one task has no more sequences. */
 function mixed(even: boolean, seed: number): Sequence[] {
-  const random = randomNumbers(seed);
+  const random = seededRandom(seed);
   const left = RECORDED_TASKS.map(sequencesOf);
   const phase = left.map(() => random() * 2 * Math.PI);
   const served = left.map(() => 0);
@@ -217,15 +218,4 @@ class WindowCounts {
   counted(): CountedWindow {
     return { seconds: WINDOW_SECONDS, steps: this.steps, series: [...this.#series.values()] };
   }
-}
-
-/** Uniform numbers in [0, 1): mulberry32. */
-function randomNumbers(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }

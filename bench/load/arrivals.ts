@@ -1,6 +1,7 @@
 /** When the requests of a load run are sent. Pure. */
 
-import { randomGamma, type Random } from "./random.ts";
+import type { Random } from "../../core/random.ts";
+import { randomGamma } from "./distributions.ts";
 
 /** How requests arrive. */
 export interface ArrivalProcess {

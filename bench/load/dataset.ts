@@ -3,7 +3,7 @@
 import { readFile, readdir } from "node:fs/promises";
 import path from "node:path";
 
-import { randomInteger, type Random } from "./random.ts";
+import { drawBelow, type Random } from "../../core/random.ts";
 
 /** One request's prompt: token ids, or text for the chat endpoint. */
 export type Prompt = readonly number[] | string;
@@ -16,7 +16,7 @@ export function randomPrompts(
   random: Random,
 ): (readonly number[])[] {
   return Array.from({ length: count }, () =>
-    Array.from({ length }, () => randomInteger(random, vocabSize)),
+    Array.from({ length }, () => drawBelow(random, vocabSize)),
   );
 }
 
@@ -44,7 +44,7 @@ export function textPrompts(
       throw new Error(`a text has ${ids.length} tokens, prompts of ${length} were asked for`);
   return Array.from({ length: count }, (_, i) => {
     const ids = encoded[i % encoded.length];
-    const start = randomInteger(random, ids.length - length + 1);
+    const start = drawBelow(random, ids.length - length + 1);
     return ids.slice(start, start + length);
   });
 }

@@ -8,7 +8,7 @@ import { arrivalTimes } from "./arrivals.ts";
 import { firstServedModel, sendRequest, type Target } from "./client.ts";
 import { randomPrompts, readTexts, textPrompts, type Prompt } from "./dataset.ts";
 import { serviceLevels, type LoadOptions } from "./options.ts";
-import { seededRandom, type Random } from "./random.ts";
+import { seededRandom, type Random } from "../../core/random.ts";
 import { runLoad } from "./run.ts";
 import { summarize, type LoadSummary, type RequestRecord } from "./statistics.ts";
 

@@ -9,7 +9,7 @@ import { readJsonFile } from "../../core/model/json-file.ts";
 import { readModelConfig } from "../../core/model/load-config.ts";
 import { loadTokenizer } from "../../core/model/tokenizer.ts";
 import { randomPrompts, readTexts, textPrompts } from "../load/dataset.ts";
-import { seededRandom } from "../load/random.ts";
+import { seededRandom } from "../../core/random.ts";
 import { readSyntheticConfig } from "../synthetic/command.ts";
 import { withLayers, writeSynthetic } from "../synthetic/generate.ts";
 import { writeQwen2MoeGguf } from "./gguf-writer.ts";

@@ -1,7 +1,7 @@
 /** How long planning takes, beside a fixed workload of the same run. */
 
 import { planPlacement, type PlannerInput } from "../../core/placement/planner.ts";
-import { seededRandom } from "../../core/placement/random.ts";
+import { seededRandom } from "../../core/random.ts";
 
 /** A cluster to plan for; memory is in copies of one expert. */
 interface Size {

@@ -1,6 +1,6 @@
 /** Flips bits of a byte stream now and then: anywhere in it, or within the messages that HTTP/2 carries. */
 
-import { randomInteger, type Random } from "../load/random.ts";
+import { drawBelow, type Random } from "../../core/random.ts";
 
 /** How bytes are corrupted. */
 export interface Corruption {
@@ -58,7 +58,7 @@ export class ByteFlipper {
       const hit =
         corruption.where === "anywhere" ? this.#untilDue === 0 : this.#untilVictim-- === 0;
       if (!hit) continue;
-      bytes[at] ^= 1 << randomInteger(this.#random, 8);
+      bytes[at] ^= 1 << drawBelow(this.#random, 8);
       this.#untilDue = this.#nextDue(corruption);
       this.#onFlip();
     }
@@ -66,7 +66,7 @@ export class ByteFlipper {
 
   /** Its mean is everyBytes; random, so that flips hit all parts of a regular stream. */
   #nextDue({ everyBytes }: Corruption): number {
-    return 1 + randomInteger(this.#random, 2 * everyBytes);
+    return 1 + drawBelow(this.#random, 2 * everyBytes);
   }
 
   /** Keeps track of the frames where nothing is to be flipped. */

@@ -3,7 +3,7 @@
 import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 
-import { seededRandom, type Random } from "../load/random.ts";
+import { seededRandom, type Random } from "../../core/random.ts";
 import { ByteFlipper, type Corruption } from "./byte-flipper.ts";
 
 /** What is wrong with one direction of a link. */

@@ -1,6 +1,6 @@
 /** Streaming requests, some at a time, over one router or two: what came back, how long tokens let wait, and what failed. */
 
-import { randomInteger, seededRandom } from "../load/random.ts";
+import { drawBelow, seededRandom } from "../../core/random.ts";
 import { greedyBody, streamCompletion } from "./api.ts";
 
 /** A prompt with its undisturbed greedy continuation. */
@@ -84,8 +84,8 @@ export async function runUndisturbed(
   let longestGapMs = 0;
   async function drawInTurn(): Promise<void> {
     while (prompts.length < sizes.count) {
-      const length = sizes.minLength + randomInteger(random, sizes.maxLength - sizes.minLength + 1);
-      const ids = Array.from({ length }, () => randomInteger(random, VOCABULARY));
+      const length = sizes.minLength + drawBelow(random, sizes.maxLength - sizes.minLength + 1);
+      const ids = Array.from({ length }, () => drawBelow(random, VOCABULARY));
       const greedy: number[] = [];
       let lead = Infinity;
       let lastAt = performance.now();

@@ -7,7 +7,7 @@ import { readModelConfig } from "../../core/model/load-config.ts";
 import { loadTokenizer } from "../../core/model/tokenizer.ts";
 import { sendRequest, type Target } from "../load/client.ts";
 import { textPrompts } from "../load/dataset.ts";
-import { seededRandom } from "../load/random.ts";
+import { seededRandom } from "../../core/random.ts";
 import type { RequestRecord } from "../load/statistics.ts";
 
 /** Prompts of one task. */

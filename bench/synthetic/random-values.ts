@@ -1,7 +1,8 @@
 /** Random BF16 weights, fast: a value costs half a step of a 32-bit generator and one look-up. */
 
 import { numElements } from "../../core/tensor.ts";
-import { seededRandom } from "../load/random.ts";
+import { seededRandom } from "../../core/random.ts";
+import { randomNormal } from "../load/distributions.ts";
 
 /** Elements of one piece. */
 const CHUNK = 2 ** 21;
@@ -49,11 +50,10 @@ function tableOf(kind: "norms" | "matrices"): Uint16Array {
   if (table === undefined) {
     const random = seededRandom(1);
     const [mean, deviation] = kind === "norms" ? [1, NORM_DEVIATION] : [0, DEVIATION];
-    const exact = Float32Array.from({ length: TABLE_SIZE }, () => {
-      // Box and Muller
-      const radius = Math.sqrt(-2 * Math.log(1 - random()));
-      return mean + deviation * radius * Math.cos(2 * Math.PI * random());
-    });
+    const exact = Float32Array.from(
+      { length: TABLE_SIZE },
+      () => mean + deviation * randomNormal(random),
+    );
     table = Uint16Array.from(new Uint32Array(exact.buffer), (bits) => bits >>> 16);
     tables.set(kind, table);
   }

@@ -1,7 +1,7 @@
 /** The loads that a layer is judged by: the forecast, and single steps as they may come. */
 
 import type { PlannerInput } from "./input.ts";
-import { seededRandom, type Random } from "./random.ts";
+import { seededRandom, type Random } from "../random.ts";
 
 /** Loads beside the forecast that a layer is judged by at most; for large clusters fewer, down to none: each costs as much. */
 const MAX_LOADS = 16;

@@ -8,7 +8,7 @@ import type { MoveCosts } from "./move-costs.ts";
 import { layerCosts, routerSeconds } from "./objective.ts";
 import { fillWithCopies, packMinCopies, packMissing } from "./pack.ts";
 import type { Room } from "./propose.ts";
-import { seededRandom } from "./random.ts";
+import { seededRandom } from "../random.ts";
 import { search } from "./search.ts";
 
 /** Sets of fewer shards that are tried. */

@@ -2,7 +2,7 @@
 
 import { indexOfMost } from "./balance.ts";
 import { holds, type Layer } from "./layer.ts";
-import { drawBelow, type Random } from "./random.ts";
+import { drawBelow, type Random } from "../random.ts";
 
 /** Copies that come and go together. */
 export interface Change {

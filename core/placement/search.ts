@@ -6,7 +6,7 @@ import { costOfMoves, type MoveCosts } from "./move-costs.ts";
 import { routerSeconds } from "./objective.ts";
 import { propose, type Change, type Room } from "./propose.ts";
 import { remember, snapshotOf, takeBack, type Snapshot } from "./trial.ts";
-import type { Random } from "./random.ts";
+import type { Random } from "../random.ts";
 
 /** Rounds of the split while a change is tried, and how far it must have settled. */
 const TRIAL_ROUNDS = 6;

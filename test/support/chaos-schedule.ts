@@ -1,6 +1,6 @@
 /** What goes wrong in a chaos run, and when: a pure function of its seed. */
 
-import { randomInteger, seededRandom, type Random } from "../../bench/load/random.ts";
+import { drawBelow, seededRandom, type Random } from "../../core/random.ts";
 import type { Corruption } from "../../bench/rig/byte-flipper.ts";
 
 /** One thing that goes wrong. Whom it hits is given by a number in [0, 1), a share of those that live then. */
@@ -59,7 +59,7 @@ const LINK_FAULTS: ReadonlySet<Disturbance["kind"]> = new Set([
 type Draw = (random: Random, shape: ChaosShape) => Disturbance;
 
 function between(random: Random, low: number, high: number): number {
-  return low + randomInteger(random, Math.max(1, high - low));
+  return low + drawBelow(random, Math.max(1, high - low));
 }
 
 /** Every kind of disturbance. */
@@ -117,7 +117,7 @@ const KINDS: readonly Draw[] = [
 function shuffled(random: Random): Draw[] {
   const kinds = [...KINDS];
   for (let at = kinds.length - 1; at > 0; at--) {
-    const other = randomInteger(random, at + 1);
+    const other = drawBelow(random, at + 1);
     [kinds[at], kinds[other]] = [kinds[other], kinds[at]];
   }
   return kinds;
@@ -142,7 +142,7 @@ export function* chaosSchedule(seed: number, shape: ChaosShape): Generator<Chaos
       const draws = KINDS.filter((one) => LINK_FAULTS.has(one(random, shape).kind));
       const beside =
         random() < shape.besideShare
-          ? draws[randomInteger(random, draws.length)](random, shape)
+          ? draws[drawBelow(random, draws.length)](random, shape)
           : undefined;
       yield { main, beside };
     }

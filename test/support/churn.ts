@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 
-import { randomInteger, seededRandom, type Random } from "../../bench/load/random.ts";
+import { drawBelow, seededRandom, type Random } from "../../core/random.ts";
 import { greedyBody, metric, streamCompletion } from "../../bench/rig/api.ts";
 import type { Cluster } from "../../bench/rig/cluster.ts";
 import { residentBytes } from "./resident-bytes.ts";
@@ -16,9 +16,9 @@ const VOCABULARY = 384;
 
 /** One request of up to 60 tokens for 24 more; every second client leaves within the first 20. True where it left. */
 async function requestAndPerhapsLeave(url: string, random: Random): Promise<boolean> {
-  const length = 1 + randomInteger(random, 60);
-  const prompt = Array.from({ length }, () => randomInteger(random, VOCABULARY));
-  const leavesAfter = random() < 0.5 ? randomInteger(random, 20) : Infinity;
+  const length = 1 + drawBelow(random, 60);
+  const prompt = Array.from({ length }, () => drawBelow(random, VOCABULARY));
+  const leavesAfter = random() < 0.5 ? drawBelow(random, 20) : Infinity;
   const controller = new AbortController();
   // Leaving after no chunk at all means while the request waits or is in its prefill.
   const timer = leavesAfter === 0 ? setTimeout(() => controller.abort(), 5) : undefined;

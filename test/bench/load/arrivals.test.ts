@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { arrivalTimes } from "../../../bench/load/arrivals.ts";
 import { randomPrompts, textPrompts } from "../../../bench/load/dataset.ts";
-import { seededRandom } from "../../../bench/load/random.ts";
+import { seededRandom } from "../../../core/random.ts";
 
 function gaps(times: readonly number[]): number[] {
   return times.slice(1).map((time, i) => time - times[i]);

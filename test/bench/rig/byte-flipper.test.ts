@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { seededRandom } from "../../../bench/load/random.ts";
+import { seededRandom } from "../../../core/random.ts";
 import { ByteFlipper } from "../../../bench/rig/byte-flipper.ts";
 
 /** A frame of HTTP/2 with an empty payload of this length. */

@@ -11,7 +11,7 @@ import {
   planPlacement,
   type PlacedLayers,
 } from "../../../core/placement/planner.ts";
-import { seededRandom } from "../../../core/placement/random.ts";
+import { seededRandom } from "../../../core/random.ts";
 import { lossRecovery } from "../../../core/placement/recovery.ts";
 import { plannerInput } from "./inputs.ts";
 

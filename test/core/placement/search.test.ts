@@ -6,7 +6,7 @@ import { layerOf } from "../../../core/placement/cost.ts";
 import { expectedLoads } from "../../../core/placement/expected-loads.ts";
 import { addCopy, type Layer } from "../../../core/placement/layer.ts";
 import { scoreOf } from "../../../core/placement/objective.ts";
-import { seededRandom } from "../../../core/placement/random.ts";
+import { seededRandom } from "../../../core/random.ts";
 import { search } from "../../../core/placement/search.ts";
 import { plannerInput } from "./inputs.ts";
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { seededRandom } from "../../../core/placement/random.ts";
+import { seededRandom } from "../../../core/random.ts";
 import type { RoutedStep } from "../../../core/statistics/counters.ts";
 import {
   LEAST_STEP_TOKENS,

@@ -1,9 +1,9 @@
-/** Numbers without a pattern that are the same in every run. */
+/** Numbers without a pattern that are the same in every run. Pure; the one file that the pure folders share. */
 
 /** Draws from [0, 1). */
 export type Random = () => number;
 
-/** Draws that depend on the seed alone (mulberry32). */
+/** Draws that depend on the seed alone: the mulberry32 generator (Tommy Ettinger, public domain). */
 export function seededRandom(seed: number): Random {
   let state = seed >>> 0;
   return () => {
