@@ -20,6 +20,15 @@ const CHUNK_BYTES = 2 ** 20;
 /** Experts that are given at a time. */
 const MAX_FETCHES = 4;
 
+/** Longest that an expert may be on its way: this, and its bytes at this rate. A slower peer is no help. */
+const FETCH_BASE_MS = 2_000;
+const FETCH_BYTES_PER_MS = 1_000;
+
+/** Milliseconds within which an expert of so many bytes is given, or not at all. */
+export function fetchTimeoutMs(bytes: number): number {
+  return FETCH_BASE_MS + bytes / FETCH_BYTES_PER_MS;
+}
+
 /** What giving needs. */
 export interface FetchExpertOptions {
   readonly modelHash: string;

@@ -2,8 +2,8 @@
 
 import { crc32 } from "node:zlib";
 
-import type { ClientReadableStream } from "@grpc/grpc-js";
-import { credentials, makeGenericClientConstructor } from "@grpc/grpc-js";
+import type { ClientReadableStream, StatusObject } from "@grpc/grpc-js";
+import { credentials, makeGenericClientConstructor, status } from "@grpc/grpc-js";
 
 import type { ExpertSizes } from "../core/expert-device.ts";
 import { expertServiceDefinition } from "../core/expert-stream.ts";
@@ -14,6 +14,7 @@ import { expertBytes, type PackedExpert } from "../core/weights.ts";
 import { fetchCrc } from "../core/wire.ts";
 import type { ExpertChunk, FetchExpertRequest } from "../proto/gen/switchyard/v1/expert.ts";
 import type { WantedExpert } from "./expert-sources.ts";
+import { fetchTimeoutMs } from "./fetch-expert.ts";
 
 const ExpertClient = makeGenericClientConstructor(expertServiceDefinition, "ExpertService");
 
@@ -23,14 +24,22 @@ type FetchExpert = (
   options: { readonly deadline: Date },
 ) => ClientReadableStream<ExpertChunk>;
 
-/** Longest wait for an expert: this, and its bytes at this rate. A slower peer is no help. */
-const FETCH_BASE_MS = 2_000;
-const FETCH_BYTES_PER_MS = 1_000;
-
 /** A peer did not give an expert, or not unharmed. */
 export class PeerError extends Error {
   override readonly name = "PeerError";
+  /** It may give the expert later: others take its time. */
+  readonly busy: boolean;
+  constructor(message: string, busy: boolean, options?: ErrorOptions) {
+    super(message, options);
+    this.busy = busy;
+  }
 }
+
+/** What a peer answers that gives too many experts already, or was too slow over this one. */
+const BUSY: ReadonlySet<number | undefined> = new Set([
+  status.RESOURCE_EXHAUSTED,
+  status.DEADLINE_EXCEEDED,
+]);
 
 /** What fetching needs. */
 export interface PeerExpertsOptions {
@@ -56,7 +65,7 @@ export class PeerExperts {
     const { modelHash, sizes } = this.#options;
     const request = { modelHash, layer, expertId: expert, format: formatToWire(format) };
     const size = expertBytes(sizes, format);
-    const deadline = new Date(Date.now() + FETCH_BASE_MS + size / FETCH_BYTES_PER_MS);
+    const deadline = new Date(Date.now() + fetchTimeoutMs(size));
     const client = this.#client(address);
     const call = (client.fetchExpert as FetchExpert).call(client, request, { deadline });
     const cancel = () => call.cancel();
@@ -65,9 +74,9 @@ export class PeerExperts {
       return expertOf(sizes, format, await collect(call, request, size));
     } catch (error) {
       signal.throwIfAborted();
-      const { details, message } = error as Error & { readonly details?: string };
+      const { code, details, message } = error as Error & Partial<StatusObject>;
       const what = `layer ${layer} expert ${expert} in ${format}`;
-      throw new PeerError(`peer ${address}, ${what}: ${details || message}`);
+      throw new PeerError(`peer ${address}, ${what}: ${details || message}`, BUSY.has(code));
     } finally {
       signal.removeEventListener("abort", cancel);
       call.cancel();

@@ -35,6 +35,11 @@ export function failed(record: SourceRecord, now: number): SourceRecord {
   return { ...record, failedAt: now };
 }
 
+/** Whether a source failed so lately that others are tried before it. */
+export function failedLately({ failedAt }: SourceRecord, now: number): boolean {
+  return failedAt !== undefined && now - failedAt < RETRY_AFTER_MS;
+}
+
 /**
  * Sources in the order to try: one that was not measured lately comes first, so that it is; then the fastest; those that
  * failed lately come last.
@@ -46,7 +51,7 @@ export function orderSources(
 ): string[] {
   const rank = (source: string): number => {
     const record = recordOf(source);
-    if (record.failedAt !== undefined && now - record.failedAt < RETRY_AFTER_MS) return Infinity;
+    if (failedLately(record, now)) return Infinity;
     return isFresh(record, now) ? (record.secondsPerByte ?? 0) : 0;
   };
   return sources.toSorted((a, b) => {

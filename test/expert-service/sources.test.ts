@@ -171,6 +171,52 @@ describe("a shard as a peer", () => {
     await assert.rejects(get(["127.0.0.1:1"]), /the disk is gone/);
   });
 
+  it("that is busy is waited for where the checkpoint fails, as long as it lives and the wait has not ended", async () => {
+    const { modelHash, config } = holder.checkpoint;
+    const packed = packExpert("test", await readExpert(holder.checkpoint, 1, 2), config, "f32");
+    let giving = Promise.withResolvers<PackedExpert>();
+    let begun = 0;
+    const server = new Server(serverOptions);
+    const read = () => (begun++, giving.promise);
+    const fetchExpert = createFetchExpert({ modelHash, read });
+    server.addService(expertServiceDefinition, { connect: () => {}, fetchExpert });
+    const address = `127.0.0.1:${await bindServer(server, "127.0.0.1:0")}`;
+    const sourcesOf = (waitMs?: number) => {
+      const sources = new ExpertSources({
+        sizes: config,
+        readExpert: () => Promise.reject(new Error("the disk is gone")),
+        cache: new HostCache(config, 0),
+        peers,
+        ownAddress: () => undefined,
+        logger: silentLogger,
+        now: () => performance.now(),
+        waitMs,
+      });
+      return (signal = never) =>
+        sources.get({ layer: 1, expert: 2, format: "f32" }, [address], signal, () => undefined);
+    };
+    // Two shards take all that it gives at a time; a third is refused, and a third lane of its own has to wait too.
+    const shards = [sourcesOf(), sourcesOf(), sourcesOf()];
+    const wanted = shards.flatMap((get) => [get(), get(), get()]);
+    await waitFor("the first ones", () => begun === 4);
+    const stopped = new AbortController();
+    const aborted = assert.rejects(sourcesOf()(stopped.signal), /no longer wanted/);
+    await assert.rejects(
+      sourcesOf(60)(),
+      /^PeerError: the disk is gone; 127\.0\.0\.1:\d+ did not give it within \d+ ms$/,
+    );
+    stopped.abort(new Error("no longer wanted"));
+    await aborted;
+    assert.equal(begun, 4);
+    giving.resolve(packed);
+    for (const got of await Promise.all(wanted)) assert.deepEqual(got, packed);
+    giving = Promise.withResolvers();
+    const last = [...shards, sourcesOf()].map((get) => assert.rejects(get(), /the disk is gone/));
+    server.forceShutdown();
+    await Promise.all(last);
+    peers.rest();
+  });
+
   it("that sends other bytes than it states, or another expert, is not believed", async () => {
     const { modelHash, config } = holder.checkpoint;
     const stored = await readExpert(holder.checkpoint, 1, 2);
