@@ -8,6 +8,7 @@ import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { packRows } from "../core/wire-rows.ts";
 import { encodeDispatch } from "../core/wire.ts";
+import { percentile } from "./load/statistics.ts";
 import { startService } from "./rig/service-process.ts";
 import {
   helloFor,
@@ -133,8 +134,7 @@ async function driveFor(
 
 function figures({ ms, times }: Drive): string {
   const sorted = times.toSorted((a, b) => a - b);
-  const at = (part: number) =>
-    sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))];
-  const cells = [(times.length * 1000) / ms, at(0.5), at(0.99), at(1)];
+  const parts = [0.5, 0.99, 1].map((part) => percentile(sorted, part));
+  const cells = [(times.length * 1000) / ms, ...parts];
   return cells.map((value) => value.toPrecision(3)).join(" | ");
 }

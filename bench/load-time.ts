@@ -11,6 +11,7 @@ import { z } from "zod";
 import { EXPERT_FORMATS } from "../core/expert-format.ts";
 import { childEnvironment, loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
+import { median } from "./load/statistics.ts";
 import type { LoadTimeAnswer, LoadTimeTask } from "./load-time-child.ts";
 import { readSyntheticConfig } from "./synthetic/command.ts";
 import { writeSynthetic } from "./synthetic/generate.ts";
@@ -152,9 +153,4 @@ function report(rows: readonly Row[], format: string): string {
     );
   }
   return lines.join("\n");
-}
-
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)];
 }

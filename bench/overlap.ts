@@ -15,7 +15,7 @@ import { openDevice } from "../core/gpu/open-device.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startService, type ServiceProcess } from "./rig/service-process.ts";
 import type { DispatchReport } from "../router-service/cluster/attempts.ts";
-import { median } from "./hop/cost.ts";
+import { median } from "./load/statistics.ts";
 import { coveredMs, overlapBound, type Interval } from "./overlap/layer-times.ts";
 import type { Contender } from "./peers/contender.ts";
 import { openSwitchyard } from "./engine.ts";

@@ -2,6 +2,7 @@
 
 import type { ExpertDevice, ExpertSizes } from "../core/expert-device.ts";
 import { emptyMatrix, type ExpertFormat, type PackedMatrix } from "../core/expert-format.ts";
+import { middle } from "../core/middle.ts";
 import { expertBytes, type PackedExpert } from "../core/weights.ts";
 
 /** Layer number that no model has. */
@@ -70,8 +71,7 @@ export async function measurePairsPerSecond(
       await run();
       times.push(now() - before);
     }
-    const median = times.toSorted((a, b) => a - b)[times.length >> 1];
-    return (slots.length * 1000) / median;
+    return (slots.length * 1000) / middle(times)!;
   } finally {
     device.free(LAYER);
   }

@@ -1,6 +1,6 @@
 /** The cost of a hop from measured times, beside its floor. Pure. */
 
-import { percentile } from "../load/statistics.ts";
+import { median } from "../load/statistics.ts";
 
 /** What was measured with one number of shards, milliseconds; every list may be in any order. */
 export interface HopMeasurement {
@@ -30,15 +30,6 @@ export interface HopCost {
   readonly floorMs: number;
   /** cost / floor. */
   readonly ratio: number;
-}
-
-/** Median of the values; throws where there is none. */
-export function median(values: readonly number[]): number {
-  if (values.length === 0) throw new Error("nothing was measured");
-  return percentile(
-    values.toSorted((a, b) => a - b),
-    0.5,
-  );
 }
 
 /** Costs of the measurements with shards against the one without. Throws where that one is missing. */

@@ -2,7 +2,8 @@
 
 import { allocate, type Gpu, STORAGE } from "../../core/gpu/device.ts";
 import { compileKernel, type Kernel } from "../../core/gpu/kernel.ts";
-import { type Encode, type KernelTimer, middle } from "../../core/gpu/kernel-timing.ts";
+import type { Encode, KernelTimer } from "../../core/gpu/kernel-timing.ts";
+import { middle } from "../../core/middle.ts";
 import { COUNTS_BYTES, countsData } from "../../core/gpu/kernels/counts.ts";
 import { gemmLinear } from "../../core/gpu/kernels/gemm-linear.ts";
 import { gemmBytes, type GemmShape } from "../../core/gpu/kernels/gemm.ts";
@@ -59,7 +60,7 @@ async function copyRate(gpu: Gpu, timer: KernelTimer, seconds: number): Promise<
   }
   input.destroy();
   output.destroy();
-  return (2 * bytes) / Math.min(byKernel, middle(byDriver));
+  return (2 * bytes) / Math.min(byKernel, middle(byDriver)!);
 }
 
 const SHAPES: readonly GemmShape[] = [

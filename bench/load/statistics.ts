@@ -74,18 +74,27 @@ export function percentile(sorted: readonly number[], q: number): number {
   return sorted[below] + (sorted[above] - sorted[below]) * (position - below);
 }
 
+/** Median of the values; throws where there is none. */
+export function median(values: readonly number[]): number {
+  if (values.length === 0) throw new Error("nothing was measured");
+  return percentile(
+    values.toSorted((a, b) => a - b),
+    0.5,
+  );
+}
+
 /** Mean, median, population standard deviation and percentiles of the values. */
 export function distribution(values: readonly number[]): Distribution {
   if (values.length === 0) return { mean: 0, median: 0, std: 0, p50: 0, p95: 0, p99: 0 };
   const sorted = [...values].sort((a, b) => a - b);
   const mean = sorted.reduce((sum, value) => sum + value, 0) / sorted.length;
   const variance = sorted.reduce((sum, value) => sum + (value - mean) ** 2, 0) / sorted.length;
-  const median = percentile(sorted, 0.5);
+  const p50 = percentile(sorted, 0.5);
   return {
     mean,
-    median,
+    median: p50,
     std: Math.sqrt(variance),
-    p50: median,
+    p50,
     p95: percentile(sorted, 0.95),
     p99: percentile(sorted, 0.99),
   };

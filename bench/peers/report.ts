@@ -1,6 +1,6 @@
 /** Rates of all contenders as Markdown tables: both sides of every ratio. Pure. */
 
-import { median } from "../hop/cost.ts";
+import { median } from "../load/statistics.ts";
 
 /** Tokens per second of one contender with one load, one per round. */
 export interface Rates {

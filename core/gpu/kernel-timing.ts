@@ -1,5 +1,6 @@
 /** How long work takes on the device, by its own clock where it has one that can be read, else by ours. */
 
+import { middle } from "../middle.ts";
 import { inTime } from "./deadline.ts";
 import { allocate, type Gpu, READ_BACK } from "./device.ts";
 import { mapForReading } from "./polling.ts";
@@ -26,11 +27,6 @@ export interface KernelTimer {
   /** Median seconds of one run; `encodes` take turns, so that they can differ in what they read. Runs once before. Rejects with DeviceTimeoutError. */
   time(encodes: readonly Encode[], options: TimingOptions): Promise<number>;
   close(): void;
-}
-
-/** The middle one of some numbers; of an even count, the upper. */
-export function middle(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
 }
 
 /** Opens a timer. */
@@ -78,7 +74,7 @@ export function openTimer(gpu: Gpu): KernelTimer {
       const samples = Math.max(3, Math.min(MAX_SAMPLES, Math.floor(seconds / (once * runs))));
       const times: number[] = [];
       for (let i = 0; i < samples; i++) times.push(await sample(encodes, runs));
-      return middle(times);
+      return middle(times)!;
     },
     close() {
       querySet?.destroy();

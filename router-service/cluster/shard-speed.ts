@@ -1,5 +1,7 @@
 /** How fast a shard and the way to it are, as moving averages over its answers; decides nothing. */
 
+import { middle } from "../../core/middle.ts";
+
 /** One answered dispatch. */
 export interface SpeedSample {
   /** Payload bytes, there and back. */
@@ -133,7 +135,7 @@ export function steadySecondsPerPair(shards: readonly KnownSpeed[]): (number | u
       ? []
       : [Math.log(secondsPerPair * pairsPerSecond)],
   );
-  const usual = off.sort((a, b) => a - b)[off.length >> 1] ?? 0;
+  const usual = middle(off) ?? 0;
   return shards.map(({ measured: { secondsPerPair, samples }, pairsPerSecond }) => {
     if (pairsPerSecond <= 0) return secondsPerPair;
     const declared = usual - Math.log(pairsPerSecond);

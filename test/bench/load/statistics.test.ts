@@ -4,6 +4,7 @@ import { test } from "node:test";
 import {
   distribution,
   keepsServiceLevels,
+  median,
   percentile,
   summarize,
   timePerOutputToken,
@@ -27,6 +28,7 @@ test("percentiles interpolate linearly, as numpy's do", () => {
   assert.equal(percentile(values, 1), 10);
   assert.equal(percentile([7], 0.99), 7);
   assert.equal(percentile([], 0.5), 0);
+  assert.throws(() => median([]), /nothing was measured/);
 });
 
 test("a distribution sorts its values by size and takes the population's deviation", () => {
