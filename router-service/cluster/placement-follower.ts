@@ -5,7 +5,7 @@ import type { Log } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { Cluster } from "./cluster.ts";
 import type { ClusterPlacement } from "./plan.ts";
-import type { PlacementStore } from "./placement-store.ts";
+import { type PlacementStore, UnreadablePlacementError } from "./placement-store.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
 /** What a follower needs. */
@@ -63,8 +63,9 @@ export class PlacementFollower {
     this.#again = this.#looking !== undefined;
     this.#looking ??= this.#look()
       .catch((error: unknown) => {
-        // While Redis is away, the router goes on as it is.
+        // While Redis is away, the router goes on as it is. What can not be read, the one that plans replaces, and says so.
         if (error instanceof RedisUnavailableError) return;
+        if (error instanceof UnreadablePlacementError) return;
         const reason = errorMessage(error);
         if (reason !== this.#unreadable) {
           this.#options.log.warn({ reason }, "the stored placement can not be used");

@@ -10,7 +10,7 @@ import type { ClusterPlacement } from "./plan.ts";
 import { needOf } from "./plan-decision.ts";
 import type { PlacementFollower } from "./placement-follower.ts";
 import { isUsable } from "./placement-outlook.ts";
-import type { PlacementStore } from "./placement-store.ts";
+import type { PlacementStore, Standing } from "./placement-store.ts";
 
 /** What a publisher works with. */
 export interface PublisherOptions {
@@ -34,8 +34,8 @@ export interface PublisherOptions {
 /** Why a placement is published, and in whose place. */
 export interface PublishTerms {
   readonly why: string;
-  /** Epoch that stands; 0 for none. */
-  readonly after: number;
+  /** What stands. */
+  readonly after: Standing;
   /** Stages that follow. */
   readonly stagesLeft: number;
 }
@@ -85,7 +85,7 @@ export class PlacementPublisher {
   async publishStages(
     stages: readonly PlacedLayers[],
     inUse: ClusterPlacement,
-    terms: Pick<PublishTerms, "why" | "after">,
+    terms: { readonly why: string; readonly after: number },
   ): Promise<MoveOutcome> {
     let { after } = terms;
     for (const [index, layers] of stages.entries()) {

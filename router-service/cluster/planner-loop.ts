@@ -6,6 +6,7 @@ import { PlacementError, PlannerInputError } from "../../core/placement/errors.t
 import type { Logger } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import { imbalanceOf } from "./assessment.ts";
+import { AwayShards } from "./away-shards.ts";
 import { Changes, waitFor } from "./changes.ts";
 import type { Cluster, ClusterChange } from "./cluster.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
@@ -20,7 +21,8 @@ import {
 } from "./plan-decision.ts";
 import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
 import { PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
-import { plannerInput, type ShardFacts } from "./planner-input.ts";
+import { plannerInput } from "./planner-input.ts";
+import { findPlacement, type FoundPlacement } from "./placement-store.ts";
 import type { PlannerThread } from "./planner-thread.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
@@ -56,9 +58,6 @@ export interface PlannerTiming {
 
 const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
 
-/** Where nobody has room for a lost shard's experts, requests wait so long for it before they are refused, milliseconds. */
-const PATIENCE_MS = 5_000;
-
 /** A router that knows what a Redis has lost registers within this time, milliseconds. */
 const RECALL_MS = 6_000;
 
@@ -87,7 +86,7 @@ export class PlannerLoop {
   readonly #timing: PlannerTiming;
   readonly #stop = new AbortController();
   readonly #startedAt = performance.now();
-  readonly #awaySince = new Map<number, number>();
+  readonly #away = new AwayShards();
   readonly #running: Promise<void>;
   #state: PlannerState = {
     leading: false,
@@ -105,6 +104,8 @@ export class PlannerLoop {
   #told: string | undefined | null = null;
   /** Why planning failed last: one that goes on failing would fill the log. */
   #failure: string | undefined;
+  /** What the store held last that can not be read. */
+  #unreadable: string | undefined;
   /** The last look that made a plan; undefined before the first. */
   #lastLook: Look | undefined;
   /** Something has changed for which a plan is due at once. */
@@ -189,54 +190,65 @@ export class PlannerLoop {
 
   /** One look at things: plans and publishes where it is due. Milliseconds until the next one, where that is soon. */
   async #look(): Promise<number | undefined> {
-    const { store, cluster, lease, mayStartAlone } = this.#options;
+    const { store, cluster, lease, mayStartAlone, log } = this.#options;
     const inUse = cluster.current();
     if (lease.token() === undefined) {
       return inUse === undefined && mayStartAlone() ? this.#startAlone() : this.#timing.retryMs;
     }
-    const stored = await store.read();
+    const found = await findPlacement(store);
+    const { stored, unreadable } = found;
+    if (unreadable !== undefined && unreadable !== this.#unreadable) {
+      log.warn({ reason: unreadable }, "a new placement replaces one that can not be read");
+    }
+    this.#unreadable = unreadable;
     if (inUse === undefined)
-      return stored === undefined ? this.#planFirst() : this.#timing.settleMs;
-    const newest = this.#newestEpoch(stored);
-    if ((stored?.placement.epoch ?? 0) < newest) return this.#recall(stored, inUse, newest);
-    return this.#replan(stored as StoredPlacement, inUse);
+      return stored === undefined ? this.#planFirst(found) : this.#timing.settleMs;
+    const newest = this.#newestEpoch(found);
+    if (stored === undefined || found.epoch < newest) {
+      return this.#recall(found, inUse, newest);
+    }
+    return this.#replan(stored, inUse);
   }
 
-  /** The newest epoch that the store or a router knows of, where nothing is stored also a shard; 0 where there is none. */
-  #newestEpoch(stored: StoredPlacement | undefined): number {
+  /** The newest epoch that the store or a router knows of, where nothing can be read also a shard; 0 where there is none. */
+  #newestEpoch({ stored, epoch }: FoundPlacement): number {
     const { cluster, membership, store } = this.#options;
     // Shards may serve other routers as well, whose epochs mean nothing here.
     const members = store.shared && stored === undefined ? cluster.members() : [];
     return Math.max(
-      stored?.placement.epoch ?? 0,
-      ...membership.routers().map(({ epoch }) => epoch),
+      epoch,
+      ...membership.routers().map((router) => router.epoch),
       ...members.flatMap(({ status }) => status?.epochs ?? []),
     );
   }
 
-  /** Puts back what the routers work by and Redis has lost, under an epoch that is new to all where one is ahead. */
+  /** Puts back what the routers work by and Redis has lost, under an epoch that is new to all where another may know it. */
   async #recall(
-    stored: StoredPlacement | undefined,
+    { stored, after, unreadable }: FoundPlacement,
     inUse: ClusterPlacement,
     newest: number,
   ): Promise<number> {
-    const epoch = inUse.placement.epoch === newest ? newest : newest + 1;
-    const why =
+    const isNewest = inUse.placement.epoch === newest && unreadable === undefined;
+    const epoch = isNewest ? newest : newest + 1;
+    const lost =
       stored === undefined ? "planned before Redis knew of it" : "Redis lost what routers know";
-    const terms = { why, after: stored?.placement.epoch ?? 0, stagesLeft: 0 };
+    const why = unreadable ?? lost;
     const placement = { ...inUse.placement, epoch };
-    const published = await this.#publisher.publish({ ...inUse, placement }, terms);
+    const published = await this.#publisher.publish(
+      { ...inUse, placement },
+      { why, after, stagesLeft: 0 },
+    );
     return published ? this.#timing.settleMs : this.#timing.retryMs;
   }
 
-  async #planFirst(): Promise<number | undefined> {
-    const newest = this.#newestEpoch(undefined);
+  async #planFirst(found: FoundPlacement): Promise<number | undefined> {
+    const newest = this.#newestEpoch(found);
     // Shards hold placements that a router knows: it is to put them back.
     if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return this.#timing.retryMs;
     const planned = this.#firstPlacement();
     if (planned === undefined) return undefined;
     const placement = { ...planned.placement, epoch: newest + 1 };
-    const terms = { why: this.#state.decision, after: 0, stagesLeft: 0 };
+    const terms = { why: this.#state.decision, after: found.after, stagesLeft: 0 };
     await this.#publisher.publish({ ...planned, placement }, terms);
     return undefined;
   }
@@ -277,10 +289,12 @@ export class PlannerLoop {
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
     const { outlook, thread, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
-    const soonMs = this.#graceLeft(facts.shards, inUse);
-    if (soonMs > 0) return soonMs;
     const { shards: there, minCopies, policy } = facts;
     const need = needOf(inUse.placement.layers, there, minCopies);
+    const now = performance.now();
+    this.#away.note(need.lost, now);
+    const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
+    if (soonMs > 0) return soonMs;
     if (intervalSeconds === 0 && !isUrgent(need) && need.sparse === 0) return undefined;
     const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
       const isRoom = error instanceof PlacementError;
@@ -289,7 +303,8 @@ export class PlannerLoop {
         const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
         log.warn({ reason: error.message }, said);
       }
-      this.#decided(error.message, !isRoom || this.#isPatient() ? undefined : error.message);
+      const mayWait = !isRoom || this.#away.mayReturn(performance.now());
+      this.#decided(error.message, mayWait ? undefined : error.message);
     });
     if (plan === undefined) return this.#timing.retryMs;
     const { sparse: sparseAfter } = needOf(
@@ -318,28 +333,6 @@ export class PlannerLoop {
     return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
       outcome
     ];
-  }
-
-  /** Milliseconds in which shards that hold something and are gone may still come back; 0 where none may. */
-  #graceLeft(there: readonly ShardFacts[], { placement }: ClusterPlacement): number {
-    const now = performance.now();
-    const away = needOf(placement.layers, there, 1).lost;
-    for (const rank of this.#awaySince.keys()) {
-      if (!away.includes(rank)) this.#awaySince.delete(rank);
-    }
-    let left = 0;
-    for (const rank of away) {
-      const since = this.#awaySince.get(rank) ?? now;
-      this.#awaySince.set(rank, since);
-      left = Math.max(left, since + this.#timing.graceMs - now);
-    }
-    return left;
-  }
-
-  /** A shard that is gone may still be started again at its place, so that nobody else needs room for its experts. */
-  #isPatient(): boolean {
-    const now = performance.now();
-    return [...this.#awaySince.values()].some((since) => now - since < PATIENCE_MS);
   }
 
   #decided(decision: string, unplaceable?: string): void {

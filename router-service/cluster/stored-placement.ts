@@ -87,6 +87,12 @@ export function decodePlacement(text: string): StoredPlacement {
   return { placement: { epoch, layers: new Map(decoded.sort(([a], [b]) => a - b)) }, ...facts };
 }
 
+/** The newest epoch that a text which can not be read claims to be of; 0 where none can be made out. */
+export function claimedEpoch(text: string): number {
+  const claims = [...text.matchAll(/"epoch"\s*:\s*(\d+)/g)].map(([, digits]) => Number(digits));
+  return Math.max(0, ...claims.filter((epoch) => epoch < Number.MAX_SAFE_INTEGER));
+}
+
 function parseJson(text: string): unknown {
   try {
     return JSON.parse(text) as unknown;

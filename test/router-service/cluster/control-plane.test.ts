@@ -3,22 +3,26 @@ import { after, before, describe, it, type TestContext } from "node:test";
 
 import { startHeartbeat, type Heartbeat } from "../../../core/heartbeat.ts";
 import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint.ts";
-import { moeLayers } from "../../../core/model/config.ts";
-import { ranksOf } from "../../../core/placement/placement.ts";
-import { connectRedis, type RedisConnection } from "../../../core/platform/redis.ts";
-import { createStatistics } from "../../../core/statistics/store.ts";
-import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import { startControlPlane, type ControlPlane } from "../../../router-service/control-plane.ts";
-import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
-import { testValues } from "../../../bench/rig/expert-reference.ts";
-import { startRedis, type TestRedis } from "../../../bench/rig/redis.ts";
-import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
+import type { Logger } from "../../../core/platform/log.ts";
 import {
-  connectTestCluster,
-  silentLogger,
-  startTestShard,
-  type TestShard,
-} from "../../support/shards.ts";
+  connectRedis,
+  type RedisCommand,
+  type RedisConnection,
+} from "../../../core/platform/redis.ts";
+import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
+import { startRedis, type TestRedis } from "../../../bench/rig/redis.ts";
+import { silentLogger, startTestShard, type TestShard } from "../../support/shards.ts";
+import {
+  assertComputes,
+  epochOf,
+  holders,
+  isLeading,
+  runRows,
+  settled,
+  startTestRouter,
+  type TestRouter,
+  type TestRouterOptions,
+} from "../../support/test-router.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 let checkpoint: Checkpoint;
@@ -27,106 +31,8 @@ before(async () => {
 });
 after(() => checkpoint.close());
 
-interface TestRouter {
-  readonly cluster: Cluster;
-  readonly plane: ControlPlane;
-  close(): Promise<void>;
-}
-
-async function startRouter(
-  routerId: string,
-  options: {
-    readonly redisUrl?: string;
-    readonly shards?: readonly string[];
-    readonly minShards?: number;
-    readonly minCopies?: number;
-  },
-): Promise<TestRouter> {
-  const { config, modelHash, overlay, storedExperts } = checkpoint;
-  const { redisUrl, shards = [], minShards = 1, minCopies = 1 } = options;
-  const shape = {
-    modelName: "tiny",
-    layers: moeLayers(config),
-    numExperts: config.numExperts,
-    topK: config.numExpertsPerToken,
-  };
-  const statistics = createStatistics({ ...shape, modelHash, ...(redisUrl && { redisUrl }) });
-  const cluster = await connectTestCluster(shards, {
-    routerId,
-    plansFirst: redisUrl === undefined,
-  });
-  const plane = startControlPlane({
-    settings: {
-      redisUrl,
-      discover: shards.length === 0,
-      minShards,
-      shards: [...shards],
-      planInterval: 0,
-      minCopies,
-      placementPolicy: "auto",
-      localExperts: 0,
-      wire: "f32",
-      host: "127.0.0.1",
-    },
-    checkpoint,
-    shape,
-    statistics,
-    queued: () => [],
-    cluster,
-    routerId,
-    first: { config, weights: "f32", shaderF16: false, experts: "auto", storedExperts, overlay },
-    httpPort: 1,
-    grpcPort: 2,
-    logger: silentLogger,
-  });
-  return {
-    cluster,
-    plane,
-    close: async () => {
-      await plane.close();
-      await cluster.close();
-      await statistics.close();
-    },
-  };
-}
-
-const epochOf = ({ cluster }: TestRouter) => cluster.current()?.placement.epoch ?? 0;
-const holders = ({ cluster }: TestRouter) => {
-  const placement = cluster.current()?.placement;
-  return placement === undefined ? [] : ranksOf(placement);
-};
-const isLeading = ({ plane }: TestRouter) => plane.planner.state().leading;
-
-/** Sums of the routed experts of layer 0 for three fixed rows. */
-async function run({ cluster }: TestRouter): Promise<Float32Array> {
-  const routing = testRouting(3, 4, (token, k) => (token + k * 3) % 12);
-  const step = hostStep(testValues(3 * 64, 1), routing, new AbortController().signal);
-  const sums = await cluster.runExperts(0, step.hiddenStates, step.routing);
-  assert.ok(sums.kind === "host");
-  return sums.values;
-}
-
-/** Fails unless the sums are the same but for the order in which shards' parts are added. */
-async function assertComputes(router: TestRouter, expected: Float32Array): Promise<void> {
-  const sums = await run(router);
-  assert.equal(sums.length, expected.length);
-  for (const [i, sum] of sums.entries()) {
-    assert.ok(Math.abs(sum - expected[i]) < 1e-5, `${i}: ${sum}, expected ${expected[i]}`);
-  }
-}
-
-/** Waits until both routers work by one epoch that places experts on just these ranks. */
-async function settled(routers: readonly TestRouter[], ranks: readonly number[]): Promise<number> {
-  await waitFor(
-    `experts on ${ranks.join()}`,
-    () => {
-      const epochs = new Set(routers.map(epochOf));
-      return epochs.size === 1 && routers.every((one) => holders(one).join() === ranks.join());
-    },
-    15_000,
-  );
-  return epochOf(routers[0]);
-}
+const startRouter = (routerId: string, options: TestRouterOptions) =>
+  startTestRouter(checkpoint, routerId, options);
 
 describe("two routers and their Redis", () => {
   let server: TestRedis;
@@ -134,6 +40,11 @@ describe("two routers and their Redis", () => {
   const shards = new Map<number, { readonly shard: TestShard; readonly heartbeat: Heartbeat }>();
   let routers: TestRouter[] = [];
   let expected: Float32Array;
+  const warnings: string[] = [];
+  const logger: Logger = Object.assign(Object.create(silentLogger) as Logger, {
+    warn: (fields: object, message: string) =>
+      warnings.push(`${message} ${JSON.stringify(fields)}`),
+  });
 
   const addShard = async (rank: number, memoryLimit?: number) => {
     const shard = await startTestShard({ rank, weights: "f32", memoryLimit });
@@ -175,7 +86,7 @@ describe("two routers and their Redis", () => {
     redis = connectRedis(server.url);
     await redis.ready(5_000);
     await Promise.all([addShard(0), addShard(1)]);
-    const options = { redisUrl: server.url, minShards: 2 };
+    const options = { redisUrl: server.url, minShards: 2, logger };
     routers = await Promise.all([startRouter("one", options), startRouter("two", options)]);
   });
   after(async () => {
@@ -190,7 +101,7 @@ describe("two routers and their Redis", () => {
     await waitFor("a leader", () => routers.some(isLeading));
     assert.equal(routers.filter(isLeading).length, 1);
     await Promise.all(routers.map(({ cluster }) => cluster.ready()));
-    expected = await run(routers[0]);
+    expected = await runRows(routers[0]);
     await assertComputes(routers[1], expected);
     for (const { plane } of routers) {
       await waitFor("why", () => plane.follower.stored()?.placement.epoch === 1);
@@ -246,6 +157,41 @@ describe("two routers and their Redis", () => {
     await assertComputes(router, expected);
   });
 
+  it("replace a placement that can not be read by one of a later epoch, and warn of it once", async () => {
+    const [router] = routers;
+    const key = `switchyard:v1:{${checkpoint.modelHash}}:placement`;
+    const storedEpoch = async () => Number((await redis.pipeline([["HGET", key, "epoch"]]))[0]);
+    const broken = `{"epoch":${epochOf(router) + 40},"layers":`;
+    const DAMAGES: readonly [what: string, damage: readonly RedisCommand[], said: RegExp][] = [
+      ["a body that breaks off", [["HSET", key, "body", broken]], /can not be read: .*JSON/],
+      ["an epoch that is none", [["HSET", key, "epoch", Buffer.from([255])]], /its epoch is \\"ÿ/],
+      ["no body", [["HDEL", key, "body"]], /can not be read: .*JSON/],
+      [
+        "no hash",
+        [
+          ["DEL", key],
+          ["RPUSH", key, "a list"],
+        ],
+        /it is no hash/,
+      ],
+    ];
+    for (const [what, damage, said] of DAMAGES) {
+      const before = epochOf(router);
+      warnings.length = 0;
+      await redis.pipeline(damage);
+      router.plane.planner.wake();
+      await waitFor(`a new placement for ${what}`, () => epochOf(router) > before, 5_000);
+      if (damage[0].includes(broken)) assert.equal(epochOf(router), before + 41);
+      assert.equal(await storedEpoch(), epochOf(router));
+      const told = warnings.filter((one) => one.includes("can not be read"));
+      assert.equal(told.length, 1, warnings.join("\n"));
+      assert.ok(told[0].includes(key));
+      assert.match(told[0], said);
+      assert.deepEqual(warnings, told, "nothing else is warned of");
+    }
+    await assertComputes(router, expected);
+  });
+
   it("refuse requests, the one that follows too, where no shard that is left has room", async () => {
     routers.push(await startRouter("three", { redisUrl: server.url }));
     const [, follower] = routers;
@@ -257,7 +203,7 @@ describe("two routers and their Redis", () => {
     );
     await follower.cluster.ready();
     const refused = assert.rejects(async () => {
-      for (;;) await run(follower);
+      for (;;) await runRows(follower);
     }, /experts take \d+ bytes; 1 shards offer 200000 bytes/);
     await Promise.all([removeShard(2), removeShard(3)]);
     await refused;
@@ -282,7 +228,7 @@ describe("a router without Redis", () => {
 
   it("plans for itself: what a lost shard held gets another home", async (t) => {
     const { shards, router } = await start(t, [0, 1, 2]);
-    const expected = await run(router);
+    const expected = await runRows(router);
     await shards[1].close();
     await settled([router], [0, 2]);
     await router.cluster.ready();
