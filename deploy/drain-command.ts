@@ -90,7 +90,7 @@ async function waitForRelease(config: DrainConfig): Promise<string> {
     }
     progress?.update(total - held);
     if (performance.now() > endsAt) {
-      progress?.finish();
+      progress?.stop();
       throw new Error(
         `shard ${rank} still holds ${held} bytes after --timeout ${timeout} s; GET /v1/placement says why`,
       );

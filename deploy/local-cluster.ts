@@ -8,7 +8,11 @@ import { setTimeout as delay } from "node:timers/promises";
 import { defaultForeignEnvironment, loadConfig, toArguments } from "../core/platform/config.ts";
 import { exitWithParent, startLifecycle, type Lifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger, formatLogLine, type Logger } from "../core/platform/log.ts";
-import { createProgressView, type ProgressView } from "../core/platform/progress.ts";
+import {
+  createProgressView,
+  type ProgressMessage,
+  type ProgressView,
+} from "../core/platform/progress.ts";
 import { hostPort } from "../core/platform/service-options.ts";
 import { expertConfigSchema } from "../expert-service/config.ts";
 import { routerConfigSchema } from "../router-service/config.ts";
@@ -150,8 +154,8 @@ function serviceSpec({ view }: Launch, name: string, script: string) {
     name,
     script: join(ROOT, script),
     onLine: (line: string) => view.print(process.stderr.isTTY ? formatLogLine(line, true) : line),
-    onProgress: ({ label, done, total }: { label: string; done: number; total: number }) =>
-      view.update(label, done, total),
+    onProgress: ({ label, done, total, stopped }: ProgressMessage["progress"]) =>
+      stopped ? view.stop(label) : view.update(label, done, total),
   };
 }
 

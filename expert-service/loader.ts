@@ -4,6 +4,7 @@ import { setTimeout as pause } from "node:timers/promises";
 
 import type { ExpertSizes } from "../core/expert-device.ts";
 import { PackPool } from "../core/packing/pack-pool.ts";
+import type { Progress } from "../core/platform/progress.ts";
 import type { PackedExpert } from "../core/weights.ts";
 import type { DeviceSlots, EmptySlot } from "../core/residency/device-slots.ts";
 import type { ExpertSources } from "./expert-sources.ts";
@@ -34,8 +35,8 @@ export interface LoaderOptions {
   readonly turn: () => Promise<void>;
   /** Whether runs are under way or wait. */
   readonly busy: () => boolean;
-  /** Called after each expert that was loaded. */
-  readonly onProgress?: (loaded: number, total: number) => void;
+  /** Shows how far a load of so many experts is, until it is finished or stopped. */
+  readonly startProgress?: (total: number) => Progress;
 }
 
 /** How a load goes about it. */
@@ -71,6 +72,7 @@ class Load {
   readonly #waiting: EmptySlot[];
   readonly #total: number;
   readonly #numWorkers: number | undefined;
+  readonly #progress: Progress | undefined;
   #pool: PackPool | undefined;
   #loaded = 0;
   #onTheWay = 0;
@@ -89,6 +91,7 @@ class Load {
     this.#waiting = slots.empty();
     this.#total = this.#waiting.length;
     this.#numWorkers = this.#chooseWorkers();
+    this.#progress = this.#total > 0 ? options.startProgress?.(this.#total) : undefined;
   }
 
   async run(): Promise<void> {
@@ -101,6 +104,10 @@ class Load {
       const failed = ended.find(({ status }) => status === "rejected");
       if (failed?.status === "rejected") throw failed.reason;
       if (this.#total > 0) await this.#slots.device.settled();
+      this.#progress?.finish();
+    } catch (error) {
+      this.#progress?.stop();
+      throw error;
     } finally {
       this.#options.sources.rest();
       await this.#pool?.close();
@@ -129,7 +136,7 @@ class Load {
 
   async #loadOne(slot: EmptySlot): Promise<void> {
     const { layer, expert, format } = slot;
-    const { sources, turn, onProgress } = this.#options;
+    const { sources, turn } = this.#options;
     const peers = this.#placement.peers.flatMap(({ address, layers }) =>
       layers.some((of) => of.layer === layer && of.expertIds.includes(expert)) ? [address] : [],
     );
@@ -154,7 +161,7 @@ class Load {
       }
     }
     this.#slots.filled(slot);
-    onProgress?.(++this.#loaded, this.#total);
+    this.#progress?.update(++this.#loaded);
   }
 
   #packers(): PackPool | undefined {

@@ -5,7 +5,7 @@ import { type Heartbeat, startHeartbeat } from "../core/heartbeat.ts";
 import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger } from "../core/platform/log.ts";
-import { startProgress, type Progress } from "../core/platform/progress.ts";
+import { startProgress } from "../core/platform/progress.ts";
 import { connectRedis } from "../core/platform/redis.ts";
 import { hostPort } from "../core/platform/service-options.ts";
 import { startTelemetry } from "../core/platform/telemetry.ts";
@@ -37,7 +37,6 @@ export async function runShardProcess(
   lifecycle.onStop("device", () => device.close());
   void device.lost.then((reason) => lifecycle.stop(`the device is lost: ${reason}`, 1));
 
-  let progress: Progress | undefined;
   let address: string | undefined;
   let heartbeat: Heartbeat | undefined;
   const shard = await startShard(hostPort(config.host, config.port), {
@@ -53,13 +52,7 @@ export async function runShardProcess(
     ownAddress: () => address,
     onChange: () => heartbeat?.changed(),
     onFailure: (error) => lifecycle.stop(error.message, 1),
-    onProgress: (loaded, total) => {
-      progress ??= startProgress(`shard ${config.rank} experts`, total, logger);
-      progress.update(loaded);
-      if (loaded < total) return;
-      progress.finish();
-      progress = undefined;
-    },
+    startProgress: (total) => startProgress(`shard ${config.rank} experts`, total, logger),
   });
   lifecycle.onStop("server", () => shard.close());
   lifecycle.beforeStop(async () => {

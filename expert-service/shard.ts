@@ -21,7 +21,7 @@ import { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
 import { HostCache } from "./host-cache.ts";
-import { createLoader } from "./loader.ts";
+import { createLoader, type LoaderOptions } from "./loader.ts";
 import { measurePairsPerSecond } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
@@ -48,8 +48,8 @@ export interface ShardOptions {
   readonly ownAddress?: () => string | undefined;
   /** What the shard says of itself has changed. */
   readonly onChange?: () => void;
-  /** Called after each expert that was loaded. */
-  readonly onProgress?: (loaded: number, total: number) => void;
+  /** Shows how far a load of so many experts is. */
+  readonly startProgress?: LoaderOptions["startProgress"];
 }
 
 /** A shard that listens. */
@@ -139,7 +139,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
       sources,
       turn: () => batcher.between(() => {}),
       busy: () => batcher.busy,
-      onProgress: options.onProgress,
+      startProgress: options.startProgress,
     }),
     bytesRead: () => checkpoint.bytesRead(),
     formatsBeside: (common) => formatsIn(checkpoint, common),

@@ -7,7 +7,13 @@ import type { Logger } from "./log.ts";
 
 /** What a child tells its launcher of a load. */
 export interface ProgressMessage {
-  readonly progress: { readonly label: string; readonly done: number; readonly total: number };
+  readonly progress: {
+    readonly label: string;
+    readonly done: number;
+    readonly total: number;
+    /** It ended before all was done. */
+    readonly stopped?: true;
+  };
 }
 
 /** One load under way. */
@@ -16,11 +22,15 @@ export interface Progress {
   update(done: number): void;
   /** All is done. */
   finish(): void;
+  /** It ends here, before all is done. */
+  stop(): void;
 }
 
 /** Where the state of any number of loads is shown. */
 export interface ProgressView {
   update(label: string, done: number, total: number): void;
+  /** A load ends before all is done; it may begin again. */
+  stop(label: string): void;
   /** Puts a line on stderr, above the bars where there are any. */
   print(line: string): void;
   close(): void;
@@ -37,13 +47,27 @@ export function startProgress(label: string, total: number, logger: Logger): Pro
     const told = tellParent({ progress: { label, done, total } } satisfies ProgressMessage);
     if (!told) (view ??= createProgressView(logger)).update(label, done, total);
   });
+  const close = () => {
+    view?.close();
+    view = undefined;
+  };
+  let last = 0;
   tell(0, total);
   return {
-    update: (done) => tell(done, total),
+    update: (done) => {
+      last = done;
+      tell(done, total);
+    },
     finish: () => {
       tell(total, total);
-      view?.close();
-      view = undefined;
+      close();
+    },
+    stop: () => {
+      tellParent({
+        progress: { label, done: last, total, stopped: true },
+      } satisfies ProgressMessage);
+      view?.stop(label);
+      close();
     },
   };
 }
@@ -53,45 +77,46 @@ export function createProgressView(logger: Logger): ProgressView {
   return process.stderr.isTTY ? createBars() : createLines(logger);
 }
 
-/** A log line at the begin of each load and at every quarter of it. */
+/** A log line at the begin of each load, at every quarter of it, and where it is stopped. */
 export function createLines(logger: Logger): ProgressView {
-  const lines = new Map<string, (done: number, total: number) => void>();
+  const loads = new Map<string, Load & { readonly line: Step }>();
+  const say = (label: string, { done, total }: Load, what: string) =>
+    logger.info({ label, done, total, percent: percent(done, total) }, what);
   return {
     update: (label, done, total) => {
-      let line = lines.get(label);
-      if (line === undefined) {
-        line = stepped(LINE_STEPS, (now, all) => {
-          logger.info({ label, done: now, total: all, percent: percent(now, all) }, "loading");
-        });
-        lines.set(label, line);
-      }
+      const line =
+        loads.get(label)?.line ??
+        stepped(LINE_STEPS, (now, all) => say(label, { done: now, total: all }, "loading"));
+      loads.set(label, { line, done, total });
       line(done, total);
       // It may be loaded again later.
-      if (done >= total) lines.delete(label);
+      if (done >= total) loads.delete(label);
+    },
+    stop: (label) => {
+      const load = loads.get(label);
+      if (load !== undefined) say(label, load, "loading stopped");
+      loads.delete(label);
     },
     print: (line) => void process.stderr.write(`${line}\n`),
-    close: () => lines.clear(),
+    close: () => loads.clear(),
   };
 }
 
+/** How far a load is. */
+interface Load {
+  readonly done: number;
+  readonly total: number;
+}
+
 function createBars(): ProgressView {
-  const multi = new MultiBar(
-    {
-      stream: process.stderr,
-      format: " {bar} {percentage}% {label}",
-      barsize: 30,
-      hideCursor: true,
-      // Bars that never end by themselves would keep the process alive and the cursor hidden.
-      gracefulExit: true,
-      stopOnComplete: true,
-    },
-    Presets.rect,
-  );
+  let multi = createMultiBar();
   const bars = new Map<string, SingleBar>();
   return {
     update: (label, done, total) => {
       let bar = bars.get(label);
       if (bar === undefined) {
+        // It would show those that ended long ago again.
+        if (!multi.isActive) multi = createMultiBar();
         bar = multi.create(total, 0, { label });
         bars.set(label, bar);
       }
@@ -99,6 +124,12 @@ function createBars(): ProgressView {
       bar.update(done);
       // It may be loaded again later, with a new bar.
       if (done >= total) bars.delete(label);
+    },
+    stop: (label) => {
+      const bar = bars.get(label);
+      bar?.update({ label: `${label}: stopped` });
+      bar?.stop();
+      bars.delete(label);
     },
     print: (line) => {
       if (multi.isActive) multi.log(`${line}\n`);
@@ -111,11 +142,26 @@ function createBars(): ProgressView {
   };
 }
 
+function createMultiBar(): MultiBar {
+  return new MultiBar(
+    {
+      stream: process.stderr,
+      format: " {bar} {percentage}% {label}",
+      barsize: 30,
+      hideCursor: true,
+      // Bars that never end by themselves would keep the process alive and the cursor hidden.
+      gracefulExit: true,
+      stopOnComplete: true,
+    },
+    Presets.rect,
+  );
+}
+
+/** Told how far a load is. */
+type Step = (done: number, total: number) => void;
+
 /** Passes on the first call, and those that enter a new one of `steps` equal parts of the total. */
-function stepped(
-  steps: number,
-  pass: (done: number, total: number) => void,
-): (done: number, total: number) => void {
+function stepped(steps: number, pass: Step): Step {
   let last = -1;
   return (done, total) => {
     const step = total <= 0 ? steps : Math.floor((done / total) * steps);

@@ -222,8 +222,9 @@ describe("a placement beside a live one", () => {
     );
   });
 
-  it("whose loading fails leaves the live one as it was, and nothing of its own", async () => {
+  it("whose loading fails leaves the live one as it was, nothing of its own, and no progress that never ends", async () => {
     const gate = createGate();
+    const shown: string[] = [];
     gate.open();
     await withShard(
       async (shard) => {
@@ -241,9 +242,17 @@ describe("a placement beside a live one", () => {
         gate.failLoads(undefined);
         await place(connection, { ...value });
         await waitFor("the word", () => connection.status()?.epochs.join() === "1,2");
+        assert.deepEqual(shown, ["6 finished", "3 stopped", "3 finished"]);
         connection.close();
       },
-      { wrapDevice: gate.wrap },
+      {
+        wrapDevice: gate.wrap,
+        startProgress: (total) => ({
+          update: () => {},
+          finish: () => void shown.push(`${total} finished`),
+          stop: () => void shown.push(`${total} stopped`),
+        }),
+      },
     );
   });
 });

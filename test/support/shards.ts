@@ -5,7 +5,7 @@ import { createLogger } from "../../core/platform/log.ts";
 import type { ExpertsSetting } from "../../core/expert-formats.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
 import { openShardDevice, type ShardDevice } from "../../expert-service/device.ts";
-import { startShard, type Shard } from "../../expert-service/shard.ts";
+import { startShard, type Shard, type ShardOptions } from "../../expert-service/shard.ts";
 import {
   createCluster,
   type Cluster,
@@ -32,6 +32,7 @@ export interface TestShardOptions {
   readonly runDeadlineMs?: number;
   readonly hostCacheBytes?: number;
   readonly measureSpeed?: boolean;
+  readonly startProgress?: ShardOptions["startProgress"];
   /** Changes the device; default: as it is. */
   readonly wrapDevice?: (device: ShardDevice) => ShardDevice;
 }
@@ -66,6 +67,7 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
     runDeadlineMs: options.runDeadlineMs,
     hostCacheBytes: options.hostCacheBytes,
     measureSpeed: options.measureSpeed,
+    startProgress: options.startProgress,
     onFailure: (error) => failures.push(error),
   });
   return {

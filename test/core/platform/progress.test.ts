@@ -19,6 +19,27 @@ test("without a terminal a load is a few plain lines, from none to all", () => {
   assert.deepEqual(seen, [0, 25, 50, 75, 100, 100]);
 });
 
+test("a load that is stopped says how far it came, and begins anew", () => {
+  const logger = createLogger("test", "silent");
+  const seen: unknown[] = [];
+  logger.info = (facts: unknown, text?: string) => {
+    const { done, total } = facts as { done: number; total: number };
+    seen.push(`${text} ${done}/${total}`);
+  };
+  const view = createLines(logger);
+  for (let done = 0; done <= 60; done++) view.update("experts", done, 100);
+  view.stop("experts");
+  view.stop("experts");
+  view.update("experts", 0, 8);
+  assert.deepEqual(seen, [
+    "loading 0/100",
+    "loading 25/100",
+    "loading 50/100",
+    "loading stopped 60/100",
+    "loading 0/8",
+  ]);
+});
+
 test("a spawned process tells its launcher of a load, in at most 51 messages", async () => {
   const child = fork(FIXTURE, { silent: true });
   const messages: ProgressMessage["progress"][] = [];
