@@ -2,7 +2,8 @@
 
 import { eplb } from "../../core/placement/eplb.ts";
 import { planPlacement, type PlannerInput } from "../../core/placement/planner.ts";
-import { chooseReplicas, copyTable, type SplitCosts } from "../../core/placement/split.ts";
+import { copyTable, type SplitCosts } from "../../core/placement/copy-table.ts";
+import { chooseReplicas } from "../../core/placement/split.ts";
 import { RECORDED_SHAPE } from "../routing/recorded.ts";
 
 const { layers, numExperts, topK } = RECORDED_SHAPE;

@@ -3,7 +3,7 @@
 import { assignPairs } from "../../core/placement/assign-pairs.ts";
 import { NO_PARTNER } from "../../core/placement/input.ts";
 import { planPlacement, type Coactivation } from "../../core/placement/planner.ts";
-import { copyTable } from "../../core/placement/split.ts";
+import { copyTable } from "../../core/placement/copy-table.ts";
 import { RECORDED_SHAPE } from "../routing/recorded.ts";
 import { imbalance, inputOf, ofLayer, splitCosts, type Shards } from "./contenders.ts";
 import {

@@ -25,39 +25,6 @@ export function eplb(load: ArrayLike<number>, numSlots: number, numDevices: numb
   return { experts: packEvenly(items, numDevices), copies };
 }
 
-/** Hierarchical EPLB: groups of experts to nodes, copies within each node, then to the node's devices. */
-export function hierarchicalEplb(
-  load: ArrayLike<number>,
-  numSlots: number,
-  numDevices: number,
-  { numGroups, numNodes }: { readonly numGroups: number; readonly numNodes: number },
-): EplbLayer {
-  if (numGroups % numNodes !== 0 || numDevices % numNodes !== 0 || numSlots % numNodes !== 0) {
-    throw new RangeError(
-      `${numGroups} groups, ${numDevices} devices and ${numSlots} slots do not divide by ${numNodes} nodes`,
-    );
-  }
-  const groupSize = load.length / numGroups;
-  const groups = Array.from({ length: numGroups }, (_, group) => ({
-    expert: group,
-    load: sum(Array.from({ length: groupSize }, (_, i) => load[group * groupSize + i])),
-  }));
-  const copies = Array.from({ length: load.length }, () => 0);
-  const experts = packEvenly(groups, numNodes).flatMap((ofNode) => {
-    const logical = ofNode.flatMap((group) =>
-      Array.from({ length: groupSize }, (_, i) => group * groupSize + i),
-    );
-    const node = eplb(
-      logical.map((expert) => load[expert]),
-      numSlots / numNodes,
-      numDevices / numNodes,
-    );
-    for (const [i, expert] of logical.entries()) copies[expert] = node.copies[i];
-    return node.experts.map((slots) => slots.map((i) => logical[i]));
-  });
-  return { experts, copies };
-}
-
 /** One copy each, then one more of whatever has the most load per copy, until all slots are taken. */
 function replicate(load: ArrayLike<number>, numSlots: number): number[] {
   const copies = Array.from({ length: load.length }, () => 1);
@@ -88,8 +55,4 @@ function packEvenly(
     lightest!.experts.push(item.expert);
   }
   return packs.map((pack) => pack.experts);
-}
-
-function sum(values: readonly number[]): number {
-  return values.reduce((total, value) => total + value, 0);
 }

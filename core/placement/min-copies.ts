@@ -41,15 +41,6 @@ export function withMinCopies(
   );
 }
 
-/** How many experts have fewer copies than are asked for. */
-export function numBelowMinCopies(placed: PlacedLayers, minCopies: number): number {
-  let count = 0;
-  for (const replicas of placed.values()) {
-    for (const copies of replicas) if (copies.length < minCopies) count++;
-  }
-  return count;
-}
-
 function standbyRank(
   held: Holdings,
   layer: number,

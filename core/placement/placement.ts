@@ -25,18 +25,6 @@ export interface Placement {
   readonly layers: ReadonlyMap<number, LayerReplicas>;
 }
 
-/** The logical experts of each layer that a rank holds, ascending; layers without one are left out. */
-export function expertsOfRank(placement: Placement, rank: number): Map<number, number[]> {
-  const held = new Map<number, number[]>();
-  for (const [layer, replicas] of placement.layers) {
-    const experts = replicas.flatMap((copies, expert) =>
-      copies.some((copy) => copy.rank === rank) ? [expert] : [],
-    );
-    if (experts.length > 0) held.set(layer, experts);
-  }
-  return held;
-}
-
 /** Every rank that holds something, ascending. */
 export function ranksOf({ layers }: Placement): number[] {
   const ranks = new Set<number>();

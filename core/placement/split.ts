@@ -2,8 +2,6 @@
 
 import type { CopyTable, SplitCosts } from "./copy-table.ts";
 
-export { copyTable, type CopyTable, type SplitCosts } from "./copy-table.ts";
-
 /** Rounds over the experts with several copies. */
 const ROUNDS = 4;
 

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { assignPairs } from "../../../core/placement/assign-pairs.ts";
-import { chooseReplicas, copyTable, type SplitCosts } from "../../../core/placement/split.ts";
+import { copyTable, type SplitCosts } from "../../../core/placement/copy-table.ts";
+import { chooseReplicas } from "../../../core/placement/split.ts";
 
 /** Shards without distance that take a second per pair, except for what is said. */
 function splitCosts(numShards: number, others: Partial<SplitCosts> = {}): SplitCosts {
