@@ -30,7 +30,7 @@ const about = {
 };
 
 /** Figures of every trace, with the means over all of them at the end. */
-export function forecastFigures(window: number, seed: number): TraceFigures[] {
+function forecastFigures(window: number, seed: number): TraceFigures[] {
   const figures = traces(window, seed).flatMap(measureTrace);
   const whole = figures.filter(({ name }) => !name.includes(": windows after"));
   const mean = (value: (one: TraceFigures) => number) =>

@@ -7,7 +7,7 @@ import { DRIVER_THREADS, driverThreads } from "../deploy/driver-threads.ts";
 import { startCluster, type Cluster } from "./rig/cluster.ts";
 
 /** Numbers of shards that are compared. */
-export const SHARD_COUNTS = [0, 1, 2] as const;
+const SHARD_COUNTS = [0, 1, 2] as const;
 
 /** What the clusters serve, and on what. */
 export interface ClusterSettings {

@@ -38,7 +38,7 @@ export function weightBytes(dtype: WeightsDtype): number {
  * The tensor's values in the cluster's dtype.
  * Throws WeightOverflowError where a value is not finite or, for f16, beyond ±65504.
  */
-export function convertWeights(
+function convertWeights(
   name: string,
   tensor: HostTensor,
   dtype: WeightsDtype,

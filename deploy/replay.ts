@@ -28,7 +28,7 @@ export interface ReplayCluster extends Pick<
 }
 
 /** Ways to place: contiguous runs that stay; EPLB anew for every window; the planner from where it is. */
-export const POLICIES = ["static", "eplb", "ours"] as const;
+const POLICIES = ["static", "eplb", "ours"] as const;
 
 /** What the steps of a policy came to. */
 export interface ReplayResult {

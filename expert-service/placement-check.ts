@@ -129,7 +129,7 @@ export function samePlacement(a: CheckedPlacement, b: CheckedPlacement): boolean
 }
 
 /** Whether two ascending lists of experts are the same. */
-export function sameIds(a: readonly number[], b: readonly number[] | undefined): boolean {
+function sameIds(a: readonly number[], b: readonly number[] | undefined): boolean {
   return b !== undefined && a.length === b.length && a.every((id, index) => id === b[index]);
 }
 

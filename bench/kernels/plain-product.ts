@@ -19,7 +19,7 @@ export interface Timed {
 }
 
 /** Copies of the weights that take turns, so that caches do not flatter: as many as make up the bytes, within reason. */
-export function copiesFor(bytes: number, atLeast: number): number {
+function copiesFor(bytes: number, atLeast: number): number {
   return Math.max(1, Math.min(32, Math.ceil(atLeast / bytes)));
 }
 

@@ -17,7 +17,7 @@ export type GgufValue =
   | { readonly type: "i32s"; readonly value: readonly number[] };
 
 /** Tensor types by their number in ggml.h. */
-export const GGML_TYPES = { F32: 0, F16: 1 } as const;
+const GGML_TYPES = { F32: 0, F16: 1 } as const;
 
 /** A tensor to write. */
 export interface GgufTensor {

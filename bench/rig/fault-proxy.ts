@@ -19,7 +19,7 @@ export interface LinkFaults {
 }
 
 /** A link as it should be. */
-export const NO_FAULTS: LinkFaults = {
+const NO_FAULTS: LinkFaults = {
   delayMs: 0,
   bytesPerSecond: Infinity,
   stalled: false,

@@ -6,7 +6,7 @@ export class DeviceTimeoutError extends Error {
 }
 
 /** Longest that a device may take over its first runs, milliseconds: drivers of software adapters compile for tens of seconds. */
-export const DEVICE_TIMEOUT_MS = 300_000;
+const DEVICE_TIMEOUT_MS = 300_000;
 
 /**
  * The answer, if it comes within the time; what comes later is dropped.

@@ -121,7 +121,7 @@ function unmeasured(pairsPerSlot: number): TunedPoint {
 }
 
 /** Measures the candidates at every density; where time or the driver allows none, plain kernels of infinite seconds. Rejects with OutOfDeviceMemoryError, DeviceTimeoutError. */
-export async function measureCandidates(
+async function measureCandidates(
   gpu: Gpu,
   sizes: ExpertSizes,
   format: ExpertFormat,

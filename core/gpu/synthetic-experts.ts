@@ -127,7 +127,7 @@ export interface ExpertRuns {
 }
 
 /** Balanced routing: pair p of batch b is of slot p + b · pairs, around all slots; weights are 1. */
-export function balancedRouting(
+function balancedRouting(
   { tokens, topK, numSlots }: Pick<SyntheticOptions, "tokens" | "topK" | "numSlots">,
   batch: number,
 ): Uint32Array<ArrayBuffer> {

@@ -9,7 +9,7 @@ import { allocate, type Gpu, STORAGE, write } from "./device.ts";
  * Uploads matrices one below the other: [sum of rows, columns], in parts.
  * Throws as `convertWeights` and `allocate`.
  */
-export function uploadWeights(
+function uploadWeights(
   gpu: Gpu,
   name: string,
   tensors: readonly HostTensor[],

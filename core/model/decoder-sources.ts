@@ -17,7 +17,7 @@ export function tensor(name: string, ...shape: readonly number[]): TensorSource 
 }
 
 /** A projection's matrix [out, in], in the encoding that the published checkpoint has it in. */
-export function linear(
+function linear(
   { quantization }: ModelConfig,
   name: string,
   out: number,

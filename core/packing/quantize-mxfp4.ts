@@ -7,7 +7,7 @@ const BLOCK = 32;
 const MAGNITUDES = Float64Array.of(0, 0.5, 1, 1.5, 2, 3, 4, 6);
 
 /** Value of each code. */
-export const E2M1 = Float32Array.from({ length: 16 }, (_, code) =>
+const E2M1 = Float32Array.from({ length: 16 }, (_, code) =>
   code < 8 ? MAGNITUDES[code] : -MAGNITUDES[code - 8],
 );
 

@@ -140,7 +140,7 @@ function floatOf(bits: number): number {
 let f16Values: Float32Array | undefined;
 
 /** Value of an f16 by its bits. */
-export function f16Table(): Float32Array {
+function f16Table(): Float32Array {
   f16Values ??= Float32Array.from(
     new Float16Array(Uint16Array.from({ length: 0x10000 }, (_, bits) => bits).buffer),
   );

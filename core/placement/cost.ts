@@ -44,7 +44,7 @@ export function layerTimes(input: CostInput, placed: PlacedLayers): LayerTime[] 
 }
 
 /** Expected time of a layer as it is split now. */
-export function timeOf(layer: Layer): LayerTime {
+function timeOf(layer: Layer): LayerTime {
   const [shardSeconds] = layer.seconds;
   return {
     seconds: scoreOf(layer),

@@ -3,8 +3,6 @@
 import { Holdings, type Copy, type StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers } from "./input.ts";
 
-export type { StageLimits } from "./holdings.ts";
-
 /** Loads, then drops, that lead from one placement to the other; by layer, expert and rank. */
 export function movesBetween(current: PlacedLayers, target: PlacedLayers): Move[] {
   return [...copiesBeside(target, current, "load"), ...copiesBeside(current, target, "drop")];

@@ -31,7 +31,7 @@ export function lossRecovery(input: RecoveryInput, placed: PlacedLayers): LossRe
 }
 
 /** What the loss of one rank would take. */
-export function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): LossRecovery {
+function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): LossRecovery {
   const indexOf = new Map(input.layers.map((layer, index) => [layer, index]));
   const bytesOf = (layer: number, expert: number): number =>
     input.bytes[indexOf.get(layer)! * input.numExperts + expert];

@@ -1,8 +1,9 @@
 /** What a plan is expected to bring, and what it asks of the shards. */
 
 import { holdersIn, layerTimes, stepSeconds } from "./cost.ts";
+import type { StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers, PlanReason, PlannerInput } from "./input.ts";
-import { movesBetween, type StageLimits } from "./moves.ts";
+import { movesBetween } from "./moves.ts";
 
 /** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
 export function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {

@@ -16,7 +16,7 @@ export const PAIR_KINDS = ["together", "next"] as const;
 export type PairKind = (typeof PAIR_KINDS)[number];
 
 /** Cells of a kind at a time, where one layer alone needs no more: 2 MB. */
-export const PAIR_CELLS = 2 ** 18;
+const PAIR_CELLS = 2 ** 18;
 
 /** Partners that are kept of each expert where not all are. */
 export const TOP_PARTNERS = 16;
@@ -55,7 +55,7 @@ export function countsEveryPair(shape: RoutingShape, kind: PairKind): boolean {
 }
 
 /** Pairs of one token in a layer. */
-export function pairsPerToken({ topK }: RoutingShape, kind: PairKind): number {
+function pairsPerToken({ topK }: RoutingShape, kind: PairKind): number {
   return kind === "next" ? topK ** 2 : (topK * (topK - 1)) / 2;
 }
 

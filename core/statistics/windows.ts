@@ -64,7 +64,7 @@ export interface LoadProfiles {
 }
 
 /** Seconds after which a token counts half in the fast windows. */
-export const FAST_HALF_LIFE_SECONDS = 20;
+const FAST_HALF_LIFE_SECONDS = 20;
 
 /** Seconds after which a token counts half in the slow windows. */
 export const SLOW_HALF_LIFE_SECONDS = 600;

@@ -21,7 +21,7 @@ export interface LaneOrder {
 }
 
 /** What stands for a layer's number when all of a step is submitted. */
-export const WHOLE_STEP = -1;
+const WHOLE_STEP = -1;
 
 /** Runs one batch at a time; where all experts are local, the next one may be started before the last is read. */
 export class GpuLane {

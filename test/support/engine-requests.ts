@@ -82,7 +82,7 @@ export async function collect(engine: Engine, request: EngineRequest): Promise<C
 }
 
 /** Reads events to their end. Throws what the engine throws. */
-export async function collectEvents(events: AsyncIterable<EngineEvent>): Promise<Collected> {
+async function collectEvents(events: AsyncIterable<EngineEvent>): Promise<Collected> {
   const collected: Collected = { tokenIds: [], logprobs: [], cachedTokens: -1 };
   for await (const event of events) {
     if (event.type === "prompt") {

@@ -30,7 +30,7 @@ export interface ToyOptions {
 }
 
 /** The toy's tokens are few, so that continuations differ soon but logits tie now and then. */
-export const TOY_VOCAB_SIZE = 97;
+const TOY_VOCAB_SIZE = 97;
 
 /** A toy runner, with what its steps were. */
 export interface ToyRunner extends ModelRunner {

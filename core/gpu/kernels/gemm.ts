@@ -37,7 +37,7 @@ export function gemmName(shape: GemmShape): string {
 }
 
 /** Columns of K that a round brings. */
-export const GEMM_DEPTH = 32;
+const GEMM_DEPTH = 32;
 
 /** Elements of a row of a tile in vec4; one more than a round needs, so that neighbouring rows lie in other banks. */
 const STRIDE = GEMM_DEPTH / 4 + 1;
