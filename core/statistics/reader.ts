@@ -16,7 +16,7 @@ import {
   type ModelShape,
   type SeriesSum,
 } from "./encoding.ts";
-import { sumBuckets, type Bucket, type PairTables, type StatisticsSum } from "./load.ts";
+import type { Bucket, PairTables } from "./load.ts";
 import { decodeLists } from "./pair-encoding.ts";
 import {
   countsEveryPair,
@@ -133,19 +133,6 @@ export async function readQueued(
     ["HGETALL", keys.queued(bucket)],
   ]);
   return decodeQueued((replies as Buffer[][]).flat());
-}
-
-/** Counts of one model over the last `windowSeconds`, up to a bucket more. Rejects where Redis has none of the model. */
-export async function readStatistics(
-  redis: RedisConnection,
-  modelHash: string,
-  window: ReadWindow,
-): Promise<StatisticsSum> {
-  const { shape, buckets } = await readBuckets(redis, modelHash, window);
-  return {
-    ...sumBuckets(shape, buckets),
-    pairs: await readPairs(redis, modelHash, { ...window, shape }),
-  };
 }
 
 /** Most frequent partners of every expert: of the window, or where a model has lists, of about the last hour. */

@@ -3,11 +3,12 @@ import { after, before, describe, test } from "node:test";
 
 import { connectRedis, type RedisConnection } from "../../core/platform/redis.ts";
 import { selectSeries } from "../../core/statistics/load.ts";
-import { listModels, readQueued, readStatistics } from "../../core/statistics/reader.ts";
+import { listModels, readQueued } from "../../core/statistics/reader.ts";
 import { greedyBody } from "../../bench/rig/api.ts";
 import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readTinyGoldens, readTinyRouting } from "../support/goldens.ts";
 import { startRedis, type TestRedis } from "../../bench/rig/redis.ts";
+import { readStatistics } from "../support/read-statistics.ts";
 import { runCommand } from "../support/run-command.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 

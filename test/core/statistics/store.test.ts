@@ -3,7 +3,7 @@ import { after, test } from "node:test";
 
 import { connectRedis, type RedisConnection } from "../../../core/platform/redis.ts";
 import type { RoutedStep } from "../../../core/statistics/counters.ts";
-import { listModels, readStatistics } from "../../../core/statistics/reader.ts";
+import { listModels } from "../../../core/statistics/reader.ts";
 import {
   createStatistics,
   MAX_WAITING_STEPS,
@@ -11,6 +11,7 @@ import {
   type Statistics,
 } from "../../../core/statistics/store.ts";
 import { NO_PARTNER } from "../../../core/statistics/pairs.ts";
+import { readStatistics } from "../../support/read-statistics.ts";
 import { startRedis, type TestRedis } from "../../../bench/rig/redis.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
 import { freePort } from "../../../deploy/redis-process.ts";
