@@ -220,7 +220,13 @@ class GpuExpertDevice implements ExpertDevice {
     const tokens = rows.length / this.#sizes.hiddenSize;
     const numSlots = this.#ffn.numSlots(layer);
     // Slots may be many more than the rows use: copies at rest, experts of an epoch to come.
-    const sizes = { tokens, samples: 0, topK, numSlots, pairsPerSlot: pairsPerSlot(slots) };
+    const sizes = {
+      tokens,
+      samples: 0,
+      topK,
+      numSlots,
+      pairsPerSlot: pairsPerSlot(slots, numSlots),
+    };
     interleaveRouting(slots, weights, this.#routing);
     device.queue.writeBuffer(buffers.counts, 0, countsData(sizes));
     device.queue.writeBuffer(buffers.rows, 0, rows.buffer, rows.byteOffset, rows.byteLength);
@@ -239,13 +245,15 @@ class GpuExpertDevice implements ExpertDevice {
 }
 
 /** Rows of a slot that has any. */
-function pairsPerSlot(slots: Uint32Array): number {
-  const used = new Set<number>();
+function pairsPerSlot(slots: Uint32Array, numSlots: number): number {
+  const seen = new Uint8Array(numSlots);
   let pairs = 0;
+  let used = 0;
   for (const slot of slots) {
     if (slot === NO_SLOT) continue;
-    used.add(slot);
     pairs++;
+    used += 1 - seen[slot];
+    seen[slot] = 1;
   }
-  return pairs / Math.max(1, used.size);
+  return pairs / Math.max(1, used);
 }
