@@ -1,8 +1,8 @@
 /** A packed expert as bytes, one part after the other: how it travels between shards and lies in host memory. */
 
 import type { ExpertSizes } from "./expert-device.ts";
-import { type ExpertFormat, type PackedMatrix, rowScaleWords, rowWords } from "./expert-format.ts";
-import { expertBytes, type PackedExpert } from "./weights.ts";
+import { type ExpertFormat, rowScaleWords, rowWords } from "./expert-format.ts";
+import { expertBytes, expertFrom, type PackedExpert } from "./weights.ts";
 
 /** The arrays of an expert: weights and scales of gate, up and down, then the biases, where there are any. */
 export function partsOf({
@@ -23,7 +23,6 @@ export function expertOf(
   format: ExpertFormat,
   bytes: Uint8Array<ArrayBuffer>,
 ): PackedExpert {
-  const { hiddenSize, expertIntermediateSize, expertBias } = sizes;
   const expected = expertBytes(sizes, format);
   if (bytes.length !== expected) {
     throw new RangeError(`${bytes.length} bytes of an expert in ${format}, expected ${expected}`);
@@ -35,25 +34,11 @@ export function expertOf(
     at += part.byteLength;
     return part;
   };
-  const matrix = (rows: number, columns: number): PackedMatrix => ({
-    weights: words(rows * rowWords(format, columns)),
-    scales: words(rows * rowScaleWords(format, columns)),
+  return expertFrom(sizes, format, {
+    matrix: (rows, columns) => ({
+      weights: words(rows * rowWords(format, columns)),
+      scales: words(rows * rowScaleWords(format, columns)),
+    }),
+    bias: (length) => new Float32Array(buffer, words(length).byteOffset, length),
   });
-  const floats = (length: number): Float32Array<ArrayBuffer> => {
-    const part = words(length);
-    return new Float32Array(part.buffer, part.byteOffset, length);
-  };
-  return {
-    format,
-    gate: matrix(expertIntermediateSize, hiddenSize),
-    up: matrix(expertIntermediateSize, hiddenSize),
-    down: matrix(hiddenSize, expertIntermediateSize),
-    biases: expertBias
-      ? {
-          gate: floats(expertIntermediateSize),
-          up: floats(expertIntermediateSize),
-          down: floats(hiddenSize),
-        }
-      : undefined,
-  };
 }

@@ -126,6 +126,36 @@ export interface ExpertBiases {
   readonly down: Float32Array<ArrayBuffer>;
 }
 
+/** A projection of an expert. */
+type Projection = "gate" | "up" | "down";
+
+/** Makes the parts of an expert. */
+export interface ExpertParts {
+  readonly matrix: (rows: number, columns: number, of: Projection) => PackedMatrix;
+  readonly bias: (length: number, of: Projection) => Float32Array<ArrayBuffer>;
+}
+
+/** An expert of these sizes from its parts, made in this order: gate, up, down, then their biases, where there are any. */
+export function expertFrom(
+  { hiddenSize, expertIntermediateSize, expertBias }: ExpertSizes,
+  format: ExpertFormat,
+  { matrix, bias }: ExpertParts,
+): PackedExpert {
+  return {
+    format,
+    gate: matrix(expertIntermediateSize, hiddenSize, "gate"),
+    up: matrix(expertIntermediateSize, hiddenSize, "up"),
+    down: matrix(hiddenSize, expertIntermediateSize, "down"),
+    biases: expertBias
+      ? {
+          gate: bias(expertIntermediateSize, "gate"),
+          up: bias(expertIntermediateSize, "up"),
+          down: bias(hiddenSize, "down"),
+        }
+      : undefined,
+  };
+}
+
 /** Bytes that one expert takes in a format: weights, scales and biases. */
 export function expertBytes(sizes: ExpertSizes, format: ExpertFormat): number {
   const { hiddenSize, expertIntermediateSize } = sizes;
@@ -194,7 +224,6 @@ export function packExpert(
   sizes: ExpertSizes,
   format: ExpertFormat,
 ): PackedExpert {
-  const { hiddenSize, expertIntermediateSize } = sizes;
   const tensor = <Part extends keyof StoredExpert>(
     part: Part,
     ...shape: readonly number[]
@@ -206,26 +235,14 @@ export function packExpert(
     }
     return has;
   };
-  const matrix = (part: "gate" | "up" | "down", rows: number, columns: number) =>
-    packMatrix(`${name} ${part}`, tensor(part, rows, columns), format);
-  const bias = (part: "gateBias" | "upBias" | "downBias", length: number) =>
-    new Float32Array(convertWeights(`${name} ${part}`, tensor(part, length), "f32"));
   for (const part of ["gateBias", "upBias", "downBias"] as const) {
     if (!sizes.expertBias && weights[part] !== undefined) {
       throw new RangeError(`${name} ${part}: the model's experts have no biases`);
     }
   }
-  return {
-    format,
-    gate: matrix("gate", expertIntermediateSize, hiddenSize),
-    up: matrix("up", expertIntermediateSize, hiddenSize),
-    down: matrix("down", hiddenSize, expertIntermediateSize),
-    biases: sizes.expertBias
-      ? {
-          gate: bias("gateBias", expertIntermediateSize),
-          up: bias("upBias", expertIntermediateSize),
-          down: bias("downBias", hiddenSize),
-        }
-      : undefined,
-  };
+  return expertFrom(sizes, format, {
+    matrix: (rows, columns, of) => packMatrix(`${name} ${of}`, tensor(of, rows, columns), format),
+    bias: (length, of) =>
+      new Float32Array(convertWeights(`${name} ${of}Bias`, tensor(`${of}Bias`, length), "f32")),
+  });
 }

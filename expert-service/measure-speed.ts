@@ -1,9 +1,9 @@
 /** How fast a shard's device computes experts, measured at its start on weights that mean nothing. */
 
 import type { ExpertDevice, ExpertSizes } from "../core/expert-device.ts";
-import { emptyMatrix, type ExpertFormat, type PackedMatrix } from "../core/expert-format.ts";
+import { emptyMatrix, type ExpertFormat } from "../core/expert-format.ts";
 import { middle } from "../core/middle.ts";
-import { expertBytes, type PackedExpert } from "../core/weights.ts";
+import { expertBytes, expertFrom, type PackedExpert } from "../core/weights.ts";
 
 /** Layer number that no model has. */
 const LAYER = -1;
@@ -78,25 +78,14 @@ export async function measurePairsPerSecond(
 }
 
 function madeUpExpert(sizes: ExpertSizes, format: ExpertFormat): PackedExpert {
-  const { hiddenSize, expertIntermediateSize, expertBias } = sizes;
   const [weights, scales] = WORDS[format];
-  const matrix = (rows: number, columns: number): PackedMatrix => {
-    const made = emptyMatrix(format, rows, columns);
-    made.weights.fill(weights);
-    made.scales.fill(scales);
-    return made;
-  };
-  return {
-    format,
-    gate: matrix(expertIntermediateSize, hiddenSize),
-    up: matrix(expertIntermediateSize, hiddenSize),
-    down: matrix(hiddenSize, expertIntermediateSize),
-    biases: expertBias
-      ? {
-          gate: new Float32Array(expertIntermediateSize),
-          up: new Float32Array(expertIntermediateSize),
-          down: new Float32Array(hiddenSize),
-        }
-      : undefined,
-  };
+  return expertFrom(sizes, format, {
+    matrix: (rows, columns) => {
+      const made = emptyMatrix(format, rows, columns);
+      made.weights.fill(weights);
+      made.scales.fill(scales);
+      return made;
+    },
+    bias: (length) => new Float32Array(length),
+  });
 }
