@@ -170,22 +170,28 @@ export class LayerCall {
         const avoid = new Set(history.avoid).add(part.rank);
         const other = scope.within();
         const hedge = this.#cover(part.pairs, { ...history, avoid }, other);
-        hedge.catch(() => {});
-        const sooner = await Promise.race([
-          answered,
-          hedge.then((parts): Outcome => ({ kind: "hedged", parts })),
-        ]);
+        const hedged = hedge.then(
+          (parts): Outcome => ({ kind: "hedged", parts }),
+          (): Outcome => ({ kind: "late" }),
+        );
+        const sooner = await Promise.race([answered, hedged]);
         if (sooner.kind === "failed") {
           scope.throwIfAborted();
           const reason = resendReason(sooner.error);
           if (reason !== undefined) directory.failed(part.rank, epoch, reason);
           return hedge;
         }
-        if (sooner.kind === "late") continue;
-        if (sooner.kind === "answered")
+        if (sooner.kind === "hedged") {
+          attempt.cancel(new DOMException(ANOTHER_WAS_FIRST, "AbortError"));
+          return sooner.parts;
+        }
+        if (sooner.kind === "answered") {
           other.abort(new DOMException(ANOTHER_WAS_FIRST, "AbortError"));
-        else attempt.cancel(new DOMException(ANOTHER_WAS_FIRST, "AbortError"));
-        return sooner.parts;
+          return sooner.parts;
+        }
+        // The other copies are of no use; the first one may still answer.
+        other.abort(new DOMException("another dispatch of the hedge failed", "AbortError"));
+        scope.throwIfAborted();
       }
       const changed = directory.changes.next.then((): Outcome => ({ kind: "late" }));
       outcome = await Promise.race([answered, changed]);

@@ -62,10 +62,14 @@ describe("rows whose shard fails them", () => {
     const port = Number(shards[rank].address.split(":")[1]);
     shards[rank] = await start(rank, port);
   };
-  const connect = async (stored: ClusterPlacement) => {
+  const connect = async (
+    stored: ClusterPlacement,
+    waits: { readonly dispatchTimeoutMs?: number; readonly copyWaitMs?: number } = {},
+  ) => {
     cluster = await connectTestCluster(
       shards.map(({ address }) => address),
       {
+        ...waits,
         plansFirst: false,
         onDispatch: (report) => reports.push(report),
         onResend: (reason) => resends.push(reason),
@@ -177,8 +181,36 @@ describe("rows whose shard fails them", () => {
     });
   });
 
+  describe("with a first copy that is late", () => {
+    let held: PromiseWithResolvers<void>;
+    // It is late after 500 ms: what fails then has no time left for another copy.
+    const waits = { dispatchTimeoutMs: 10_000, copyWaitMs: 400 };
+    before(() =>
+      connect(
+        placed(3, () => [0, 1]),
+        waits,
+      ),
+    );
+    beforeEach(() => {
+      held = Promise.withResolvers();
+    });
+    afterEach(() => held.resolve());
+    after(() => cluster.close());
+
+    it("are answered by it where the other copy refuses them, however late that is", async () => {
+      const refuse = () => Promise.reject(new Error("out of carries"));
+      trap = (rank) =>
+        rank === 0 ? { before: () => held.promise } : hedges > 0 ? { before: refuse } : undefined;
+      const running = run(cluster);
+      await waitFor("the refusal", () => outcomes().includes("1 refused"));
+      held.resolve();
+      assertClose(await running, expected, 1e-5);
+      assert.ok(outcomes().includes("0 ok"));
+    });
+  });
+
   describe("with one copy of each expert", () => {
-    before(() => connect(placed(3, halves)));
+    before(() => connect(placed(4, halves)));
     after(() => cluster.close());
 
     it("wait for a shard that comes back", async () => {
@@ -199,15 +231,15 @@ describe("rows whose shard fails them", () => {
       await waitFor("the loss", () => cluster.missingReason() !== undefined);
       const running = run(cluster);
       await waitFor("the other shard's part", () => outcomes().join() === "0 ok");
-      await cluster.adopt(placed(4, () => [0]));
+      await cluster.adopt(placed(5, () => [0]));
       assertClose(await running, expected, 1e-5);
-      assert.equal(cluster.current()?.placement.epoch, 4);
+      assert.equal(cluster.current()?.placement.epoch, 5);
       await restart(1);
       await waitFor("the shard", () => cluster.members()[1].state === "ready");
     });
 
     it("are refused as soon as nobody has room for their experts", async () => {
-      await cluster.adopt(placed(5, halves));
+      await cluster.adopt(placed(6, halves));
       await shards[1].close();
       await waitFor("the loss", () => cluster.missingReason() !== undefined);
       const refused = assert.rejects(run(cluster), /5 experts of layer 2 fit nowhere/);
