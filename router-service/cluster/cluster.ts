@@ -14,6 +14,7 @@ import { Changes, changeOrAbort } from "./changes.ts";
 import { EpochUse } from "./epoch-use.ts";
 import type { RecoveryObserver } from "./layer-call.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
+import { Lasting } from "./lasting.ts";
 import { LocalRank, type LocalRankOptions } from "./local-rank.ts";
 import { missingExperts } from "./missing-experts.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
@@ -116,11 +117,9 @@ class ShardCluster implements Cluster {
   #next: ClusterPlacement | undefined;
   #missing: { readonly reason: string | undefined } | undefined;
   #unplaceable: string | undefined;
-  #isUnplaceable = false;
-  #unplaceableTimer: NodeJS.Timeout | undefined;
+  readonly #isUnplaceable = new Lasting(() => this.#changes.notify());
+  readonly #noShard = new Lasting(() => this.#changes.notify());
   #wasReady = false;
-  #noShardTimer: NodeJS.Timeout | undefined;
-  #noShard = false;
   #calls = 0;
   #lastBusyAt = -Infinity;
 
@@ -180,16 +179,8 @@ class ShardCluster implements Cluster {
 
   setUnplaceable(reason: string | undefined, graceMs = 0): void {
     this.#unplaceable = reason;
-    if (reason === undefined) {
-      clearTimeout(this.#unplaceableTimer);
-      this.#unplaceableTimer = undefined;
-      this.#isUnplaceable = false;
-    } else {
-      this.#unplaceableTimer ??= setTimeout(() => {
-        this.#isUnplaceable = true;
-        this.#changes.notify();
-      }, graceMs);
-    }
+    if (reason === undefined) this.#isUnplaceable.end();
+    else this.#isUnplaceable.begin(graceMs);
   }
 
   weights(): Promise<WeightsDtype> {
@@ -216,8 +207,8 @@ class ShardCluster implements Cluster {
     const missing = this.missingReason();
     if (missing === undefined) return undefined;
     if (!this.#wasReady) return missing;
-    if (this.#isUnplaceable) return this.#unplaceable;
-    return this.#noShard ? missing : undefined;
+    if (this.#isUnplaceable.holds) return this.#unplaceable;
+    return this.#noShard.holds ? missing : undefined;
   }
 
   lastBusyAt(): number {
@@ -228,9 +219,9 @@ class ShardCluster implements Cluster {
     const stopped = new UnavailableError("the router is stopping");
     this.#stop.abort(stopped);
     this.#decided.reject(stopped);
-    clearTimeout(this.#noShardTimer);
-    clearTimeout(this.#unplaceableTimer);
     await this.#roster.close();
+    this.#noShard.end();
+    this.#isUnplaceable.end();
   }
 
   #directory(): Directory {
@@ -293,16 +284,8 @@ class ShardCluster implements Cluster {
 
   /** Takes note where no shard is left, but not at once: links break all together and come back. */
   #watchShards(): void {
-    if (this.#roster.hasShard) {
-      clearTimeout(this.#noShardTimer);
-      this.#noShardTimer = undefined;
-      this.#noShard = false;
-    } else {
-      this.#noShardTimer ??= setTimeout(() => {
-        this.#noShard = true;
-        this.#changes.notify();
-      }, NO_SHARD_MS);
-    }
+    if (this.#roster.hasShard) this.#noShard.end();
+    else this.#noShard.begin(NO_SHARD_MS);
   }
 
   #notify(change: ClusterChange): void {
