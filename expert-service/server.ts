@@ -82,22 +82,22 @@ export interface ExpertService {
 
 /** Adds ExpertService to a server. */
 export function addExpertService(server: Server, options: ExpertServiceOptions): ExpertService {
-  const sessions = new Set<RouterSession>();
+  const streams = new Set<RouterStream>();
   const connect: handleBidiStreamingCall<RouterMessage, ShardMessage> = (call) => {
-    const session = new RouterSession(call, options, sessions);
-    sessions.add(session);
+    const stream = new RouterStream(call, options, streams);
+    streams.add(stream);
   };
   const { modelHash, read } = options;
   const fetchExpert = createFetchExpert({ modelHash, read });
   server.addService(expertServiceDefinition, { connect, fetchExpert });
   const tell = () => {
-    for (const session of sessions) session.sendStatus();
+    for (const stream of streams) stream.sendStatus();
   };
   const timer = setInterval(tell, STATUS_INTERVAL_MS);
   timer.unref();
   let soon: NodeJS.Immediate | undefined;
   return {
-    numRouters: () => [...sessions].filter(({ isGreeted }) => isGreeted).length,
+    numRouters: () => [...streams].filter(({ isGreeted }) => isGreeted).length,
     statusChanged: () => {
       soon ??= setImmediate(() => {
         soon = undefined;
@@ -107,7 +107,7 @@ export function addExpertService(server: Server, options: ExpertServiceOptions):
     close: () => {
       clearInterval(timer);
       clearImmediate(soon);
-      for (const session of sessions) session.end(status.UNAVAILABLE, "the shard is stopping");
+      for (const stream of streams) stream.end(status.UNAVAILABLE, "the shard is stopping");
     },
   };
 }
@@ -118,18 +118,18 @@ function isRefusal(error: unknown): boolean {
 }
 
 /** One router's stream. */
-class RouterSession {
+class RouterStream {
   readonly #call: Call;
   readonly #options: ExpertServiceOptions;
-  readonly #sessions: Set<RouterSession>;
+  readonly #streams: Set<RouterStream>;
   readonly #helloTimer: NodeJS.Timeout;
   #routerId: string | undefined;
   #open = true;
 
-  constructor(call: Call, options: ExpertServiceOptions, sessions: Set<RouterSession>) {
+  constructor(call: Call, options: ExpertServiceOptions, streams: Set<RouterStream>) {
     this.#call = call;
     this.#options = options;
-    this.#sessions = sessions;
+    this.#streams = streams;
     this.#helloTimer = setTimeout(
       () => this.end(status.DEADLINE_EXCEEDED, `no hello within ${HELLO_TIMEOUT_MS} ms`),
       HELLO_TIMEOUT_MS,
@@ -165,7 +165,7 @@ class RouterSession {
     if (!this.#open) return;
     this.#open = false;
     clearTimeout(this.#helloTimer);
-    this.#sessions.delete(this);
+    this.#streams.delete(this);
     this.#options.batcher.cancelStream(this);
     this.#options.residency.leave(this);
     if (this.#routerId !== undefined) {
