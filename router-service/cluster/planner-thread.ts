@@ -4,24 +4,25 @@ import { Worker } from "node:worker_threads";
 
 import type { PlacedLayers, Plan, PlannerInput } from "../../core/placement/planner.ts";
 import { PlacementError, PlannerInputError } from "../../core/placement/planner.ts";
+import { errorMessage } from "../../core/error-message.ts";
 import { QueueFullError } from "../engine/errors.ts";
 import type { Assessment } from "./assessment.ts";
 
 /** What the thread is asked. */
-export interface PlannerQuestion {
-  readonly id: number;
-  readonly ask:
-    | { readonly kind: "plan"; readonly input: PlannerInput }
-    | { readonly kind: "assess"; readonly input: PlannerInput; readonly placed: PlacedLayers };
-}
+export type PlannerQuestion =
+  | { readonly kind: "plan"; readonly input: PlannerInput }
+  | { readonly kind: "assess"; readonly input: PlannerInput; readonly placed: PlacedLayers };
 
 /** What it answers: a plan or an assessment, or the error that was thrown. */
 export type PlannerAnswer =
-  | { readonly id: number; readonly result: Plan | Assessment }
-  | { readonly id: number; readonly kind: string; readonly message: string };
+  | { readonly result: Plan | Assessment }
+  | { readonly kind: string; readonly message: string };
 
-/** Longest wait for an answer, milliseconds. */
+/** Longest wait for an answer once the thread works on it, milliseconds. */
 const ANSWER_MS = 60_000;
+
+/** Questions that wait at most, whoever asks. */
+const MAX_WAITING = 64;
 
 /** The thread did not answer. */
 export class PlannerThreadError extends Error {
@@ -29,77 +30,114 @@ export class PlannerThreadError extends Error {
 }
 
 interface Waiting extends PromiseWithResolvers<Plan | Assessment> {
-  readonly timer: NodeJS.Timeout;
+  readonly question: PlannerQuestion;
 }
 
-/** Plans and judges placements off the caller's thread; the thread starts with the first question. */
+/**
+ * Plans and judges placements off the caller's thread, one question after another; the thread starts with the first. A
+ * question that takes too long ends the thread, and the next one is asked of a new one.
+ */
 export class PlannerThread {
-  readonly #waiting = new Map<number, Waiting>();
+  /** The planner's own, which go first, and those of others. */
+  readonly #own: Waiting[] = [];
+  readonly #others: Waiting[] = [];
+  /** What the thread works on. */
+  #asked: { readonly waiting: Waiting; readonly timer: NodeJS.Timeout } | undefined;
   #worker: Worker | undefined;
-  #nextId = 1;
   #closed = false;
 
-  /** As `planPlacement`. Rejects with its errors, a PlannerThreadError, or a QueueFullError where `limit` questions wait. */
-  async plan(input: PlannerInput, limit = Infinity): Promise<Plan> {
+  /**
+   * As `planPlacement`. Rejects with its errors, a PlannerThreadError, or a QueueFullError where `limit` questions wait;
+   * without a limit it goes before all that have one.
+   */
+  async plan(input: PlannerInput, limit?: number): Promise<Plan> {
     return (await this.#ask({ kind: "plan", input }, limit)) as Plan;
   }
 
   /** As `assess`. Rejects as `plan`. */
-  async assess(input: PlannerInput, placed: PlacedLayers, limit = Infinity): Promise<Assessment> {
+  async assess(input: PlannerInput, placed: PlacedLayers, limit?: number): Promise<Assessment> {
     return (await this.#ask({ kind: "assess", input, placed }, limit)) as Assessment;
   }
 
   /** Ends the thread; what is waited for is rejected. */
   async close(): Promise<void> {
     this.#closed = true;
-    await this.#end(new PlannerThreadError("the planner's thread is closed"));
+    const error = new PlannerThreadError("the planner's thread is closed");
+    for (const { reject } of [...this.#own.splice(0), ...this.#others.splice(0)]) reject(error);
+    await this.#end(error);
   }
 
-  #ask(ask: PlannerQuestion["ask"], limit: number): Promise<Plan | Assessment> {
+  #ask(question: PlannerQuestion, limit: number | undefined): Promise<Plan | Assessment> {
     if (this.#closed) {
       return Promise.reject(new PlannerThreadError("the planner's thread is closed"));
     }
-    if (this.#waiting.size >= limit) {
-      return Promise.reject(new QueueFullError(this.#waiting.size, limit));
-    }
-    this.#worker ??= this.#start();
-    const id = this.#nextId++;
-    const timer = setTimeout(() => {
-      void this.#end(new PlannerThreadError(`no plan within ${ANSWER_MS} ms`));
-    }, ANSWER_MS);
-    const waiting = { ...Promise.withResolvers<Plan | Assessment>(), timer };
-    this.#waiting.set(id, waiting);
-    this.#worker.ref();
-    this.#worker.postMessage({ id, ask } satisfies PlannerQuestion, []);
+    const asked = this.#own.length + this.#others.length + (this.#asked === undefined ? 0 : 1);
+    const most = Math.min(limit ?? MAX_WAITING, MAX_WAITING);
+    if (asked >= most) return Promise.reject(new QueueFullError(asked, most));
+    const waiting = { ...Promise.withResolvers<Plan | Assessment>(), question };
+    (limit === undefined ? this.#own : this.#others).push(waiting);
+    this.#next();
     return waiting.promise;
+  }
+
+  #next(): void {
+    if (this.#asked !== undefined || this.#closed) return;
+    const waiting = this.#own.shift() ?? this.#others.shift();
+    if (waiting === undefined) {
+      this.#worker?.unref();
+      return;
+    }
+    const { question } = waiting;
+    this.#worker ??= this.#start();
+    const timer = setTimeout(() => {
+      const text = `${nameOf(question)} took longer than ${ANSWER_MS} ms`;
+      void this.#end(new PlannerThreadError(text));
+    }, ANSWER_MS);
+    this.#asked = { waiting, timer };
+    this.#worker.ref();
+    this.#worker.postMessage(question, []);
   }
 
   #start(): Worker {
     // The process's own flags may load what a thread must not.
     const worker = new Worker(new URL("planner-worker.ts", import.meta.url), { execArgv: [] });
     worker.on("message", (answer: PlannerAnswer) => {
-      const waiting = this.#take(answer.id);
-      if (this.#waiting.size === 0) worker.unref();
+      if (worker !== this.#worker) return;
+      const waiting = this.#take();
       if ("result" in answer) waiting?.resolve(answer.result);
       else waiting?.reject(errorOf(answer));
+      this.#next();
     });
-    worker.on("error", (error) => void this.#end(error as Error));
+    const onEnd = (reason: string) => {
+      if (worker !== this.#worker) return;
+      void this.#end(new PlannerThreadError(`the planner's thread ended: ${reason}`));
+    };
+    worker.on("error", (error) => onEnd(errorMessage(error)));
+    worker.on("exit", (code) => onEnd(`exit code ${code}`));
     return worker;
   }
 
-  #take(id: number): Waiting | undefined {
-    const waiting = this.#waiting.get(id);
-    clearTimeout(waiting?.timer);
-    this.#waiting.delete(id);
-    return waiting;
+  #take(): Waiting | undefined {
+    const asked = this.#asked;
+    this.#asked = undefined;
+    clearTimeout(asked?.timer);
+    return asked?.waiting;
   }
 
-  async #end(error: Error): Promise<void> {
+  /** Ends the thread and refuses what it works on; what waits goes to a new one. */
+  async #end(error: PlannerThreadError): Promise<void> {
     const worker = this.#worker;
     this.#worker = undefined;
-    for (const id of this.#waiting.keys()) this.#take(id)?.reject(error);
+    this.#take()?.reject(error);
+    this.#next();
     await worker?.terminate();
   }
+}
+
+function nameOf({ kind, input }: PlannerQuestion): string {
+  const { layers, numExperts, shards } = input;
+  const what = kind === "plan" ? "a plan" : "judging a placement";
+  return `${what} of ${layers.length} layers of ${numExperts} experts on ${shards.length} shards`;
 }
 
 function errorOf({ kind, message }: Extract<PlannerAnswer, { kind: string }>): Error {

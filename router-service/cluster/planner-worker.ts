@@ -6,14 +6,15 @@ import { planPlacement } from "../../core/placement/planner.ts";
 import { assess } from "./assessment.ts";
 import type { PlannerAnswer, PlannerQuestion } from "./planner-thread.ts";
 
-parentPort?.on("message", ({ id, ask }: PlannerQuestion) => {
+parentPort?.on("message", (question: PlannerQuestion) => {
   let answer: PlannerAnswer;
   try {
-    const result = ask.kind === "plan" ? planPlacement(ask.input) : assess(ask.input, ask.placed);
-    answer = { id, result };
+    const { input } = question;
+    const result = question.kind === "plan" ? planPlacement(input) : assess(input, question.placed);
+    answer = { result };
   } catch (error) {
     const { name, message } = error as Error;
-    answer = { id, kind: name, message };
+    answer = { kind: name, message };
   }
   parentPort?.postMessage(answer, []);
 });

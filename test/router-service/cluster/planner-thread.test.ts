@@ -29,4 +29,31 @@ describe("a thread that plans", () => {
     const [first] = await Promise.all([thread.plan(input), ...asked]);
     assert.deepEqual(await thread.plan(input, 2), first);
   });
+
+  it("answers the planner's own questions before those that wait", async () => {
+    const input = plannerInput({ loads: [[1, 1]], room: [2] });
+    const order: string[] = [];
+    const ask = (name: string, limit?: number) =>
+      thread.plan(input, limit).then(() => order.push(name));
+    await Promise.all([ask("first", 3), ask("second", 3), ask("own")]);
+    assert.deepEqual(order, ["first", "own", "second"]);
+  });
+
+  it("refuses the one that takes too long, and answers those that wait from a new thread", async (t) => {
+    const slow = plannerInput({ loads: [[1, 1, 1]], room: [2, 1] });
+    const input = plannerInput({ loads: [[1, 1]], room: [2] });
+    t.mock.timers.enable({ apis: ["setTimeout"] });
+    const refused = assert.rejects(
+      thread.plan(slow),
+      /a plan of 1 layers of 3 experts on 2 shards took longer than 60000 ms/,
+    );
+    const waiting = [thread.plan(input), thread.assess(input, new Map())];
+    t.mock.timers.tick(60_000);
+    await refused;
+    // The time of the next began when its turn came.
+    t.mock.timers.tick(59_999);
+    const answered = await Promise.all(waiting);
+    assert.ok(answered.every(Boolean));
+    assert.ok(await thread.plan(slow));
+  });
 });
