@@ -13,7 +13,11 @@ import { askRouter, routerFlags } from "./router-client.ts";
 const LOOK_MS = 300;
 
 const schema = z.object({
-  rank: z.int().min(0).max(65_534).meta({ description: "Number of the shard", placeholder: "N" }),
+  rank: z
+    .int()
+    .min(0)
+    .max(65_534)
+    .meta({ description: "Number of the shard; must be given", placeholder: "N" }),
   ...routerFlags,
   wait: z.boolean().default(false).meta({
     description: "Stay until the shard is safe to terminate",

@@ -17,29 +17,32 @@ const ranks = (description: string) =>
     .default([])
     .meta({ description, placeholder: "N,…", expectation: "ranks like 1,3" });
 
-const numbers = (description: string, unit: string, defaultText?: string) =>
+const numbers = (description: string, unit: string, defaultText: string) =>
   z
     .array(z.string().regex(/^(\d{1,5}=)?\d+(\.\d+)?(e-?\d+)?$/))
     .default([])
     .meta({
       description,
-      unit,
-      placeholder: "RANK=VALUE,…",
-      expectation: "values like 0=8,3=16, or one for all like 8",
+      placeholder: `RANK=${unit.toUpperCase()},…`,
+      expectation: `${unit} of shards like 0=8,3=16, with --trace also of all like 8`,
       defaultText,
     });
 
 const schema = z.object({
   ...routerFlags,
-  without: ranks("Shards that are supposed to be gone"),
-  draining: ranks("Shards that are supposed to leave"),
-  memory: numbers("Memory of shards; a rank that there is not is added", "GiB", "as it is"),
+  without: ranks("Shards that are supposed to be gone; none: all are there"),
+  draining: ranks("Shards that are supposed to leave; none: those that do"),
+  memory: numbers(
+    "Memory of shards; a rank that there is not is added",
+    "GiB",
+    "as it is; with --trace see --redundancy",
+  ),
   secondsPerPair: numbers(
     "Time of one row through one expert",
-    "s",
+    "seconds",
     "as measured; 5e-5 with --trace",
   ),
-  rtt: numbers("Round trip to shards", "s", "as measured; 3e-4 with --trace"),
+  rtt: numbers("Round trip to shards", "seconds", "as measured; 3e-4 with --trace"),
   bandwidth: numbers("Bytes per second to shards", "bytes", "as measured; 1e9 with --trace"),
   tokensPerStep: z.number().positive().max(1e6).optional().meta({
     description: "Tokens of a step",
@@ -57,6 +60,7 @@ const schema = z.object({
     description:
       "Replay recorded routing instead of asking a router: a safetensors file with topk_ids [tokens, MoE layers, top-k]",
     placeholder: "FILE",
+    defaultText: "none: a router is asked",
   }),
   model: serviceOptions.model.meta({
     ...serviceOptions.model.meta(),

@@ -19,6 +19,7 @@ export const routerFlags = {
   apiKey: z.string().min(1).optional().meta({
     description: "Key that the router asks for",
     placeholder: "KEY",
+    defaultText: "none",
     secret: true,
   }),
 };

@@ -34,14 +34,16 @@ const schema = z.object({
       description:
         "Model to show, or the first characters of its hash; needed where there are several",
       placeholder: "HASH",
+      defaultText: "the only one",
       expectation: "the hash of a model, or its first characters",
     }),
   task: z.string().refine(isTaskLabel).optional().meta({
     description: "Only requests with this task label",
     placeholder: "LABEL",
+    defaultText: "all",
     expectation: TASK_LABEL_FORMAT,
   }),
-  phase: z.enum(PHASES).optional().meta({ description: "Only this phase" }),
+  phase: z.enum(PHASES).optional().meta({ description: "Only this phase", defaultText: "both" }),
   window: z.int().min(1).max(RETENTION_SECONDS).default(600).meta({
     description: "How far back to look",
     unit: "s",

@@ -2,15 +2,22 @@
 
 import { z } from "zod";
 
-import { portOption, serviceOptions } from "../core/platform/service-options.ts";
+import { LOCAL_RANK } from "../core/placement/placement.ts";
+import { isHostPort, portOption, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Schema of a shard's settings; flags, variables and `--help` come from it. */
 export const expertConfigSchema = z.object({
   model: serviceOptions.model,
-  rank: z.int().min(0).max(65535).default(0).meta({
-    description: "Number of this shard, unique in its cluster",
-    placeholder: "N",
-  }),
+  // The number after the largest is that of the routers' own devices.
+  rank: z
+    .int()
+    .min(0)
+    .max(LOCAL_RANK - 1)
+    .default(0)
+    .meta({
+      description: "Number of this shard, unique in its cluster",
+      placeholder: "N",
+    }),
   host: serviceOptions.host,
   port: portOption(50061, "Port of the gRPC server that routers connect to"),
   device: serviceOptions.device,
@@ -32,22 +39,18 @@ export const expertConfigSchema = z.object({
     placeholder: "N",
   }),
   redisUrl: serviceOptions.redisUrl,
-  advertise: z
-    .string()
-    .regex(/^\S+:\d{1,5}$/)
-    .optional()
-    .meta({
-      description: "Where routers and other shards reach this one",
-      placeholder: "HOST:PORT",
-      expectation: "a host and a port like 10.0.0.7:50061",
-      defaultText: "its own host and port",
-    }),
+  advertise: z.string().refine(isHostPort).optional().meta({
+    description: "Where routers and other shards reach this one",
+    placeholder: "HOST:PORT",
+    expectation: "a host and a port from 1 to 65535, like 10.0.0.7:50061",
+    defaultText: "its own host and port",
+  }),
   hostCache: z.int().min(0).default(0).meta({
     description: "Host memory for experts that leave the device, so that they are back sooner",
     unit: "bytes",
     placeholder: "BYTES",
   }),
-  drainTimeout: z.number().min(0).default(30).meta({
+  drainTimeout: z.number().min(0).max(86_400).default(30).meta({
     description:
       "How long a first SIGTERM or SIGINT waits for routers to take everything off this shard; a second one ends it at once",
     unit: "s",

@@ -3,7 +3,7 @@
 import { z } from "zod";
 
 import { POLICIES } from "../core/placement/policies.ts";
-import { portOption, serviceOptions } from "../core/platform/service-options.ts";
+import { isHostPort, portOption, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Fields of a router's settings, each for itself. */
 export const routerFields = z.object({
@@ -19,16 +19,14 @@ export const routerFields = z.object({
   apiKey: z.string().min(1).optional().meta({
     description: "Key that clients must send as a bearer token",
     placeholder: "KEY",
+    defaultText: "none: whoever reaches the port is answered",
     secret: true,
   }),
-  shards: z
-    .array(z.string().regex(/^(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}$/))
-    .default([])
-    .meta({
-      description: "Addresses of the expert shards; none: the router holds all experts itself",
-      placeholder: "HOST:PORT,…",
-      expectation: "a list like 10.0.0.1:50061,10.0.0.2:50061",
-    }),
+  shards: z.array(z.string().refine(isHostPort)).default([]).meta({
+    description: "Addresses of the expert shards; none: the router holds all experts itself",
+    placeholder: "HOST:PORT,…",
+    expectation: "a list like 10.0.0.1:50061,10.0.0.2:50061, ports from 1 to 65535",
+  }),
   redisUrl: serviceOptions.redisUrl,
   discover: z.boolean().default(false).meta({
     description: "Find the expert shards that register in Redis, instead of --shards",
@@ -92,7 +90,7 @@ export const routerFields = z.object({
     placeholder: "N",
   }),
   maxModelLen: z.int().min(1).optional().meta({
-    description: "Prompt and completion together at most",
+    description: "Tokens of prompt and completion together at most",
     unit: "tokens",
     placeholder: "N",
     defaultText: "the model's own limit, as far as the KV cache holds it",

@@ -25,6 +25,7 @@ export const loadSchema = z.object({
   apiKey: z.string().min(1).optional().meta({
     description: "Key that is sent as a bearer token",
     placeholder: "KEY",
+    defaultText: "none",
     secret: true,
   }),
   dataset: z.enum(["random", "demo-texts"]).default("random").meta({
@@ -72,9 +73,10 @@ export const loadSchema = z.object({
     .meta({
       description: "Limits in milliseconds that a good request keeps",
       placeholder: "ttft:MS,tpot:MS,e2el:MS",
+      defaultText: "none: goodput is not counted",
       expectation: "a list like ttft:200,tpot:50,e2el:2000",
     }),
-  requestTimeout: z.number().positive().default(120).meta({
+  requestTimeout: z.number().positive().max(86_400).default(120).meta({
     description: "Deadline of one request",
     unit: "s",
     placeholder: "SECONDS",
@@ -82,6 +84,7 @@ export const loadSchema = z.object({
   saveResult: z.string().min(1).optional().meta({
     description: "JSON file with the field names of vllm bench serve",
     placeholder: "FILE",
+    defaultText: "none is written",
   }),
 });
 

@@ -114,13 +114,12 @@ function expectation(facts: FieldSchema): string {
   if (facts.type !== "integer" && facts.type !== "number") return facts.description ?? "a text";
   const unit = facts.unit === undefined ? "" : ` (${facts.unit})`;
   const kind = facts.type === "integer" ? "an integer" : "a number";
-  const above =
-    facts.exclusiveMinimum === undefined
-      ? `from ${facts.minimum ?? "any"}`
-      : `above ${facts.exclusiveMinimum}`;
+  const isAbove = facts.exclusiveMinimum !== undefined;
+  const lowest = isAbove ? `above ${facts.exclusiveMinimum}` : `from ${facts.minimum ?? "any"}`;
   // zod bounds every integer by what a double holds exactly; nobody needs to read that.
   const bounded = facts.maximum !== undefined && facts.maximum < Number.MAX_SAFE_INTEGER;
-  return `${kind} ${above}${bounded ? ` to ${facts.maximum}` : " up"}${unit}`;
+  const highest = bounded ? ` to ${facts.maximum}` : isAbove ? "" : " up";
+  return `${kind} ${lowest}${highest}${unit}`;
 }
 
 function defaultText(facts: FieldSchema): string | undefined {

@@ -23,6 +23,12 @@ export function hostPort(host: string, port: number): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
+/** Whether this is a host with a port that can be reached, an IPv6 address in brackets. */
+export function isHostPort(text: string): boolean {
+  const [, port = "0"] = /^(?:\[[0-9a-fA-F:.]+\]|[^:\s]+):(\d{1,5})$/.exec(text) ?? [];
+  return Number(port) >= 1 && Number(port) <= 65535;
+}
+
 /** URL of a Redis; who uses it adds its description. */
 export const redisUrl = z
   .string()
@@ -80,5 +86,8 @@ export const serviceOptions = {
   logLevel: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
     .default("info")
-    .meta({ description: "Lowest level that is logged", placeholder: "LEVEL" }),
+    .meta({
+      description: "Lowest level that is logged: trace, debug, info, warn, error, fatal or silent",
+      placeholder: "LEVEL",
+    }),
 };

@@ -6,7 +6,9 @@ import fc from "fast-check";
 import { z } from "zod";
 
 import { helpText, parseConfig, toArguments } from "../../../core/platform/config.ts";
+import { describeFlags } from "../../../core/platform/flags.ts";
 import { hostPort } from "../../../core/platform/service-options.ts";
+import { upConfigSchema } from "../../../deploy/up-config.ts";
 import { expertConfigSchema } from "../../../expert-service/config.ts";
 import { routerAbout, routerConfigSchema } from "../../../router-service/config.ts";
 
@@ -76,7 +78,7 @@ test("every problem is listed with its name, value and expectation", () => {
       "--htp-port: unknown flag, --http-port exists",
       '"stray": unexpected argument, flags begin with --',
       '--http-port is "70000", expected an integer from 0 to 65535',
-      '--timeout is "fast", expected a number above 0 up (s)',
+      '--timeout is "fast", expected a number above 0 (s)',
       'SWITCHYARD_WIRE is "f64", expected one of f16, f32',
       'SWITCHYARD_VERBOSE is "maybe", expected true or false',
       '--shards is "a:1,b", expected host:port,host:port',
@@ -166,6 +168,15 @@ test("every flag of both services has a description, and the defaults are a conf
   }
 });
 
+test("every flag of up, router and shard that is no switch says what stands without it", () => {
+  for (const schemaOf of [upConfigSchema, routerConfigSchema, expertConfigSchema]) {
+    for (const { flag, type, defaultText, description } of describeFlags(schemaOf)) {
+      const says = type === "boolean" || defaultText !== undefined || / none: /.test(description);
+      assert.ok(says, flag);
+    }
+  }
+});
+
 test("settings that the process could not keep are refused", () => {
   const problems = (...argv: string[]) => {
     const parsed = parseConfig(routerConfigSchema, argv, {});
@@ -180,6 +191,20 @@ test("settings that the process could not keep are refused", () => {
   assert.equal(problems("--max-num-batched-tokens=65536").length, 1);
   assert.deepEqual(problems("--max-num-batched-tokens=65535"), []);
   assert.equal(problems("--max-queue=0").length, 1);
+  for (const port of ["0", "65536", "99999", "x"]) {
+    assert.equal(problems(`--shards=10.0.0.1:${port}`).length, 1, port);
+  }
+  assert.deepEqual(problems("--shards=10.0.0.1:65535,[::1]:1,shard-0.shards:50061"), []);
+});
+
+test("a shard that nobody could reach or call by its rank is refused", () => {
+  const refused = ["--advertise=foo:99999", "--advertise=::1:50061", "--advertise=foo:0"];
+  for (const flag of [...refused, "--rank=65535", "--drain-timeout=2147484"]) {
+    assert.equal(parseConfig(expertConfigSchema, [flag], {}).kind, "invalid", flag);
+  }
+  for (const flag of ["--advertise=foo:65535", "--advertise=[::1]:50061", "--rank=65534"]) {
+    assert.equal(parseConfig(expertConfigSchema, [flag], {}).kind, "config", flag);
+  }
 });
 
 test("a variable means the same to a router and to a shard that it is passed on to", () => {
@@ -220,7 +245,7 @@ test("a process with bad settings exits with 2 and lists them on stderr", () => 
   assert.equal(
     child.stderr,
     "switchyard router: 3 problems with the configuration\n" +
-      '  --shards is "x", expected a list like 10.0.0.1:50061,10.0.0.2:50061\n' +
+      '  --shards is "x", expected a list like 10.0.0.1:50061,10.0.0.2:50061, ports from 1 to 65535\n' +
       '  --wire is "f64", expected one of f16, f32, int8\n' +
       '  --max-queue is "-1", expected an integer from 1 up (requests)\n' +
       "See switchyard router --help.\n",
