@@ -40,6 +40,9 @@ export interface ServiceSpec {
 /** Longest wait for a child's own orderly end, milliseconds; more than its own deadline. */
 const STOP_MS = 12_000;
 
+/** Longest wait for the last lines of a child that has ended, milliseconds. */
+const LAST_LINES_MS = 500;
+
 /** A child that lived this long is not failing at start, milliseconds. */
 const HEALTHY_MS = 60_000;
 
@@ -48,7 +51,7 @@ export function restartDelayMs(failures: number): number {
   return Math.min(10_000, 250 * 2 ** Math.min(failures, 10));
 }
 
-/** Starts a service and waits for its ready message. Rejects where it ends before, or `signal` aborts. */
+/** Starts a service and waits for its ready message. Rejects where it ends before, with what it said last, or `signal` aborts. */
 export async function startService(spec: ServiceSpec, signal: AbortSignal): Promise<ChildService> {
   const child = spawn(process.execPath, [...SERVICE_NODE_FLAGS, spec.script, ...spec.argv], {
     stdio: ["ignore", "pipe", "pipe", "ipc"],
@@ -56,7 +59,12 @@ export async function startService(spec: ServiceSpec, signal: AbortSignal): Prom
     // Its own process group: a terminal's Ctrl-C reaches the launcher only, which stops all in order.
     detached: true,
   });
-  readLines(child, spec.onLine);
+  let lastWords = "";
+  readLines(child, (line) => {
+    lastWords = fatalWords(line) ?? lastWords;
+    spec.onLine(line);
+  });
+  const closed = new Promise((resolve) => void child.once("close", resolve));
   const exited = exitOf(child);
   const ready = new Promise<ReadyMessage>((resolve) => {
     child.on("message", (message: ReadyMessage | ProgressMessage) => {
@@ -64,7 +72,25 @@ export async function startService(spec: ServiceSpec, signal: AbortSignal): Prom
       else if ("ready" in message) resolve(message);
     });
   });
-  return whenReady(spec.name, child, exited, ready, signal);
+  try {
+    return await whenReady(spec.name, child, exited, ready, signal);
+  } catch (error) {
+    // Its last lines may come after its end.
+    await Promise.race([closed, delay(LAST_LINES_MS, undefined, { ref: false })]);
+    if (lastWords === "") throw error;
+    throw new Error(`${(error as Error).message}: ${lastWords}`, { cause: error });
+  }
+}
+
+/** What a log line says of why its process can not go on; undefined of any other line. */
+function fatalWords(line: string): string | undefined {
+  if (!line.startsWith('{"level":"fatal"')) return undefined;
+  try {
+    return (JSON.parse(line) as { msg?: string }).msg;
+  } catch {
+    // Cut off in the middle.
+    return undefined;
+  }
 }
 
 /** The service once `ready` resolves. Rejects, the child killed, where it ends before or `signal` aborts. */

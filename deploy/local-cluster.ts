@@ -133,6 +133,7 @@ async function launchShard(
           device: config.device,
           adapter: config.adapter,
           weights: config.weights,
+          tune: config.tune,
           expertsBits: config.expertsBits,
           expertsGroup: config.expertsGroup,
           memoryLimit: config.memoryLimit,

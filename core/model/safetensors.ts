@@ -178,9 +178,11 @@ export class SafetensorsFile {
   /** Opens a file and reads its header. Throws SafetensorsError, or the file system's error. */
   static async open(file: string): Promise<SafetensorsFile> {
     // Before open: opening a pipe would wait for a writer.
-    if (!(await stat(file)).isFile()) {
-      throw new SafetensorsError(file, undefined, "is not a regular file");
-    }
+    const found = await stat(file).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === "ENOENT") throw new SafetensorsError(file, undefined, "no such file");
+      throw error;
+    });
+    if (!found.isFile()) throw new SafetensorsError(file, undefined, "is not a regular file");
     const handle = await open(file, "r");
     try {
       const fileBytes = (await handle.stat()).size;

@@ -35,11 +35,27 @@ export class ListenError extends Error {
   override readonly name = "ListenError";
 }
 
-/** Binds a server without TLS and returns its port (chosen where `address` ends in ":0"). Rejects with ListenError where the address is taken. */
-export function bindServer(server: Server, address: string): Promise<number> {
+/** The error of an address that can not be listened on: why not, and what to do, `portFlag` being the flag that chooses its port. */
+export function listenError(address: string, portFlag: string, reason: string): ListenError {
+  const taken = `another program listens there; stop it, or choose another port with ${portFlag}, 0 for a free one`;
+  const hints: Readonly<Record<string, string>> = {
+    EADDRINUSE: taken,
+    EADDRNOTAVAIL: "this machine has no such address; choose another with --host",
+    EACCES: `this user may not; choose a port from 1024 with ${portFlag}`,
+  };
+  const code = Object.keys(hints).find((one) => reason.includes(one));
+  const why = code === undefined ? reason : `${hints[code]} (${code})`;
+  return new ListenError(`can not listen on ${address}: ${why}`);
+}
+
+/**
+ * Binds a server without TLS and returns its port (chosen where `address` ends in ":0"). Rejects with ListenError
+ * where the address is taken, which names `portFlag`.
+ */
+export function bindServer(server: Server, address: string, portFlag = "--port"): Promise<number> {
   return new Promise((resolve, reject) => {
     server.bindAsync(address, ServerCredentials.createInsecure(), (error, port) => {
-      if (error) reject(new ListenError(`can not listen on ${address}: ${error.message}`));
+      if (error) reject(listenError(address, portFlag, error.message));
       else resolve(port);
     });
   });

@@ -62,7 +62,8 @@ export function connectRedis(url: string, log?: Pick<Log, "info" | "warn">): Red
   let warned = false;
   redis.on("error", (error: Error) => {
     lastReason = error.message === "" ? error.name : error.message;
-    if (!warned) log?.warn({ redis: address, reason: lastReason }, "Redis is not available");
+    if (!warned)
+      log?.warn({ redis: address, reason: lastReason }, "Redis is not available; trying again");
     warned = true;
   });
   redis.on("ready", () => {

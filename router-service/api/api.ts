@@ -2,7 +2,7 @@
 
 import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
 import type { Tokenizer } from "../../core/model/text.ts";
-import { bindServer, stopServer } from "../../core/platform/grpc.ts";
+import { bindServer, listenError, stopServer } from "../../core/platform/grpc.ts";
 import { hostPort } from "../../core/platform/service-options.ts";
 import type { Engine } from "../engine/request.ts";
 import { createApiKeyCheck } from "./api-key.ts";
@@ -39,9 +39,9 @@ export interface ApiOptions {
 
 /** Both doors. */
 export interface Api {
-  /** Opens the HTTP door and returns its port (chosen where 0 is given). */
+  /** Opens the HTTP door and returns its port (chosen where 0 is given). Rejects with ListenError. */
   listenHttp(host: string, port: number): Promise<number>;
-  /** Opens the gRPC door and returns its port (chosen where 0 is given). */
+  /** Opens the gRPC door and returns its port (chosen where 0 is given). Rejects with ListenError. */
   listenGrpc(host: string, port: number): Promise<number>;
   /** Refuses new requests, lets open ones end for `graceMs` (default 3 s), ends the rest with an error, closes both doors. */
   close(graceMs?: number): Promise<void>;
@@ -77,11 +77,13 @@ export function createApi(options: ApiOptions): Api {
   const grpc = createGrpcServer(serving, checkApiKey);
   return {
     listenHttp: async (host, port) => {
-      await http.listen({ host, port });
+      await http.listen({ host, port }).catch((error: Error) => {
+        throw listenError(hostPort(host, port), "--http-port", error.message);
+      });
       const address = http.server.address();
       return typeof address === "object" && address !== null ? address.port : port;
     },
-    listenGrpc: (host, port) => bindServer(grpc.server, hostPort(host, port)),
+    listenGrpc: (host, port) => bindServer(grpc.server, hostPort(host, port), "--grpc-port"),
     close: async (graceMs = GRACE_MS) => {
       await openRequests.stop(graceMs);
       grpc.stopHealth();

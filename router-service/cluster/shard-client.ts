@@ -178,7 +178,10 @@ export class ShardClient {
     this.#state = { kind: "away", reason };
     // Once per reason: a shard that stays away would fill the log.
     if (reason !== this.#loggedReason && !this.#stop.signal.aborted) {
-      logger.warn({ shard: address, reason }, held ? "shard lost" : "shard not ready");
+      logger.warn(
+        { shard: address, reason },
+        held ? "shard lost" : "shard not ready; trying again",
+      );
     }
     this.#loggedReason = held ? undefined : reason;
     onChange();

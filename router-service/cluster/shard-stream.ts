@@ -94,7 +94,7 @@ export class ShardStream {
     this.#call = (this.#client.connect as () => Call).call(this.#client);
     this.#call.on("data", (message: ShardMessage) => this.#receive(message));
     this.#call.on("error", (error: Error & { details?: string }) =>
-      this.end(error.details || error.message),
+      this.end((error.details || error.message).replace(/ Resolution note: $/, "")),
     );
     this.#call.on("end", () => this.end("the shard ended the stream"));
   }

@@ -154,7 +154,10 @@ test("a cluster that can not start names the part that failed, and ends with 1",
   assert.equal(result.status, 1, result.stderr);
   assert.match(result.stderr, /\/nowhere/);
   assert.match(result.stderr, /redis-server is not installed/);
-  assert.match(result.stderr, /shard 0 ended before it was ready, exit code 1/);
+  assert.match(
+    result.stderr,
+    /shard 0 ended before it was ready, exit code 1: can not start: \/nowhere\/config.json: no such file/,
+  );
   assert.doesNotMatch(result.stdout, /ready/);
 });
 

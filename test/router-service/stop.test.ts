@@ -97,11 +97,19 @@ test("an address that is taken ends either service with one clear line and exit 
   t.after(() => other.close());
   await once(other, "listening");
   const { port } = other.address() as AddressInfo;
-  const [router, shard] = await Promise.all([
+  const [http, grpc, shard] = await Promise.all([
     runCommand("router-service/main.ts", [...CPU_MODEL, "--grpc-port=0", `--http-port=${port}`]),
+    runCommand("router-service/main.ts", [...CPU_MODEL, "--http-port=0", `--grpc-port=${port}`]),
     runCommand("expert-service/main.ts", [...CPU_MODEL, `--port=${port}`]),
   ]);
-  for (const { code, stderr } of [router, shard]) assertFatal(code, stderr, /EADDRINUSE/);
+  for (const [{ code, stderr }, flag] of [
+    [http, "--http-port"],
+    [grpc, "--grpc-port"],
+    [shard, "--port"],
+  ] as const) {
+    const said = `can not listen on 127.0.0.1:${port}: another program .* with ${flag}, .*EADDRINUSE`;
+    assertFatal(code, stderr, new RegExp(said));
+  }
 });
 
 /** Fails unless it ended with 1 and one fatal line that says this, without a stack anywhere. */
