@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
-import { EXPERT_BYTES, greeted, later, place, sumsOf, withShard } from "../support/placed-shard.ts";
+import { greeted, later, place, sumsOf, withShard } from "../support/placed-shard.ts";
 import { placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
+import { EXPERT_BYTES } from "../support/tiny-experts.ts";
 
 describe("a shard that is to leave", () => {
   it("says so to every router, and when nothing is placed on it any more", async () => {

@@ -5,18 +5,10 @@ import { status } from "@grpc/grpc-js";
 
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import { createGate } from "../support/gated-device.ts";
-import {
-  EXPERT_BYTES,
-  greeted,
-  later,
-  NUM_LAYERS,
-  place,
-  refusedCode,
-  sumsOf,
-  withShard,
-} from "../support/placed-shard.ts";
+import { greeted, later, place, refusedCode, sumsOf, withShard } from "../support/placed-shard.ts";
 import { dispatchOf, placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
+import { EXPERT_BYTES, NUM_LAYERS } from "../support/tiny-experts.ts";
 
 const WRONG_EPOCH = DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH;
 

@@ -13,25 +13,12 @@ import {
   placedConnection,
   placementOf,
 } from "../../bench/rig/shard-connection.ts";
-import { startTestShard, type TestShard } from "../support/shards.ts";
+import { withShard } from "../support/placed-shard.ts";
+import { EXPERT_BYTES } from "../support/tiny-experts.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
-const EXPERT_BYTES = 3 * 64 * 40 * 4;
 /** Of one expert in the checkpoint, which is in BF16. */
-const FILE_EXPERT_BYTES = 3 * 64 * 40 * 2;
-
-/** A shard for one test. */
-async function withShard(
-  body: (shard: TestShard) => Promise<void>,
-  options: Parameters<typeof startTestShard>[0] = {},
-): Promise<void> {
-  const shard = await startTestShard(options);
-  try {
-    await body(shard);
-  } finally {
-    await shard.close();
-  }
-}
+const FILE_EXPERT_BYTES = EXPERT_BYTES / 2;
 
 describe("a placement", () => {
   it("is all that the shard holds and reads", async () => {

@@ -17,17 +17,11 @@ import {
   orderSources,
   type SourceRecord,
 } from "../../expert-service/source-choice.ts";
-import {
-  EXPERT_BYTES,
-  greeted,
-  later,
-  NUM_LAYERS,
-  place,
-  sumsOf,
-} from "../support/placed-shard.ts";
+import { greeted, later, place, sumsOf } from "../support/placed-shard.ts";
 import { placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
 import { silentLogger, startTestShard, type TestShard } from "../support/shards.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
+import { EXPERT_BYTES, NUM_LAYERS } from "../support/tiny-experts.ts";
 
 const never = new AbortController().signal;
 

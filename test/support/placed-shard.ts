@@ -13,11 +13,6 @@ import {
 } from "../../bench/rig/shard-connection.ts";
 import { startTestShard, type TestShard } from "./shards.ts";
 
-/** Bytes of one expert of the tiny model in f32. */
-export const EXPERT_BYTES = 3 * 64 * 40 * 4;
-/** MoE layers of the tiny model. */
-export const NUM_LAYERS = 3;
-
 /** A shard for one test, which must not fail as a process. */
 export async function withShard(
   body: (shard: TestShard) => Promise<void>,

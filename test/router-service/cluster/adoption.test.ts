@@ -1,34 +1,18 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
-import type { LayerReplicas } from "../../../core/placement/placement.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import { PlacementError } from "../../../router-service/cluster/errors.ts";
-import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
 import type { ResendReason } from "../../../router-service/cluster/resend.ts";
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";
+import { EXPERT_BYTES, placed } from "../../support/tiny-experts.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const routing = testRouting(6, 4, (token, k) => (token * 2 + k * 3) % 12);
 const rows = testValues(6 * 64, 1);
 
-/** Every layer with these copies of each of the 12 experts. */
-const placed = (
-  epoch: number,
-  ranksOf: (expert: number) => readonly number[],
-): ClusterPlacement => {
-  const replicas: LayerReplicas = Array.from({ length: 12 }, (_, expert) => {
-    const ranks = ranksOf(expert);
-    return ranks.map((rank) => ({ rank, share: 1 / ranks.length }));
-  });
-  return {
-    placement: { epoch, layers: new Map([0, 1, 2].map((layer) => [layer, replicas])) },
-    weights: "f32",
-    experts: "f32",
-  };
-};
 const lowFirst = (expert: number) => [expert < 6 ? 0 : 1];
 const thirdly = (expert: number) => [expert < 4 || expert > 8 ? 1 : 0];
 const highFirst = (expert: number) => [expert < 6 ? 1 : 0];
@@ -43,7 +27,7 @@ describe("adopting placements", () => {
   };
   before(async () => {
     // 36 experts of 3 · 64 · 40 values in f32: each shard holds three quarters of them.
-    const memoryLimit = 27 * 3 * 64 * 40 * 4;
+    const memoryLimit = 27 * EXPERT_BYTES;
     shards = [
       await startTestShard({ rank: 0, memoryLimit }),
       await startTestShard({ rank: 1, memoryLimit: memoryLimit + 1 }),
@@ -91,7 +75,7 @@ describe("adopting placements", () => {
     );
     assert.deepEqual(
       cluster.members().map(({ status }) => status?.residentBytes),
-      [18, 18].map((experts) => experts * 3 * 64 * 40 * 4),
+      [18, 18].map((experts) => experts * EXPERT_BYTES),
     );
   });
 

@@ -6,6 +6,7 @@ import { expertPeers } from "../../../router-service/cluster/expert-peers.ts";
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
+import { placed } from "../../support/tiny-experts.ts";
 
 const copiesOn = (...ranks: number[]) =>
   ranks.map((rank) => ({ rank, share: 1 / ranks.length })) satisfies LayerReplicas[number];
@@ -70,17 +71,12 @@ describe("a placement that moves experts", () => {
       const step = hostStep(testValues(6 * 64, 1), routing, new AbortController().signal);
       return hostValues(await cluster.runExperts(layer, step.hiddenStates, step.routing));
     };
-    const adopt = (epoch: number, rankOf: (expert: number) => number) => {
-      const replicas = Array.from({ length: 12 }, (_, expert) => copiesOn(rankOf(expert)));
-      const layers = new Map([0, 1, 2].map((layer) => [layer, replicas]));
-      return cluster.adopt({ placement: { epoch, layers }, weights: "f32", experts: "f32" });
-    };
     try {
-      await adopt(1, (expert) => (expert < 6 ? 0 : 1));
+      await cluster.adopt(placed(1, (expert) => [expert < 6 ? 0 : 1]));
       await cluster.ready();
       const expected = [await run(0), await run(1), await run(2)];
       await shards[1].checkpoint.close();
-      await adopt(2, () => 1);
+      await cluster.adopt(placed(2, () => [1]));
       for (const layer of [0, 1, 2]) assertClose(await run(layer), expected[layer], 1e-5);
     } finally {
       await cluster.close();

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
 import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint.ts";
-import { LOCAL_RANK, type LayerReplicas } from "../../../core/placement/placement.ts";
+import { LOCAL_RANK } from "../../../core/placement/placement.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
 import { localRankOptions } from "../../../router-service/local-rank.ts";
@@ -16,21 +16,13 @@ import {
   type TestShard,
 } from "../../support/shards.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
+import { EXPERT_BYTES, placed } from "../../support/tiny-experts.ts";
 
-const EXPERT_BYTES = 3 * 64 * 40 * 4;
 const routing = testRouting(6, 4, (token, k) => (token * 2 + k * 3) % 12);
 const rows = testValues(6 * 64, 1);
 
-const placed = (epoch: number, rankOf: (expert: number) => number): ClusterPlacement => {
-  const replicas: LayerReplicas = Array.from({ length: 12 }, (_, expert) => [
-    { rank: rankOf(expert), share: 1 },
-  ]);
-  return {
-    placement: { epoch, layers: new Map([0, 1, 2].map((layer) => [layer, replicas])) },
-    weights: "f32",
-    experts: "f32",
-  };
-};
+const placedOn = (epoch: number, rankOf: (expert: number) => number): ClusterPlacement =>
+  placed(epoch, (expert) => [rankOf(expert)]);
 
 describe("the router's own device in a cluster", () => {
   let checkpoint: Checkpoint;
@@ -55,7 +47,7 @@ describe("the router's own device in a cluster", () => {
         logger: silentLogger,
       }),
     });
-    await cluster.adopt(placed(1, () => 0));
+    await cluster.adopt(placedOn(1, () => 0));
     await cluster.ready();
   });
   after(async () => {
@@ -68,17 +60,17 @@ describe("the router's own device in a cluster", () => {
     assert.equal(local()?.hello?.memoryBytes, 30 * EXPERT_BYTES);
     const expected = [await run(0), await run(1), await run(2)];
     dispatched.length = 0;
-    await cluster.adopt(placed(2, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
+    await cluster.adopt(placedOn(2, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
     for (const layer of [0, 1, 2]) assertClose(await run(layer), expected[layer], 1e-5);
     assert.deepEqual(new Set(dispatched), new Set([0, LOCAL_RANK]));
-    await cluster.adopt(placed(3, (expert) => (expert > 6 ? LOCAL_RANK : 0)));
+    await cluster.adopt(placedOn(3, (expert) => (expert > 6 ? LOCAL_RANK : 0)));
     for (const layer of [0, 1, 2]) assertClose(await run(layer), expected[layer], 1e-5);
     assert.deepEqual(local()?.epochs, [3]);
   });
 
   it("refuses what it has no room for, with the bytes, and the cluster stays as it was", async () => {
     await assert.rejects(
-      cluster.adopt(placed(4, () => LOCAL_RANK)),
+      cluster.adopt(placedOn(4, () => LOCAL_RANK)),
       new RegExp(`needs ${36 * EXPERT_BYTES} bytes.*at most ${30 * EXPERT_BYTES} can be had`),
     );
     assert.equal(cluster.current()?.placement.epoch, 3);
@@ -87,7 +79,7 @@ describe("the router's own device in a cluster", () => {
 
   it("keeps its part of rows whose other part waits for a shard", async () => {
     const expected = await run(2);
-    await cluster.adopt(placed(5, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
+    await cluster.adopt(placedOn(5, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
     assertClose(await run(2), expected, 1e-5);
     await shard.close();
     await waitFor("the loss", () => cluster.missingReason() !== undefined);

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { after, afterEach, before, beforeEach, describe, it } from "node:test";
 
-import type { LayerReplicas } from "../../../core/placement/placement.ts";
 import type { DispatchReport } from "../../../router-service/cluster/attempts.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
@@ -10,6 +9,7 @@ import { type Alteration, alteringDevice } from "../../support/altered-device.ts
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";
+import { placed } from "../../support/tiny-experts.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
 
 const routing = testRouting(6, 4, (token, k) => (token * 2 + k * 3) % 12);
@@ -19,21 +19,6 @@ const run = async (cluster: Cluster, signal = new AbortController().signal) => {
   return hostValues(await cluster.runExperts(0, step.hiddenStates, step.routing));
 };
 
-/** Every layer with these copies of each of the 12 experts. */
-const placed = (
-  epoch: number,
-  ranksOf: (expert: number) => readonly number[],
-): ClusterPlacement => {
-  const replicas: LayerReplicas = Array.from({ length: 12 }, (_, expert) => {
-    const ranks = ranksOf(expert);
-    return ranks.map((rank) => ({ rank, share: 1 / ranks.length }));
-  });
-  return {
-    placement: { epoch, layers: new Map([0, 1, 2].map((layer) => [layer, replicas])) },
-    weights: "f32",
-    experts: "f32",
-  };
-};
 const halves = (expert: number) => [expert < 6 ? 0 : 1];
 
 describe("rows whose shard fails them", () => {
