@@ -18,3 +18,8 @@ export function seededRandom(seed: number): Random {
 export function drawBelow(random: Random, below: number): number {
   return Math.floor(random() * below);
 }
+
+/** A draw from the standard normal distribution. */
+export function drawNormal(random: Random): number {
+  return Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+}

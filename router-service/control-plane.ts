@@ -29,6 +29,7 @@ import {
 } from "./cluster/placement-store.ts";
 import { PlannerLoop } from "./cluster/planner-loop.ts";
 import { PlannerThread } from "./cluster/planner-thread.ts";
+import { afterMove, firstStanding, standsFor } from "./cluster/standing.ts";
 import type { RouterConfig } from "./config.ts";
 
 /** What the control plane is made of. */
@@ -91,14 +92,17 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   membership.onChange(updateMembers);
 
   const loadRate = new LoadRate();
+  const seconds = () => performance.now() / 1000;
+  let standing = firstStanding(seconds());
   const follower = new PlacementFollower({
     store,
     cluster,
-    onMoved: (before, after, seconds) => {
+    onMoved: (before, after, tookSeconds) => {
+      if (after.stagesLeft === 0) standing = afterMove(standing, seconds());
       const formatOf = formatsOf(overlay, after.experts);
       const bytesOf = (layer: number, expert: number) =>
         expertBytes(config, formatOf(layer, expert));
-      loadRate.observe(before.placement.layers, after.placement.layers, seconds, bytesOf);
+      loadRate.observe(before.placement.layers, after.placement.layers, tookSeconds, bytesOf);
     },
     onChange: () => membership.announce(),
     log: logger,
@@ -115,6 +119,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     minCopies: settings.minCopies,
     policy: settings.placementPolicy,
     loadBytesPerSecond: () => loadRate.bytesPerSecond,
+    standsSeconds: () => standsFor(standing, seconds()),
     localBytes: () => Math.min(...membership.routers().map((router) => router.localBytes)),
   });
   const thread = new PlannerThread();

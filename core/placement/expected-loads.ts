@@ -1,7 +1,7 @@
 /** The loads that a layer is judged by: the forecast, and single steps as they may come. */
 
 import type { PlannerInput } from "./input.ts";
-import { seededRandom, type Random } from "../random.ts";
+import { drawNormal, seededRandom, type Random } from "../random.ts";
 
 /** Loads beside the forecast that a layer is judged by at most; for large clusters fewer, down to none: each costs as much. */
 const MAX_LOADS = 16;
@@ -96,16 +96,11 @@ function drawLoad(
   let sum = 0;
   for (let expert = 0; expert < load.length; expert++) {
     const mean = forecast[expert];
-    load[expert] = Math.max(0, mean + deviation(mean, expert) * normal(random));
+    load[expert] = Math.max(0, mean + deviation(mean, expert) * drawNormal(random));
     pairs += mean;
     sum += load[expert];
   }
   const scale = pairs / (sum || 1);
   for (let expert = 0; expert < load.length; expert++) load[expert] *= scale;
   return load;
-}
-
-/** A draw from the standard normal distribution. */
-function normal(random: Random): number {
-  return Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
 }

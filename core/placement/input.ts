@@ -13,9 +13,11 @@ export interface ShardCosts {
   readonly secondsPerPair: number;
   /** Time that touching one expert takes, whatever its rows: reading its weights. */
   readonly secondsPerExpert: number;
-  /** From the routers and back. */
+  /** From the routers and back, and what computing takes however few the rows. */
   readonly rttSeconds: number;
   readonly bytesPerSecond: number;
+  /** Standard deviation of what these were measured as, as a part of it; absent: 0. */
+  readonly spread?: number;
 }
 
 /** A shard as the planner sees it. */
@@ -116,6 +118,8 @@ export interface PlanReason {
   readonly secondsBefore?: number;
   /** The same with the target. */
   readonly secondsAfter: number;
+  /** Standard deviation of the difference, as the shards' measured speeds spread. */
+  readonly savingDeviation: number;
   /** Loading that the moves cost, spread over the steps of the move budget. */
   readonly moveSecondsPerStep: number;
   readonly movedBytes: number;

@@ -1,5 +1,6 @@
 /** What a plan is expected to bring, and what it asks of the shards. */
 
+import { savingDeviation } from "./doubt.ts";
 import { holdersIn, layerTimes, stepSeconds } from "./cost.ts";
 import type { StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers, PlanReason, PlannerInput } from "./input.ts";
@@ -83,6 +84,7 @@ export function whyOf(
   return {
     secondsBefore: complete ? stepSeconds(input, current) : undefined,
     secondsAfter: after.reduce((sum, { seconds }) => sum + seconds, 0),
+    savingDeviation: complete && moves.length > 0 ? savingDeviation(input, current, target) : 0,
     moveSecondsPerStep: secondsOfLoads(input, moves),
     movedBytes: loadsOf(moves).reduce((sum, { layer, expert }) => sum + bytes(layer, expert), 0),
     binding: new Map(

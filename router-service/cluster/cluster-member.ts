@@ -5,6 +5,7 @@ import type { ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expe
 import type { Reach } from "./reach.ts";
 import type { ResendReason } from "./resend.ts";
 import type { MeasuredSpeed } from "./shard-speed.ts";
+import type { SteadySpeed } from "./steady-speed.ts";
 
 /** away: no stream; loading: connected, some placement is not resident yet; draining: it serves, and is to leave. */
 export type MemberState = "away" | "loading" | "ready" | "draining";
@@ -24,6 +25,8 @@ export interface MemberView {
   /** Epochs of which it holds all that it was told to. */
   readonly epochs: readonly number[];
   readonly speed: MeasuredSpeed;
+  /** The same as plans take it. */
+  readonly steady: SteadySpeed;
   /** It said nothing for longer than it should, or is far behind with an answer: it gets no rows that others can take. */
   readonly suspect: boolean;
   /** Unix milliseconds until which it gets no rows, for it was found wrong. */

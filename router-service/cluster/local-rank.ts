@@ -124,7 +124,7 @@ export class LocalRank implements ClusterMember {
   }
 
   observe(sample: SpeedSample): void {
-    this.#speed.observe({ ...sample, bytes: 0 });
+    this.#speed.observe({ ...sample, bytes: 0 }, performance.now() / 1000);
   }
 
   // There is nobody to fall silent, to leave, or to lie: where this device fails, so does the router.
@@ -146,6 +146,7 @@ export class LocalRank implements ClusterMember {
       status: undefined,
       epochs: [...this.#epochs.keys()].sort((a, b) => a - b),
       speed: this.speed,
+      steady: { ...this.#speed.steady, bytesPerSecond: Infinity },
       suspect: false,
       quarantinedUntil: undefined,
     };

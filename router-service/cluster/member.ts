@@ -191,7 +191,7 @@ export class Member implements ClusterMember {
 
   /** Takes note of an answered dispatch. */
   observe(sample: SpeedSample): void {
-    this.#speed.observe(sample);
+    this.#speed.observe(sample, performance.now() / 1000);
   }
 
   /** What is known, with the shard counting as loading where it does not hold `epoch`. */
@@ -210,6 +210,7 @@ export class Member implements ClusterMember {
       status: this.#status,
       epochs: connected ? [...state.epochs].sort((a, b) => a - b) : [],
       speed: this.#speed.measured,
+      steady: this.#speed.steady,
       suspect: connected && !this.trusted,
       quarantinedUntil: this.#quarantine.until(Date.now()),
     };

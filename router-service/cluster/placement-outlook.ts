@@ -12,7 +12,7 @@ import type { Cluster } from "./cluster.ts";
 import type { MemberView } from "./cluster-member.ts";
 import type { ClusterPlacement } from "./plan.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
-import { steadySecondsPerPair } from "./shard-speed.ts";
+import { steadySecondsPerPair } from "./steady-speed.ts";
 
 /** What an outlook is made of. */
 export interface OutlookOptions {
@@ -33,13 +33,12 @@ export interface OutlookOptions {
   readonly localBytes: () => number;
   /** Bytes of experts that a shard loads in a second; undefined where no move has shown it. */
   readonly loadBytesPerSecond: () => number | undefined;
+  /** Seconds that a placement is expected to stand: what its moves cost is spread over the steps in them. */
+  readonly standsSeconds: () => number;
 }
 
 /** A reading of the statistics serves for this long, milliseconds. */
 const READING_MS = 1_000;
-
-/** Seconds that a placement is expected to stand: what its moves cost is spread over the steps in them. */
-const STANDS_SECONDS = 120;
 
 /** Part of the time between two plans that one may spend on loading experts. */
 const LOADING_PART = 0.5;
@@ -59,19 +58,20 @@ function shardFacts(
   loadBytesPerSecond: number | undefined,
 ): ShardFacts[] {
   const secondsPerPair = steadySecondsPerPair(
-    members.map(({ hello, speed }) => ({
-      measured: speed,
+    members.map(({ hello, steady }) => ({
+      measured: steady,
       pairsPerSecond: hello?.pairsPerSecond ?? 0,
     })),
   );
-  return members.map(({ rank, hello, status, speed }, i) => ({
+  return members.map(({ rank, hello, status, steady }, i) => ({
     rank: rank ?? 0,
     memoryBytes: hello?.memoryBytes ?? 0,
     draining: status?.draining ?? false,
     secondsPerPair: secondsPerPair[i],
-    rttSeconds: speed.roundTripSeconds,
-    bytesPerSecond: speed.bytesPerSecond,
+    rttSeconds: steady.roundTripSeconds,
+    bytesPerSecond: steady.bytesPerSecond,
     loadBytesPerSecond,
+    spread: steady.spread,
   }));
 }
 
@@ -98,6 +98,7 @@ export class PlacementOutlook {
   async facts(current: ClusterPlacement): Promise<PlanFacts> {
     const { config, overlay, wire, cluster, planIntervalSeconds, minCopies, policy } =
       this.#options;
+    const standsSeconds = this.#options.standsSeconds();
     const { forecast, together, tokensPerSecond } = await this.#read();
     const now = Date.now();
     const usable = cluster.members().filter((member) => isUsable(member, now));
@@ -119,7 +120,7 @@ export class PlacementOutlook {
       moves: {
         bytes: loadRate * planIntervalSeconds * LOADING_PART,
         // Without traffic there is next to nothing that a move could save.
-        steps: Math.max(1, (tokensPerSecond / forecast.tokensPerStep) * STANDS_SECONDS),
+        steps: Math.max(1, (tokensPerSecond / forecast.tokensPerStep) * standsSeconds),
       },
       minCopies,
       policy,

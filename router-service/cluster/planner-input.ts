@@ -20,10 +20,13 @@ export interface ShardFacts {
   readonly memoryBytes: number;
   readonly draining: boolean;
   readonly secondsPerPair: number | undefined;
+  /** Time of a dispatch, however few its rows. */
   readonly rttSeconds: number | undefined;
   readonly bytesPerSecond: number | undefined;
   /** Bytes of experts that it loads in a second. */
   readonly loadBytesPerSecond: number | undefined;
+  /** Standard deviation of its measured times, as a part of them; absent: 0. */
+  readonly spread?: number;
 }
 
 /** Load per step that is ahead, and the standard deviation of its error [numMoeLayers, numExperts]. */
@@ -113,6 +116,7 @@ function plannedShards(shards: readonly ShardFacts[]): PlannedShard[] {
     memoryBytes: shard.memoryBytes,
     loadSecondsPerByte: 1 / loadRate(shard),
     draining: shard.draining,
+    ...(shard.spread !== undefined && { spread: shard.spread }),
   }));
 }
 

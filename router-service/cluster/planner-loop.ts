@@ -10,15 +10,7 @@ import { AwayShards } from "./away-shards.ts";
 import { Changes, waitFor } from "./changes.ts";
 import type { Cluster, ClusterChange } from "./cluster.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
-import {
-  decide,
-  isConfirmed,
-  isUrgent,
-  type Look,
-  MARGIN,
-  needOf,
-  nextLook,
-} from "./plan-decision.ts";
+import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
 import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
 import { PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
 import { plannerInput } from "./planner-input.ts";
@@ -60,6 +52,9 @@ const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
 
 /** A router that knows what a Redis has lost registers within this time, milliseconds. */
 const RECALL_MS = 6_000;
+
+/** Time that what a plan saves must be seen, in intervals: three looks, however many others come between. */
+const CONFIRMING_INTERVALS = 1.5;
 
 /** What the loop has come to. */
 export interface PlannerState {
@@ -289,8 +284,7 @@ export class PlannerLoop {
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
     const { outlook, thread, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
-    const { shards: there, minCopies, policy } = facts;
-    const need = needOf(inUse.placement.layers, there, minCopies);
+    const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies);
     const now = performance.now();
     this.#away.note(need.lost, now);
     const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
@@ -307,17 +301,16 @@ export class PlannerLoop {
       this.#decided(error.message, mayWait ? undefined : error.message);
     });
     if (plan === undefined) return this.#timing.retryMs;
-    const { sparse: sparseAfter } = needOf(
-      plan.stages.at(-1) ?? inUse.placement.layers,
-      there,
-      minCopies,
-    );
-    const look = { atMs: performance.now(), epoch: inUse.placement.epoch, shards: there };
-    // Looks come early where something changes: two that follow closely see the same numbers.
-    const confirmed = isConfirmed(this.#lastLook, look, (intervalSeconds * 1000) / 2);
-    const terms = { policy, margin: MARGIN, sparseAfter, confirmed };
-    const { publish, pending = false, why } = decide(plan, need, terms);
-    this.#lastLook = nextLook(this.#lastLook, look, pending);
+    const { decision, look } = judge({
+      plan,
+      current: inUse.placement,
+      facts,
+      last: this.#lastLook,
+      atMs: performance.now(),
+      leastMs: intervalSeconds * 1000 * CONFIRMING_INTERVALS,
+    });
+    const { publish, why } = decision;
+    this.#lastLook = look;
     const { secondsBefore, secondsAfter, shards } = plan.why;
     this.#state = {
       ...this.#state,

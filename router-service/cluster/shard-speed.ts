@@ -1,6 +1,6 @@
 /** How fast a shard and the way to it are, as moving averages over its answers; decides nothing. */
 
-import { middle } from "../../core/middle.ts";
+import { type SteadySpeed, SteadySpeedMeter } from "./steady-speed.ts";
 
 /** One answered dispatch. */
 export interface SpeedSample {
@@ -16,7 +16,7 @@ export interface SpeedSample {
   readonly computeSeconds: number;
 }
 
-/** What the samples say; undefined where they say nothing yet. */
+/** What the last few samples say; undefined where they say nothing yet. */
 export interface MeasuredSpeed {
   /** Time of a dispatch on the wire and in both processes, whatever its size. */
   readonly roundTripSeconds: number | undefined;
@@ -29,9 +29,6 @@ export interface MeasuredSpeed {
 
 /** The first answers compile kernels and touch memory for the first time: they say how fast nothing will be again. */
 const FIRST_SAMPLES = 4;
-
-/** Answers that what a shard declares counts as much as. */
-const DECLARED_SAMPLES = 32;
 
 /** What no pair takes less than: shards tell their times in whole microseconds. */
 const LEAST_SECONDS = 1e-9;
@@ -80,10 +77,13 @@ export class ShardSpeed {
   /** The same without the first samples. */
   readonly #steadyWire = new FadingLine();
   readonly #steadyCompute = new FadingLine();
+  readonly #meter = new SteadySpeedMeter();
   #queueSeconds = 0;
   #samples = 0;
 
-  observe({ bytes, pairs, seconds, queueSeconds, computeSeconds }: SpeedSample): void {
+  /** Takes note of an answer at a time, seconds of any clock that only goes forward. */
+  observe(sample: SpeedSample, at: number): void {
+    const { bytes, pairs, seconds, queueSeconds, computeSeconds } = sample;
     const wireSeconds = Math.max(0, seconds - queueSeconds - computeSeconds);
     this.#wire.add(bytes, wireSeconds);
     this.#compute.add(pairs, computeSeconds);
@@ -92,6 +92,12 @@ export class ShardSpeed {
     if (this.#samples <= FIRST_SAMPLES) return;
     this.#steadyWire.add(bytes, wireSeconds);
     this.#steadyCompute.add(pairs, computeSeconds);
+    this.#meter.observe(sample, at);
+  }
+
+  /** What plans take the shard for. */
+  get steady(): SteadySpeed {
+    return this.#meter.steady;
   }
 
   /** What the samples say but the first ones, which are those of a start. */
@@ -114,33 +120,4 @@ export class ShardSpeed {
     const computing = compute.base + compute.slope * pairs;
     return wire.base + wire.slope * bytes + this.#queueSeconds + computing;
   }
-}
-
-/** What is known of how fast a shard computes. */
-export interface KnownSpeed {
-  readonly measured: Pick<MeasuredSpeed, "secondsPerPair" | "samples">;
-  /** What the shard says of itself; 0: nothing. */
-  readonly pairsPerSecond: number;
-}
-
-/**
- * Seconds per pair of each shard, as plans take them: what a shard declares counts as DECLARED_SAMPLES answers beside what
- * was measured, so that few answers move no experts. Shards declare what they do on their own terms: what all of them were
- * measured to take more or less than they say, at the median, is taken out first. Means are of logarithms: ten times as
- * slow weighs as much as ten times as fast. Undefined where nothing is known.
- */
-export function steadySecondsPerPair(shards: readonly KnownSpeed[]): (number | undefined)[] {
-  const off = shards.flatMap(({ measured: { secondsPerPair }, pairsPerSecond }) =>
-    secondsPerPair === undefined || pairsPerSecond <= 0
-      ? []
-      : [Math.log(secondsPerPair * pairsPerSecond)],
-  );
-  const usual = middle(off) ?? 0;
-  return shards.map(({ measured: { secondsPerPair, samples }, pairsPerSecond }) => {
-    if (pairsPerSecond <= 0) return secondsPerPair;
-    const declared = usual - Math.log(pairsPerSecond);
-    if (secondsPerPair === undefined) return Math.exp(declared);
-    const part = samples / (samples + DECLARED_SAMPLES);
-    return Math.exp(part * Math.log(secondsPerPair) + (1 - part) * declared);
-  });
 }

@@ -96,6 +96,7 @@ function supposedShards(
       rttSeconds: values.rttSeconds ?? before?.rttSeconds,
       bytesPerSecond: values.bytesPerSecond ?? before?.bytesPerSecond,
       loadBytesPerSecond: before?.loadBytesPerSecond,
+      spread: before?.spread ?? 0,
     });
   }
   return [...byRank.values()].sort((a, b) => a.rank - b.rank);

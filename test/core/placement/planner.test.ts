@@ -208,3 +208,19 @@ test("a placement that is given takes what a plan of it says", () => {
   const { target, why } = planPlacement(input);
   assert.ok(Math.abs(stepSeconds(input, target) / why.secondsAfter - 1) < 1e-9);
 });
+
+test("what a plan saves by the shards' speeds is more unsure than what it saves by the load", () => {
+  // Two experts on shard 0 and one on shard 1; with room for all everywhere, the split evens the shards out.
+  const layers: PlacedLayers = new Map([[0, [0, 0, 1].map((rank) => [{ rank, share: 1 }])]]);
+  const doubt = (load: readonly number[], slowdown: number, spread: number) => {
+    const shards = [{ spread }, { spread, secondsPerPair: slowdown }];
+    const current = { epoch: 1, layers };
+    const { why } = planPlacement(plannerInput({ loads: [load], room: [3, 3], shards, current }));
+    return why.savingDeviation / (why.secondsBefore! - why.secondsAfter);
+  };
+  assert.equal(doubt([10, 10, 20], 1.5, 0), 0);
+  const bySpeed = doubt([10, 10, 20], 1.5, 0.2);
+  assert.ok(bySpeed > 0.5, `${bySpeed}`);
+  const byLoad = doubt([30, 30, 2], 1, 0.2);
+  assert.ok(byLoad > 0 && byLoad < 0.7 * bySpeed, `${byLoad}`);
+});

@@ -25,6 +25,7 @@ const memberOf = (rank: number, state: MemberView["state"]): MemberView => ({
   status: undefined,
   epochs: [],
   speed: {} as MemberView["speed"],
+  steady: {} as MemberView["steady"],
   suspect: false,
   quarantinedUntil: undefined,
 });

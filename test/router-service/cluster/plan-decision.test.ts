@@ -6,6 +6,7 @@ import {
   decide,
   isConfirmed,
   isUrgent,
+  judge,
   type Look,
   MARGIN,
   needOf,
@@ -37,6 +38,7 @@ function planOf(before: number | undefined, after: number, moveSeconds = 0): Pla
       ...(before !== undefined && { secondsBefore: before }),
       secondsAfter: after,
       moveSecondsPerStep: moveSeconds,
+      savingDeviation: 0,
       movedBytes: 10,
       binding: new Map(),
       shards: [],
@@ -79,6 +81,32 @@ test("a plan is published where it saves more than its moves and the margin, els
     /would save 1\.00 ms of 10\.0 ms per step, which is not worth its moves/,
   );
   assert.ok(!decide({ ...planOf(0.01, 0.001), stages: [] }, NOTHING, terms).publish);
+});
+
+test("what measured speeds may be off by must be saved too, unless shards have come, gone or changed", () => {
+  const plan = planOf(0.01, 0.008);
+  const doubtful = { ...plan, why: { ...plan.why, savingDeviation: 0.00105 } };
+  const kept = decide(doubtful, NOTHING, terms);
+  assert.ok(!kept.publish && kept.pending === undefined);
+  assert.match(
+    kept.why,
+    /would save 2\.00 ms of 10\.0 ms per step, or by the spread of .* 1\.57 ms less/,
+  );
+  const better = { ...plan, why: { ...plan.why, savingDeviation: 0.00095 } };
+  assert.ok(decide(better, NOTHING, terms).publish);
+  assert.ok(decide(doubtful, NOTHING, { ...terms, changed: true }).publish);
+
+  const facts = { shards: [shardOf(0), shardOf(1)], minCopies: 1 };
+  const current = { epoch: 1, layers: placed([0], [1]) };
+  const at = { plan: doubtful, current, leastMs: 10 };
+  const first = judge({ ...at, facts, last: undefined, atMs: 0 });
+  assert.ok(!first.decision.publish);
+  const joined = { ...facts, shards: [...facts.shards, shardOf(2)] };
+  const second = judge({ ...at, facts: joined, last: first.look, atMs: 1 });
+  assert.ok(second.decision.publish, second.decision.why);
+  // It is not the look after it alone that knows of the change.
+  const third = judge({ ...at, facts: joined, last: second.look, atMs: 2 });
+  assert.ok(third.decision.pending, third.decision.why);
 });
 
 test("a plan is published whatever it costs where experts have no home, a shard leaves, or copies are missing", () => {
