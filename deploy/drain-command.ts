@@ -13,11 +13,11 @@ import { askRouter, routerFlags } from "./router-client.ts";
 const LOOK_MS = 300;
 
 const schema = z.object({
-  rank: z
-    .int()
-    .min(0)
-    .max(65_534)
-    .meta({ description: "Number of the shard; must be given", placeholder: "N" }),
+  rank: z.int().min(0).max(65_534).meta({
+    description: "Number of the shard; must be given",
+    placeholder: "RANK",
+    positional: true,
+  }),
   ...routerFlags,
   wait: z.boolean().default(false).meta({
     description: "Stay until the shard is safe to terminate",
@@ -37,8 +37,8 @@ const about = {
   summary:
     "Has a shard leave: nothing new is placed on it, and its last copies get another home while it serves.",
   notes:
-    "switchyard drain RANK [flags] is switchyard drain --rank RANK [flags]. Asking twice does no harm. SIGTERM to the\n" +
-    "shard does the same, and ends it when it is done.",
+    "switchyard drain RANK is switchyard drain --rank RANK; flags stand before or after it. Asking twice does no harm.\n" +
+    "SIGTERM to the shard does the same, and ends it when it is done.",
 };
 
 /** A shard, as GET /v1/shards has it. */
@@ -51,9 +51,7 @@ interface ShardView {
 
 /** Runs the command; answers its exit code: 0, or 1 where the shard can not leave, with the reason on stderr. */
 export async function runDrainCommand(argv: readonly string[]): Promise<number> {
-  const [rank, ...rest] = argv;
-  const named = rank === undefined || rank.startsWith("-") ? argv : [`--rank=${rank}`, ...rest];
-  const config = loadConfig(schema, about, named);
+  const config = loadConfig(schema, about, argv);
   try {
     process.stdout.write(await drain(config));
     return 0;

@@ -25,7 +25,7 @@ const GIB = 2 ** 30;
 const MIB = 2 ** 20;
 
 const schema = z.object({
-  model: serviceOptions.model,
+  model: serviceOptions.model.meta({ ...serviceOptions.model.meta(), positional: true }),
   shards: z.int().min(0).max(1024).default(0).meta({
     description: "Expert shards; 0: one process that holds all experts itself",
     placeholder: "N",
@@ -65,15 +65,13 @@ const about = {
   summary:
     "Shows what a model is and what it takes per process: weights by part, KV cache, whether it fits.",
   notes:
-    "switchyard inspect DIR [flags] is switchyard inspect --model DIR [flags]. Only config.json and the headers of the\n" +
-    "weight files are read; without weight files the config alone tells.",
+    "switchyard inspect DIR is switchyard inspect --model DIR; flags stand before or after it. Only config.json and the\n" +
+    "headers of the weight files are read; without weight files the config alone tells.",
 };
 
 /** Runs the command; answers its exit code: 0, 1 where the model can not be read, 2 for bad flags. */
 export async function runInspectCommand(argv: readonly string[]): Promise<number> {
-  const [dir, ...rest] = argv;
-  const named = dir === undefined || dir.startsWith("-") ? argv : [`--model=${dir}`, ...rest];
-  const settings = loadConfig(schema, about, named);
+  const settings = loadConfig(schema, about, argv);
   try {
     const subject = await inspect(settings);
     const text = settings.json

@@ -143,11 +143,23 @@ function readFlags(
 ): { given: Map<string, Given>; problems: string[]; help: boolean } {
   const given = new Map<string, Given>();
   const problems: string[] = [];
+  const positional = flags.find((one) => one.positional);
+  /** Of a flag that stands twice the last one counts; what may stand without its flag stands once. */
+  const give = (flag: FlagDescription, name: string, text: string) => {
+    const known = flag.positional ? given.get(flag.key) : undefined;
+    if (known === undefined || (known.name === name && name === flag.flag)) {
+      given.set(flag.key, { name, text });
+    } else {
+      const [is, was] = [text, known.text].map((one) => JSON.stringify(one));
+      problems.push(`${name} is ${is}, and ${known.name} is ${was} already`);
+    }
+  };
   for (let index = 0; index < argv.length; index++) {
     const argument = argv[index];
     if (argument === "--help" || argument === "-h") return { given, problems, help: true };
     if (!argument.startsWith("--")) {
-      problems.push(`"${argument}": unexpected argument, flags begin with --`);
+      if (positional !== undefined) give(positional, positional.placeholder, argument);
+      else problems.push(`"${argument}": unexpected argument, flags begin with --`);
       continue;
     }
     const equals = argument.indexOf("=");
@@ -165,17 +177,18 @@ function readFlags(
         flags.map((one) => one.flag),
       );
       problems.push(`${name}: unknown flag${close === undefined ? "" : `, ${close} exists`}`);
+      const isSwitch = flags.some((one) => one.flag === close && one.type === "boolean");
       // Its value, if it has one, is not a problem of its own.
-      if (equals < 0 && next !== undefined && !next.startsWith("-")) index++;
+      if (equals < 0 && !isSwitch && next !== undefined && !next.startsWith("-")) index++;
     } else if (equals >= 0) {
-      given.set(flag.key, { name, text: argument.slice(equals + 1) });
+      give(flag, name, argument.slice(equals + 1));
     } else if (flag.type === "boolean") {
       given.set(flag.key, { name, text: "true" });
     } else if (next === undefined || next.startsWith("--")) {
       problems.push(`${name}: value is missing, expected ${flag.expectation}`);
       given.set(flag.key, { name, text: "" });
     } else {
-      given.set(flag.key, { name, text: next });
+      give(flag, name, next);
       index++;
     }
   }

@@ -16,6 +16,8 @@ export interface FieldMeta {
   readonly defaultText?: string;
   /** Never printed, never passed on a command line. */
   readonly secret?: boolean;
+  /** An argument without a flag, before or after all flags, is this field's. One field of a schema at most. */
+  readonly positional?: boolean;
 }
 
 /** One field of a config schema as a flag. */
@@ -33,6 +35,7 @@ export interface FlagDescription {
   readonly expectation: string;
   readonly defaultText: string | undefined;
   readonly secret: boolean;
+  readonly positional: boolean;
 }
 
 /** What z.toJSONSchema says of a field, with the field's meta merged in. */
@@ -64,6 +67,7 @@ export function describeFlags(schema: z.ZodObject): FlagDescription[] {
       expectation: facts.expectation ?? expectation(facts),
       defaultText: facts.defaultText ?? defaultText(facts),
       secret: facts.secret ?? false,
+      positional: facts.positional ?? false,
     };
   });
 }

@@ -139,7 +139,7 @@ test("switchyard inspect DIR tells family, parameters, parts and shards, as text
   );
   assert.match(text.stdout, /\n1 shard of 512 MiB would hold all experts in int4-g32\n$/u);
 
-  const json = await inspect(DEMO_MODEL, ...flags, "--json");
+  const json = await inspect("--json", ...flags, DEMO_MODEL);
   const report = JSON.parse(json.stdout) as {
     model: { parameters: { total: number } };
     shards: { residentBytes: number }[];

@@ -50,6 +50,12 @@ test("an unknown subcommand, or none, is refused with the usage", () => {
   assert.match(none.stdout, /Usage: switchyard <subcommand>/);
 });
 
+test("the shard to drain may stand after the flags", () => {
+  const drained = run(["drain", "--wait", "--url", "http://127.0.0.1:1", "1"]);
+  assert.equal(drained.status, 1);
+  assert.match(drained.stderr, /router at http:\/\/127\.0\.0\.1:1: /);
+});
+
 test("every bad flag of up is listed", () => {
   const bad = run(["up", "--shards", "many", "--wire=f64", "--shard=1"]);
   assert.equal(bad.status, 2);

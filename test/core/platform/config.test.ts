@@ -87,6 +87,31 @@ test("every problem is listed with its name, value and expectation", () => {
   );
 });
 
+test("what may stand without its flag stands before, between or after flags, once", () => {
+  const shaped = z.object({
+    rank: z.int().min(0).meta({ description: "Rank", placeholder: "RANK", positional: true }),
+    wait: z.boolean().default(false).meta({ description: "Waits" }),
+    url: z.string().default("http://here").meta({ description: "Where" }),
+  });
+  const parse = (...argv: string[]) => parseConfig(shaped, argv, {});
+  const expected = { kind: "config", config: { rank: 1, wait: true, url: "http://there" } };
+  const url = ["--url", "http://there"];
+  assert.deepEqual(parse("1", "--wait", ...url), expected);
+  assert.deepEqual(parse("--wait", "1", ...url), expected);
+  assert.deepEqual(parse(...url, "--wait", "1"), expected);
+  assert.deepEqual(parse(...url, "--wait", "--rank", "1"), expected);
+  const refused: readonly [argv: string[], problem: string][] = [
+    [["1", "2"], 'RANK is "2", and RANK is "1" already'],
+    [["1", "--rank=2"], '--rank is "2", and RANK is "1" already'],
+    [["--rank", "2", "1"], 'RANK is "1", and --rank is "2" already'],
+    [["--wait", "-1"], 'RANK is "-1", expected an integer from 0 up'],
+    [["--wiat", "1"], "--wiat: unknown flag, --wait exists"],
+  ];
+  for (const [argv, problem] of refused) {
+    assert.deepEqual(parse(...argv), { kind: "invalid", problems: [problem] });
+  }
+});
+
 test("a flag without its value, hexadecimal and blank numbers are problems", () => {
   assert.deepEqual(problems(["--name=x", "--http-port", "--wire", "f32"]), [
     "--http-port: value is missing, expected an integer from 0 to 65535",
