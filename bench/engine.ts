@@ -9,12 +9,13 @@ import { expertsSetting } from "../core/expert-formats.ts";
 import type { DispatchReport } from "../router-service/cluster/attempts.ts";
 import { createCluster } from "../router-service/cluster/cluster.ts";
 import { createEngine } from "../router-service/engine/engine.ts";
-import type { Engine, SamplingParams } from "../router-service/engine/request.ts";
+import type { Engine } from "../router-service/engine/request.ts";
 import type { MicroBatchSetting } from "../router-service/engine/micro-batches.ts";
 import { BLOCK_SIZE } from "../router-service/engine/model-runner.ts";
 import { runnerLimits } from "../router-service/engine/runner-limits.ts";
 import { routerConfigSchema } from "../router-service/config.ts";
 import { createRunner } from "../router-service/runner.ts";
+import { greedy } from "./rig/greedy.ts";
 import type { Contender, ContenderLimits, Generation } from "./peers/contender.ts";
 
 /** What the engine runs, and on what. */
@@ -107,21 +108,6 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
   };
 }
 
-const GREEDY: Omit<SamplingParams, "maxTokens"> = {
-  minTokens: 0,
-  temperature: 0,
-  topP: 1,
-  topK: 0,
-  minP: 0,
-  repetitionPenalty: 1,
-  frequencyPenalty: 0,
-  presencePenalty: 0,
-  logitBias: new Map(),
-  stop: [],
-  stopTokenIds: [],
-  ignoreEos: true,
-};
-
 /** A token, and when it came: milliseconds of performance.now(). */
 export interface TimedToken {
   readonly tokenId: number;
@@ -136,7 +122,7 @@ async function readTimes(
 ): Promise<TimedToken[]> {
   const tokens: TimedToken[] = [];
   const { signal } = new AbortController();
-  const sampling = { ...GREEDY, maxTokens };
+  const sampling = greedy({ maxTokens, ignoreEos: true });
   for await (const event of engine.submit({
     id,
     promptTokenIds,

@@ -9,27 +9,8 @@ import type {
   PositionLogprobs,
   SamplingParams,
 } from "../../router-service/engine/request.ts";
+import { greedy } from "../../bench/rig/greedy.ts";
 import { createToyRunner, type ToyOptions, type ToyRunner } from "./toy-runner.ts";
-
-/** Greedy, without end-of-sequence. */
-export function greedy(options: Partial<SamplingParams> = {}): SamplingParams {
-  return {
-    maxTokens: 8,
-    minTokens: 0,
-    temperature: 0,
-    topP: 1,
-    topK: 0,
-    minP: 0,
-    repetitionPenalty: 1,
-    frequencyPenalty: 0,
-    presencePenalty: 0,
-    logitBias: new Map(),
-    stop: [],
-    stopTokenIds: [],
-    ignoreEos: false,
-    ...options,
-  };
-}
 
 let numRequests = 0;
 

@@ -12,7 +12,8 @@ import type {
   SamplingParams,
 } from "../../../router-service/engine/request.ts";
 import { sampleToken } from "../../../router-service/engine/sampler.ts";
-import { collect, engineRequest, greedy, toyEngine } from "../../support/engine-requests.ts";
+import { greedy } from "../../../bench/rig/greedy.ts";
+import { collect, engineRequest, toyEngine } from "../../support/engine-requests.ts";
 import { logSumExp, sampleLogits, toyContinuation, toyLogitsOf } from "../../support/toy-runner.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
 

@@ -13,7 +13,7 @@ import {
   tokenLogprobs,
   type SamplingState,
 } from "../../../router-service/engine/sampler.ts";
-import { greedy } from "../../support/engine-requests.ts";
+import { greedy } from "../../../bench/rig/greedy.ts";
 import { logSumExp, sampleLogits } from "../../support/toy-runner.ts";
 
 const VOCAB = 100;
