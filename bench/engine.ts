@@ -5,9 +5,9 @@ import type { Gpu } from "../core/gpu/device.ts";
 import { decideWeights } from "../core/handshake.ts";
 import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { createLogger } from "../core/platform/log.ts";
-import { expertsSetting } from "../core/expert-formats.ts";
 import type { DispatchReport } from "../router-service/cluster/attempts.ts";
 import { createCluster } from "../router-service/cluster/cluster.ts";
+import { planInputOf } from "../router-service/cluster/plan.ts";
 import { createEngine } from "../router-service/engine/engine.ts";
 import type { Engine } from "../router-service/engine/request.ts";
 import type { MicroBatchSetting } from "../router-service/engine/micro-batches.ts";
@@ -58,15 +58,10 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
   const cluster =
     options.shards &&
     createCluster({
+      ...planInputOf(checkpoint, settings, gpu),
       shards: options.shards,
       routerId: "bench",
       modelHash: checkpoint.modelHash,
-      config,
-      weights: settings.weights,
-      shaderF16: gpu?.shaderF16 ?? false,
-      experts: expertsSetting(settings),
-      storedExperts: checkpoint.storedExperts,
-      overlay: checkpoint.overlay,
       wire: settings.wire,
       dispatchTimeoutMs: timeoutMs,
       copyWaitMs: timeoutMs,

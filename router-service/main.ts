@@ -2,7 +2,6 @@
 
 import { basename, resolve } from "node:path";
 
-import { expertsSetting } from "../core/expert-formats.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import { openCheckpoint } from "../core/model/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
@@ -17,6 +16,7 @@ import { createApi } from "./api/api.ts";
 import { createRouterMetrics } from "./api/metrics.ts";
 import { createRequestTracing } from "./api/request-tracing.ts";
 import { createCluster } from "./cluster/cluster.ts";
+import { planInputOf } from "./cluster/plan.ts";
 import { type ControlPlane, createRouterId, startControlPlane } from "./control-plane.ts";
 import { routerAbout, routerConfigSchema } from "./config.ts";
 import { DeferredEngine } from "./engine/deferred-engine.ts";
@@ -99,14 +99,7 @@ const statistics = createStatistics({
 lifecycle.onStop("statistics", () => statistics.close());
 
 const routerId = createRouterId();
-const first = {
-  config,
-  weights: settings.weights,
-  shaderF16: gpu?.shaderF16 ?? false,
-  experts: expertsSetting(settings),
-  storedExperts: checkpoint.storedExperts,
-  overlay: checkpoint.overlay,
-};
+const first = planInputOf(checkpoint, settings, gpu);
 const cluster = isRemote
   ? createCluster({
       ...first,

@@ -3,7 +3,9 @@
 import {
   bytesByExpert,
   commonFormat,
+  type ExpertsFlags,
   type ExpertsSetting,
+  expertsSetting,
   formatsOf,
 } from "../../core/expert-formats.ts";
 import {
@@ -13,6 +15,8 @@ import {
   type WeightsVote,
 } from "../../core/handshake.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
+import type { Gpu } from "../../core/gpu/device.ts";
+import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
@@ -30,6 +34,22 @@ export interface PlanInput extends WeightsVote {
   /** The format that the checkpoint has all experts in; undefined: floats. */
   readonly storedExperts: ExpertFormat | undefined;
   readonly overlay?: ModelOverlay;
+}
+
+/** The say of a router with these settings: of its checkpoint, and of its GPU, where it has one. */
+export function planInputOf(
+  { config, storedExperts, overlay }: Pick<Checkpoint, "config" | "storedExperts" | "overlay">,
+  settings: ExpertsFlags & Pick<WeightsVote, "weights">,
+  gpu: Pick<Gpu, "shaderF16"> | undefined,
+): PlanInput {
+  return {
+    config,
+    weights: settings.weights,
+    shaderF16: gpu?.shaderF16 ?? false,
+    experts: expertsSetting(settings),
+    storedExperts,
+    overlay,
+  };
 }
 
 /** The placement of epoch 1 from every shard's hello. Throws HandshakeError or PlacementError. */
