@@ -225,8 +225,11 @@ export class PlannerLoop {
   ): Promise<number> {
     const isNewest = inUse.placement.epoch === newest && unreadable === undefined;
     const epoch = isNewest ? newest : newest + 1;
-    const lost =
-      stored === undefined ? "planned before Redis knew of it" : "Redis lost what routers know";
+    // Without Redis, its one router worked by the first placement before its store knew of it.
+    const early = this.#options.store.shared
+      ? "planned before Redis knew of it"
+      : "the first placement";
+    const lost = stored === undefined ? early : "Redis lost what routers know";
     const why = unreadable ?? lost;
     const placement = { ...inUse.placement, epoch };
     const published = await this.#publisher.publish(
