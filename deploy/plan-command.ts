@@ -3,6 +3,7 @@
 import { z } from "zod";
 
 import { errorMessage } from "../core/error-message.ts";
+import { POLICIES } from "../core/placement/policies.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { formatPlan, formatReplay, type PlanView } from "./plan-report.ts";
@@ -54,6 +55,10 @@ const schema = z.object({
   minCopies: z.int().min(1).max(64).optional().meta({
     description: "Copies of each expert at least, as far as memory goes",
     placeholder: "N",
+    defaultText: "as the router's",
+  }),
+  policy: z.enum(POLICIES).optional().meta({
+    description: "How experts are placed, as --placement-policy of a router says it",
     defaultText: "as the router's",
   }),
   trace: z.string().min(1).optional().meta({
@@ -109,6 +114,7 @@ export async function runPlanCommand(argv: readonly string[]): Promise<number> {
 
 async function report(config: PlanConfig): Promise<string> {
   if (config.trace !== undefined) {
+    refuseWithTrace(config);
     const replayed = await runReplay({ ...replaySettings(config), trace: config.trace });
     return config.json ? json(replayed) : formatReplay(replayed);
   }
@@ -119,6 +125,22 @@ async function report(config: PlanConfig): Promise<string> {
     planBody(config),
   )) as PlanView;
   return config.json ? json(plan) : formatPlan(plan);
+}
+
+/** Throws Error for what a replay has no place for: it would be another question's answer. */
+function refuseWithTrace({ without, draining, fromNothing, minCopies, policy }: PlanConfig): void {
+  const given = {
+    "--without": without.length > 0,
+    "--draining": draining.length > 0,
+    "--from-nothing": fromNothing,
+    "--min-copies": minCopies !== undefined,
+    "--policy": policy !== undefined,
+  };
+  const flags = Object.entries(given).flatMap(([flag, is]) => (is ? [flag] : []));
+  if (flags.length === 0) return;
+  throw new Error(
+    `${flags.join(", ")}: of a router's plan; a replay shows every policy from static runs on`,
+  );
 }
 
 function routerOf({ url, apiKey }: PlanConfig): RouterAddress {
@@ -152,6 +174,7 @@ function planBody(config: PlanConfig): object {
     ...(config.tokensPerStep !== undefined && { tokens_per_step: config.tokensPerStep }),
     ...(config.fromNothing && { from: "nothing" }),
     ...(config.minCopies !== undefined && { min_copies: config.minCopies }),
+    ...(config.policy !== undefined && { policy: config.policy }),
   };
 }
 

@@ -8,6 +8,7 @@ import {
 } from "../core/expert-formats.ts";
 import { moeLayers } from "../core/model/config.ts";
 import { readModelConfig } from "../core/model/load-config.ts";
+import { readOverlay } from "../core/model/overlay.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";
 import { expertBytes } from "../core/weights.ts";
@@ -60,9 +61,11 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
       `${settings.trace} has ${trace.numTokens} tokens, fewer than two windows of ${windowTokens}: --window`,
     );
   }
-  const format = commonFormat(expertsSetting(settings), "f16", undefined);
-  const formatOf = formatsOf(undefined, format);
-  const allBytes = layers.length * numExperts * expertBytes(config, format);
+  const overlay = await readOverlay(settings.model, config);
+  const formatOf = formatsOf(overlay, commonFormat(expertsSetting(settings), "f16", undefined));
+  const bytesOf = (layer: number) =>
+    Array.from({ length: numExperts }, (_, expert) => expertBytes(config, formatOf(layer, expert)));
+  const allBytes = layers.flatMap(bytesOf).reduce((sum, bytes) => sum + bytes, 0);
   const even = Math.ceil((allBytes / numShards) * (1 + settings.redundancy));
   const shards = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
     rank,

@@ -41,6 +41,27 @@ export function balanceExpert(layer: Layer, expert: number): void {
   settle(layer, 0, expert);
 }
 
+/** Splits the load of every expert with several copies by shares that are given, of which those of lost copies go to the others. */
+export function splitByShares(
+  layer: Layer,
+  shareOf: (expert: number, shard: number) => number,
+): void {
+  const { shared, holders, loads, pairs, seconds, maxCopies } = layer;
+  const { perPair } = layer.costs;
+  for (const expert of shared) {
+    const shares = holders[expert].map((shard) => shareOf(expert, shard));
+    const sum = shares.reduce((total, share) => total + share, 0);
+    for (let l = 0; l < loads.length; l++) {
+      for (const [i, shard] of holders[expert].entries()) {
+        const at = expert * maxCopies + i;
+        const now = loads[l][expert] * (sum > 0 ? shares[i] / sum : 1 / shares.length);
+        seconds[l][shard] += perPair[shard] * (now - pairs[l][at]);
+        pairs[l][at] = now;
+      }
+    }
+  }
+}
+
 /** The most of any shard. */
 export function slowest(seconds: Float64Array): number {
   let most = 0;

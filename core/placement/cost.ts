@@ -1,12 +1,12 @@
 /** What a step takes with a placement that is given, by the objective of the planner. */
 
-import { balance, indexOfMost } from "./balance.ts";
+import { balance, indexOfMost, splitByShares } from "./balance.ts";
 import { expectedLoads, type JudgedLoads } from "./expected-loads.ts";
 import { togetherness } from "./gathering.ts";
 import type { PlacedLayers, PlannerInput } from "./input.ts";
 import { addCopy, emptyLayer, sharesOf, type Layer } from "./layer.ts";
 import { layerCosts, pairsOn, scoreOf, secondsPerMeeting } from "./objective.ts";
-import type { LayerReplicas } from "./placement.ts";
+import type { LayerReplicas, Replica } from "./placement.ts";
 
 /** What predicting takes of the planner's input. */
 export type CostInput = Pick<
@@ -20,6 +20,7 @@ export type CostInput = Pick<
   | "together"
   | "shards"
   | "router"
+  | "policy"
 >;
 
 /** What is expected of one layer. */
@@ -34,13 +35,24 @@ export interface LayerTime {
   readonly pairs: Float64Array;
 }
 
-/** Expected time of each layer, in the order of the input's, every load split as well as the copies allow; experts without a copy cost nothing. */
+/**
+ * Expected time of each layer, in the order of the input's, every load split as well as the copies allow, with a policy
+ * other than ours by the placement's shares, as routers do; experts without a copy cost nothing.
+ */
 export function layerTimes(input: CostInput, placed: PlacedLayers): LayerTime[] {
+  const { policy = "auto", shards } = input;
+  const ranks = shards.map(({ rank }) => rank);
   return input.layers.map((number, index) => {
-    const layer = heldLayer(input, index, holdersIn(input, placed.get(number)));
-    balance(layer);
+    const replicas = placed.get(number);
+    const layer = heldLayer(input, index, holdersIn(input, replicas));
+    if (policy === "auto") balance(layer);
+    else splitByShares(layer, (expert, shard) => shareOn(replicas?.[expert], ranks[shard]));
     return timeOf(layer);
   });
+}
+
+function shareOn(copies: readonly Replica[] = [], rank: number): number {
+  return copies.find((copy) => copy.rank === rank)?.share ?? 0;
 }
 
 /** Expected time of a layer as it is split now. */

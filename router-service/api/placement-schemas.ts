@@ -2,6 +2,7 @@
 
 import { z } from "zod";
 
+import { POLICIES } from "../../core/placement/policies.ts";
 import type { WhatIf } from "../cluster/what-if.ts";
 
 const MAX_SHARDS = 4_096;
@@ -31,6 +32,7 @@ export const planBodySchema = z.strictObject({
     .optional(),
   from: z.enum(["current", "nothing"]).optional(),
   min_copies: z.int().min(1).max(64).optional(),
+  policy: z.enum(POLICIES).optional(),
   move_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
   steps: z.number().positive().max(MAX_AMOUNT).optional(),
   include_layers: z.boolean().optional(),
@@ -54,6 +56,7 @@ export function whatIfOf(body: z.output<typeof planBodySchema>): WhatIf {
       new Map(Object.entries(body.load).map(([layer, pairs]) => [Number(layer), pairs])),
     fromNothing: body.from === "nothing",
     minCopies: body.min_copies,
+    policy: body.policy,
     moveBytes: body.move_bytes,
     steps: body.steps,
   };

@@ -92,7 +92,12 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
     const last = plan.stages.at(-1) ?? plan.target;
     const need = needOf(before, supposed.shards, supposed.minCopies);
     const { sparse: sparseAfter } = needOf(last, supposed.shards, supposed.minCopies);
-    const decision = decide(plan, need, { policy: supposed.policy, margin: MARGIN, sparseAfter });
+    const decision = decide(plan, need, {
+      policy: supposed.policy,
+      margin: MARGIN,
+      changed: fields.shards !== undefined,
+      sparseAfter,
+    });
     return planResult(plan, decision, fields.include_layers === true ? last : undefined);
   } catch (error) {
     if (error instanceof WhatIfError) throw new InvalidRequestError(error.message, error.param);

@@ -62,7 +62,7 @@ class FadingLine {
     // Dispatches of one size say nothing of what a byte costs.
     const slope = spread > 0.01 * x * x ? (this.#xy / this.#weight - x * y) / spread : 0;
     const bounded = Math.min(Math.max(0, slope), x > 0 ? y / x : 0);
-    return { base: y - bounded * x, slope: bounded };
+    return { base: Math.max(0, y - bounded * x), slope: bounded };
   }
 
   get mean(): { readonly x: number; readonly y: number } {

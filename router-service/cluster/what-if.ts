@@ -1,5 +1,6 @@
 /** Plans for other shards, another load, other bounds than there are; pure. */
 
+import type { Policy } from "../../core/placement/policies.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** A shard that is other than it is, or one that is not there. What is absent stays as it is, or counts as usual. */
@@ -24,6 +25,8 @@ export interface WhatIf {
   /** Plan as if nothing were held. */
   readonly fromNothing?: boolean | undefined;
   readonly minCopies?: number | undefined;
+  /** How experts are placed. */
+  readonly policy?: Policy | undefined;
   /** Bytes that the plan may load beside what it must. */
   readonly moveBytes?: number | undefined;
   /** Steps that the placement is expected to stand. */
@@ -60,6 +63,7 @@ export function suppose(facts: PlanFacts, layers: readonly number[], what: WhatI
       steps: steps ?? facts.moves.steps,
     },
     minCopies: minCopies ?? facts.minCopies,
+    ...(what.policy && { policy: what.policy }),
   };
 }
 

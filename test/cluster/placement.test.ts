@@ -108,6 +108,7 @@ describe("two routers, three shards and a Redis", () => {
         { shards: [{ rank: 7, absent: true }] },
         /shards\[0\]\.rank: no shard has 7, there are 0, 1/,
       ],
+      [{ policy: "best" }, /policy: .*auto/],
       [{ without: [0] }, /Unrecognized key: "without"/],
     ] as const) {
       const refused = await postJson(`${url}/v1/placement/plan`, wrong);
@@ -117,6 +118,8 @@ describe("two routers, three shards and a Redis", () => {
     const text = await switchyard("plan", "--url", url, "--without", "0", "--memory", "8=1");
     assert.equal(text.code, 0, text.stderr);
     assert.match(text.stdout, /^this would be done:\n {2}.*shard 0 is gone/);
+    const asStatic = await switchyard("plan", "--url", url, "--policy", "static");
+    assert.match(asStatic.stdout, /policy static|no better placement/, asStatic.stderr);
   });
 
   it("take a shard in that joins, and let one leave when its experts have another home", async () => {

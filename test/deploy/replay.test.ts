@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
 
 import { RECORDED_SHAPE, readRecorded } from "../../bench/routing/recorded.ts";
+import { runReplay } from "../../deploy/replay-command.ts";
 import { replay, type ReplayCluster, type RoutingTrace } from "../../deploy/replay.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { runCommand } from "../support/run-command.ts";
@@ -120,6 +121,34 @@ describe("switchyard plan --trace", () => {
     assert.ok(results.every(({ meanSeconds }) => meanSeconds > 0));
   });
 
+  it("counts experts in the bytes that the model's switchyard.json gives them", async () => {
+    const model = join(dir, "model");
+    mkdirSync(model);
+    copyFileSync(join(TINY_MODEL, "config.json"), join(model, "config.json"));
+    const bits = Object.fromEntries([0, 1, 2].map((layer) => [layer, 8]));
+    writeFileSync(join(model, "switchyard.json"), JSON.stringify({ expertsBits: bits }));
+    const trace = writeTrace("bytes", shape, (i) => (i % 4) * 3 + (i % 3));
+    const sizes = { shards: 2, redundancy: 0.25, window: 64, tokensPerStep: 16 };
+    const moved = async (dir: string) => {
+      const { results } = await runReplay({
+        ...{ trace, model: dir, ...sizes, expertsBits: "auto", expertsGroup: "32" },
+        memoryBytes: undefined,
+        secondsPerPair: undefined,
+        rttSeconds: undefined,
+        bytesPerSecond: undefined,
+      });
+      return results[1].movedBytes;
+    };
+    const [asStored, asOverlaid] = [await moved(TINY_MODEL), await moved(model)];
+    assert.ok(asStored > 0 && asOverlaid < 0.7 * asStored, `${asOverlaid} of ${asStored}`);
+  });
+
+  it("refuses what only a router's plan has a place for", async () => {
+    const { code, stderr } = await plan("--trace", "any", "--policy", "eplb", "--without", "1");
+    assert.equal(code, 1);
+    assert.match(stderr, /^switchyard plan: --without, --policy: of a router's plan/);
+  });
+
   const MISTAKES: readonly [what: string, argv: () => readonly string[], said: RegExp][] = [
     [
       "of another shape",
@@ -136,7 +165,7 @@ describe("switchyard plan --trace", () => {
       () => ["--trace", writeTrace("c", [8, 3, 4], () => 0)],
       /8 tokens, fewer than two windows/,
     ],
-    ["that is not there", () => ["--trace", join(dir, "none")], /ENOENT/],
+    ["that is not there", () => ["--trace", join(dir, "none")], /no such file/],
   ];
   for (const [what, argv, said] of MISTAKES) {
     it(`refuses a trace ${what} by one clear line`, async () => {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { stepSeconds } from "../../../core/placement/cost.ts";
 import { PlacementError } from "../../../core/placement/errors.ts";
 import type { PlacedLayers } from "../../../core/placement/planner.ts";
 import { targetOf } from "../../../core/placement/policies.ts";
@@ -40,6 +41,22 @@ test("eplb: as many slots on each shard as the smallest has room for, copies wit
     assert.ok(Math.abs(sum - 1) < 1e-12);
   }
   assert.ok(copies[0].length > 1, "the most loaded expert has copies");
+});
+
+test("with a policy other than ours, a step is expected to take what copies with their shares take, not the best split", () => {
+  const half = [0, 1].map((rank) => ({ rank, share: 0.5 }));
+  const placed: PlacedLayers = new Map([[0, [half, half]]]);
+  // Shard 1 takes three times as long for a pair.
+  const shards = [{}, { secondsPerPair: 3 }];
+  const seconds = (policy: "auto" | "eplb") =>
+    stepSeconds(
+      plannerInput({ loads: [[20, 20]], room: [2, 2], shards, policy, steps: [] }),
+      placed,
+    );
+  assert.ok(Math.abs(seconds("eplb") - 60) < 1e-9, `${seconds("eplb")}`);
+  assert.ok(Math.abs(seconds("auto") - 30) < 1e-3, `${seconds("auto")}`);
+  const lost = plannerInput({ loads: [[20, 20]], room: [2], policy: "eplb", steps: [] });
+  assert.ok(Math.abs(stepSeconds(lost, placed) - 40) < 1e-9);
 });
 
 test("experts that do not fit even slots are refused with the numbers", () => {

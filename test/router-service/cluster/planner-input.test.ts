@@ -88,7 +88,9 @@ test("what is supposed changes shards, load and bounds, and leaves the rest as i
     fromNothing: true,
     minCopies: 2,
     moveBytes: 11,
+    policy: "eplb",
   });
+  assert.equal(plannerInput(supposed).policy, "eplb");
   assert.deepEqual(
     supposed.shards.map(({ rank, memoryBytes, draining }) => [rank, memoryBytes, draining]),
     [
