@@ -121,13 +121,17 @@ export function forecastLoad(
     readonly queued: readonly QueuedTokens[];
     /** Absent: as counted of late. */
     readonly tokensPerStep?: number;
+    /** Taken where no window has counted any yet; absent: 64. */
+    readonly tokensPerStepSoFar?: number;
     /** Seconds that the forecast is for; absent: 10. */
     readonly seconds?: number;
   },
 ): LoadForecast {
   const { profiles, numMoeLayers, numExperts, topK, errors } = history;
-  const counted = profiles.tokensPerStep || DEFAULT_TOKENS_PER_STEP;
-  const tokensPerStep = options.tokensPerStep ?? counted;
+  const { tokens: steppedTokens, steps } = profiles.stepped;
+  const tokensPerStep =
+    options.tokensPerStep ??
+    (steps > 0 ? steppedTokens / steps : (options.tokensPerStepSoFar ?? DEFAULT_TOKENS_PER_STEP));
   if (profiles.long.tokens === 0) {
     const load = new Float64Array(numMoeLayers * numExperts);
     load.fill((topK / numExperts) * tokensPerStep);

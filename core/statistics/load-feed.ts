@@ -12,7 +12,7 @@ import {
   type PairLists,
 } from "./pairs.ts";
 import { eachBucket, readLists, readQueued } from "./reader.ts";
-import type { Statistics } from "./store.ts";
+import type { Statistics, StatisticsSnapshot } from "./store.ts";
 import { SLOW_HALF_LIFE_SECONDS, type CountedWindow, type QueuedTokens } from "./windows.ts";
 
 /** A bucket is complete so many seconds after its end: what routers flush late, or by clocks that are behind, is in it. */
@@ -78,12 +78,20 @@ export function createLoadFeed(options: LoadFeedOptions): LoadFeed {
       });
       const queued = await source.queued(now);
       if (redis === undefined) known = queued;
-      const forecast = forecastLoad(history, { queued });
+      const isFirst = history.profiles.stepped.steps === 0;
+      const soFar = isFirst ? tokensPerStepOf(options.statistics.snapshot()) : {};
+      const forecast = forecastLoad(history, { queued, ...soFar });
       const { tokensPerSecond, long } = history.profiles;
       const together = togetherPairs(await source.together(now), shape, forecast.tokensPerStep);
       return { forecast, together, tokensPerSecond, tokens: long.tokens };
     },
   };
+}
+
+/** Of this router alone since it started: there is no complete window for the first seconds of a load. */
+function tokensPerStepOf({ series, steps }: Pick<StatisticsSnapshot, "series" | "steps">) {
+  const tokens = series.reduce((sum, one) => sum + one.tokens, 0);
+  return steps > 0 && tokens > 0 ? { tokensPerStepSoFar: tokens / steps } : {};
 }
 
 function redisSource(

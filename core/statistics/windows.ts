@@ -59,8 +59,8 @@ export interface LoadProfiles {
   readonly last: Profile;
   /** Tokens per second, in the fast mean. */
   readonly tokensPerSecond: number;
-  /** Tokens per step, in the fast mean; 0 where no steps were counted. */
-  readonly tokensPerStep: number;
+  /** Tokens and steps of the windows whose steps were counted, older ones in part; as those of the fast mean. */
+  readonly stepped: { readonly tokens: number; readonly steps: number };
 }
 
 /** Seconds after which a token counts half in the fast windows. */
@@ -81,7 +81,7 @@ export function emptyProfiles(cells: number): LoadProfiles {
     long: none,
     last: none,
     tokensPerSecond: 0,
-    tokensPerStep: 0,
+    stepped: { tokens: 0, steps: 0 },
   };
 }
 
@@ -118,12 +118,14 @@ export function foldWindow(before: LoadProfiles, window: CountedWindow): LoadPro
     long: fade(before.long, 1, all.tokens, all.share),
     last: all.tokens === 0 ? before.last : fade(nothing.fast, 0, all.tokens, all.share),
     tokensPerSecond: isFirst ? perSecond : fast * before.tokensPerSecond + (1 - fast) * perSecond,
-    tokensPerStep:
+    // A mean over steps, not over windows: a window of few long prefills says little of steps.
+    stepped:
       window.steps === 0 || all.tokens === 0
-        ? before.tokensPerStep
-        : before.tokensPerStep === 0
-          ? all.tokens / window.steps
-          : fast * before.tokensPerStep + (1 - fast) * (all.tokens / window.steps),
+        ? before.stepped
+        : {
+            tokens: fast * before.stepped.tokens + all.tokens,
+            steps: fast * before.stepped.steps + window.steps,
+          },
   };
 }
 

@@ -7,7 +7,12 @@ import {
   type RedisConnection,
 } from "../../../core/platform/redis.ts";
 import { RoutingCounters, type RoutedStep } from "../../../core/statistics/counters.ts";
-import { bucketOf, flushCommands, queuedCommands } from "../../../core/statistics/encoding.ts";
+import {
+  bucketOf,
+  flushCommands,
+  queuedCommands,
+  seriesSum,
+} from "../../../core/statistics/encoding.ts";
 import { GrowthLedger } from "../../../core/statistics/growth.ts";
 import { createLoadFeed, type FeedReading } from "../../../core/statistics/load-feed.ts";
 import { NO_PARTNER, TOP_PARTNERS, TURN_TOKENS } from "../../../core/statistics/pairs.ts";
@@ -63,7 +68,11 @@ class Writer {
 }
 
 const queue = (task: string, tokens: number): QueuedTokens[] => [{ task, phase: "decode", tokens }];
-const nothing = { snapshot: () => assert.fail("not asked"), pairs: () => assert.fail("not asked") };
+/** A router that has counted nothing itself. */
+const nothing = {
+  snapshot: () => ({ ...SHAPE, series: [], steps: 0, droppedTokens: 0 }),
+  pairs: () => assert.fail("not asked"),
+};
 
 function feedOf(redis: RedisConnection, modelHash: string) {
   return createLoadFeed({ shape: SHAPE, modelHash, redis, statistics: nothing });
@@ -105,6 +114,32 @@ test("a feed that begins anew, from Redis alone, says what one says that has fol
   assert.equal(followed.tokens, 60 * 120);
   assert.equal(followed.tokensPerStep, 30);
   assert.deepEqual(facts(await steady.read(now)), followed, "a second read counts nothing twice");
+});
+
+test("before the first window is complete, steps are as long as this router's own so far", async () => {
+  const { counters } = new Writer(redis, "early", "r1");
+  const feed = createLoadFeed({
+    shape: SHAPE,
+    modelHash: "early",
+    redis,
+    statistics: {
+      ...nothing,
+      snapshot: () => ({
+        ...SHAPE,
+        series: counters.series.map(seriesSum),
+        steps: counters.steps[0],
+        droppedTokens: 0,
+      }),
+    },
+  });
+  assert.equal((await feed.read(NOW)).forecast.tokensPerStep, 64);
+  for (let i = 0; i < 3; i++) counters.record(stepOf("a", 5));
+  const { forecast } = await feed.read(NOW);
+  assert.equal(forecast.tokensPerStep, 5);
+  assert.equal(
+    forecast.load.reduce((sum, one) => sum + one, 0),
+    5 * SHAPE.topK * SHAPE.layers.length,
+  );
 });
 
 test("what two routers count and expect adds up to what one does", async () => {

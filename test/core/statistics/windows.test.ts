@@ -60,6 +60,15 @@ test("profiles are the means that adding up with decay gives, for each task and 
   );
 });
 
+test("tokens per step are a mean over steps: a window of few long ones counts as few", () => {
+  let profiles = foldWindow(emptyProfiles(1), windowOf({ a: [1600] }, 100));
+  profiles = foldWindow(profiles, windowOf({ a: [512] }, 2));
+  const { tokens, steps } = profiles.stepped;
+  assert.ok(tokens / steps > 16 && tokens / steps < 24, `${tokens} / ${steps}`);
+  const idle = foldWindow(profiles, windowOf({}, 0));
+  assert.deepEqual(idle.stepped, profiles.stepped);
+});
+
 test("a window changes no profile that was handed out before", () => {
   const before = foldWindow(emptyProfiles(3), windowOf({ a: [1, 2, 3] }));
   const copy = structuredClone(before);
