@@ -131,7 +131,11 @@ describe("switchyard plan --trace", () => {
     const sizes = { shards: 2, redundancy: 0.25, window: 64, tokensPerStep: 16 };
     const moved = async (dir: string) => {
       const { results } = await runReplay({
-        ...{ trace, model: dir, ...sizes, expertsBits: "auto", expertsGroup: "32" },
+        trace,
+        model: dir,
+        ...sizes,
+        expertsBits: "auto",
+        expertsGroup: "32",
         memoryBytes: undefined,
         secondsPerPair: undefined,
         rttSeconds: undefined,
