@@ -107,6 +107,16 @@ export const routerFields = z.object({
     unit: "requests",
     placeholder: "N",
   }),
+  recordRouting: z.string().min(1).optional().meta({
+    description:
+      "New file for the experts that tokens choose, as switchyard plan --trace reads it; none: not recorded",
+    placeholder: "FILE",
+  }),
+  recordTokens: z.int().min(1).max(100_000_000).default(65_536).meta({
+    description: "Tokens after which --record-routing ends",
+    unit: "tokens",
+    placeholder: "N",
+  }),
   logLevel: serviceOptions.logLevel,
 });
 

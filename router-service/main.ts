@@ -27,6 +27,7 @@ import { STEP_TIMEOUT_MS } from "./engine/step-failure.ts";
 import { checkMessageSize, runnerLimits } from "./engine/runner-limits.ts";
 import { createQueueWatch, type PendingRequest } from "./engine/queue-watch.ts";
 import { localRankOptions } from "./local-rank.ts";
+import { startRoutingRecorder } from "./routing-recorder.ts";
 import { createRunner } from "./runner.ts";
 
 const settings = loadConfig(routerConfigSchema, routerAbout);
@@ -97,6 +98,16 @@ const statistics = createStatistics({
   onDropped: (tokens) => metrics.onDropped(tokens),
 });
 lifecycle.onStop("statistics", () => statistics.close());
+const recorder =
+  settings.recordRouting === undefined
+    ? undefined
+    : await startRoutingRecorder({
+        file: settings.recordRouting,
+        shape,
+        maxTokens: settings.recordTokens,
+        log: logger,
+      });
+lifecycle.onStop("recording", async () => recorder?.close());
 
 const routerId = createRouterId();
 const first = planInputOf(checkpoint, settings, gpu);
@@ -190,6 +201,7 @@ const loop = createEngine({
   observer: mergeObservers(
     logger,
     statistics.observer,
+    recorder?.observer ?? {},
     metrics.observer,
     queueWatch.observer,
     createRequestTracing(),

@@ -1,0 +1,180 @@
+/** Records which experts tokens chose, as `switchyard plan --trace` reads it: a safetensors file that grows. */
+
+import { type FileHandle, open } from "node:fs/promises";
+
+import { errorMessage } from "../core/error-message.ts";
+import type { Log } from "../core/platform/log.ts";
+import type { RoutedStep, RoutingShape } from "../core/statistics/counters.ts";
+
+/** Bytes of the file before its tensor: room for any header. */
+const HEADER_BYTES = 256;
+
+/** Milliseconds between two writes. */
+const WRITE_INTERVAL_MS = 1_000;
+
+/** Bytes that wait to be written at most: tokens of steps beyond them are left out. */
+const MAX_WAITING_BYTES = 16 * 1024 * 1024;
+
+/** What is recorded, and where. */
+export interface RecorderOptions {
+  /** Must not exist. */
+  readonly file: string;
+  readonly shape: RoutingShape;
+  /** Tokens after which the recording ends. */
+  readonly maxTokens: number;
+  readonly log: Pick<Log, "info" | "warn">;
+}
+
+/** A recording. */
+export interface RoutingRecorder {
+  /** An engine's observer: copies a step's ids and returns at once. */
+  readonly observer: { readonly onStep: (step: Pick<RoutedStep, "numTokens" | "routing">) => void };
+  /** Writes what waits and ends the recording. Never rejects. */
+  close(): Promise<void>;
+}
+
+/** Starts a recording. Rejects with an Error that names the file where that can not be made. */
+export async function startRoutingRecorder(options: RecorderOptions): Promise<RoutingRecorder> {
+  const { file, shape } = options;
+  try {
+    const handle = await open(file, "wx");
+    await handle.write(headerOf(shape, 0), 0, HEADER_BYTES, 0);
+    return new FileRecorder(options, handle);
+  } catch (error) {
+    const reason =
+      (error as { code?: string }).code === "EEXIST" ? "the file exists" : errorMessage(error);
+    throw new Error(`--record-routing ${file}: ${reason}`, { cause: error });
+  }
+}
+
+/** Ids are of one byte where that is enough. */
+function bytesPerId({ numExperts }: RoutingShape): 1 | 2 {
+  return numExperts <= 256 ? 1 : 2;
+}
+
+/** The file's begin with `tokens` tokens: the length of the JSON as u64, and the JSON padded with spaces. */
+function headerOf(shape: RoutingShape, tokens: number): Buffer {
+  const dims = [tokens, shape.layers.length, shape.topK];
+  const bytes = dims.reduce((product, one) => product * one, bytesPerId(shape));
+  const dtype = bytesPerId(shape) === 1 ? "U8" : "U16";
+  const topkIds = { dtype, shape: dims, data_offsets: [0, bytes] };
+  const header = Buffer.alloc(HEADER_BYTES, " ");
+  header.writeBigUInt64LE(BigInt(HEADER_BYTES - 8));
+  header.write(JSON.stringify({ topk_ids: topkIds }), 8);
+  return header;
+}
+
+class FileRecorder implements RoutingRecorder {
+  readonly observer = {
+    onStep: (step: Pick<RoutedStep, "numTokens" | "routing">) => this.#add(step),
+  };
+  readonly #options: RecorderOptions;
+  readonly #handle: FileHandle;
+  readonly #timer: NodeJS.Timeout;
+  readonly #bytesPerToken: number;
+  #waiting: Buffer[] = [];
+  #waitingBytes = 0;
+  #taken = 0;
+  #written = 0;
+  #leftOut = 0;
+  #writing: Promise<void> = Promise.resolve();
+  #open = true;
+
+  constructor(options: RecorderOptions, handle: FileHandle) {
+    const { layers, topK } = options.shape;
+    this.#options = options;
+    this.#handle = handle;
+    this.#bytesPerToken = layers.length * topK * bytesPerId(options.shape);
+    this.#timer = setInterval(() => this.#flush(), WRITE_INTERVAL_MS);
+    this.#timer.unref();
+  }
+
+  async close(): Promise<void> {
+    this.#end();
+    await this.#writing;
+  }
+
+  /** Copies the ids of the step's tokens, one token's layers after the other. */
+  #add({ numTokens, routing }: Pick<RoutedStep, "numTokens" | "routing">): void {
+    if (!this.#open) return;
+    const { shape, maxTokens } = this.#options;
+    const { layers, topK, numExperts } = shape;
+    const tokens = Math.min(numTokens, maxTokens - this.#taken);
+    const ofLayers = layers.flatMap((layer) => routing.get(layer) ?? []);
+    const fits = ofLayers.every((one) => one.topK === topK && one.ids.length >= tokens * topK);
+    const bytes = tokens * this.#bytesPerToken;
+    if (
+      !fits ||
+      ofLayers.length < layers.length ||
+      this.#waitingBytes + bytes > MAX_WAITING_BYTES
+    ) {
+      this.#leftOut += tokens;
+      return;
+    }
+    const buffer = Buffer.alloc(bytes);
+    const ids =
+      numExperts <= 256 ? buffer : new Uint16Array(buffer.buffer, buffer.byteOffset, bytes / 2);
+    let at = 0;
+    for (let token = 0; token < tokens; token++) {
+      for (const one of ofLayers) {
+        for (let k = token * topK; k < (token + 1) * topK; k++) ids[at++] = one.ids[k];
+      }
+    }
+    this.#waiting.push(buffer);
+    this.#waitingBytes += bytes;
+    this.#taken += tokens;
+    if (this.#taken === maxTokens) this.#end();
+  }
+
+  #flush(): void {
+    if (this.#waiting.length === 0) return;
+    const bytes = Buffer.concat(this.#waiting);
+    this.#waiting = [];
+    this.#writing = this.#append(bytes, this.#writing);
+  }
+
+  /** Writes tokens, then how many there are now: who reads between two appends finds all before. Never rejects. */
+  async #append(bytes: Buffer, before: Promise<void>): Promise<void> {
+    await before;
+    try {
+      const at = HEADER_BYTES + this.#written * this.#bytesPerToken;
+      await this.#handle.write(bytes, 0, bytes.length, at);
+      this.#written += bytes.length / this.#bytesPerToken;
+      await this.#handle.write(headerOf(this.#options.shape, this.#written), 0, HEADER_BYTES, 0);
+    } catch (error) {
+      this.#fail(error);
+    }
+    this.#waitingBytes -= bytes.length;
+  }
+
+  #end(): void {
+    if (!this.#open) return;
+    this.#stop();
+    this.#flush();
+    this.#writing = this.#finish(this.#writing);
+  }
+
+  async #finish(before: Promise<void>): Promise<void> {
+    await before;
+    const { file, log } = this.#options;
+    try {
+      await this.#handle.close();
+      log.info({ file, tokens: this.#written, leftOut: this.#leftOut }, "routing recorded");
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  /** Serving goes on without the recording. */
+  #fail(error: unknown): void {
+    const { file, log } = this.#options;
+    log.warn({ file, err: error }, "routing is not recorded any more");
+    this.#stop();
+    this.#waiting = [];
+  }
+
+  #stop(): void {
+    this.#open = false;
+    clearInterval(this.#timer);
+  }
+}
