@@ -42,7 +42,9 @@ const about = {
   summary:
     "Starts clusters of 0, 1 and 2 shards on this machine and prints their figures as Markdown.",
   notes:
-    "One part alone: serve --url URL (load on a running server), hop, overlap, moves, skewed, peers, load-time, live-loading, placement, perplexity --url URL, forecast, formats; synthetic --config NAME --out DIR writes a model; each has its own --help.",
+    "One part alone: hop, overlap, moves, skewed, placement, forecast, formats, load-time, live-loading, peers; of a\n" +
+    "running server: serve --url URL (load), perplexity --url URL; synthetic --config NAME --out DIR writes a model.\n" +
+    "Each has its own --help.",
 };
 
 /** Loads of the serve figures: one stream, eight at once, and arrivals that do not wait. */
