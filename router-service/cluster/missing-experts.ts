@@ -15,7 +15,12 @@ export function missingExperts(
         )
       : awayOf(placement, members);
   if (away?.length === 0 && placement !== undefined) return undefined;
-  const why = away.length === 0 ? "no placement is decided" : away.join("; ");
+  // A list of shards is never empty.
+  const nobody =
+    members.length === 0
+      ? "no shard is registered in Redis, or it is not reached"
+      : "no placement is decided";
+  const why = away.length === 0 ? nobody : away.join("; ");
   return `experts without a living copy: ${why}`;
 }
 
