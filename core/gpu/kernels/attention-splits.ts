@@ -1,5 +1,5 @@
 import type { Kernel } from "../kernel.ts";
-import { type AttentionOptions, SINKS } from "./attention.ts";
+import { type AttentionOptions, BINDINGS, SINKS } from "./attention.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
 
 /** Lanes that share the keys of a token: lane s takes the keys whose position is s modulo SPLITS. */
@@ -45,12 +45,7 @@ const KEY4 = ${keyDim / 4}u;
 const VALUE4 = ${valueDim / 4}u;
 const SLOT4 = ${slotWidth / 4}u;
 const LOWEST = -3.0e38;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> cache: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> positions: array<u32>;
-@group(0) @binding(4) var<storage, read> sequence_rows: array<u32>;
-@group(0) @binding(5) var<storage, read> block_tables: array<u32>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
+${BINDINGS}
 ${sinks.binding}
 var<workgroup> tops: array<f32, HEADS * SPLITS>;
 var<workgroup> sums: array<f32, HEADS * SPLITS>;

@@ -1,5 +1,5 @@
 import type { Kernel } from "../kernel.ts";
-import { type AttentionOptions, HAS_NEIGHBOUR, SINKS } from "./attention.ts";
+import { type AttentionOptions, BINDINGS, HAS_NEIGHBOUR, HEAD_OF, SINKS } from "./attention.ts";
 import { ceilDiv, COUNTS, type StepSizes } from "./counts.ts";
 
 /** Rows of a workgroup; a *row* is one query head of one token. */
@@ -68,12 +68,7 @@ const PER_LANE = KEYS / KEY_LANES;
 const COLUMNS = ${columns}u; // lanes beside each other in the columns of the result
 const KEPT4 = ROWS4 / (LANES / COLUMNS); // fours of rows of the result that a lane has
 const LOWEST = -3.0e38;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> cache: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> positions: array<u32>;
-@group(0) @binding(4) var<storage, read> sequence_rows: array<u32>;
-@group(0) @binding(5) var<storage, read> block_tables: array<u32>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
+${BINDINGS}
 ${sinks.binding}
 var<workgroup> queries: array<vec4<f32>, ROWS * STRIDE>;
 var<workgroup> keys: array<vec4<f32>, KEYS * STRIDE>; // then what lanes tell each other
@@ -82,9 +77,7 @@ var<workgroup> fades: array<vec4<f32>, ROWS4>;
 var<workgroup> slots: array<u32, KEYS>;
 ${HAS_NEIGHBOUR}
 
-fn head_of(tile: u32, row: u32) -> u32 {
-  return tile / HEAD_TILES * GROUP + min(tile % HEAD_TILES * HEADS + row % HEADS, GROUP - 1u);
-}
+${HEAD_OF}
 
 // Attention of the tokens from run.x to run.y, all of one sequence.
 fn attend(run: vec2<u32>, group: vec3<u32>, lane: u32) {

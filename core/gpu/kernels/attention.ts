@@ -32,6 +32,19 @@ export interface AttentionOptions {
   readonly lanes: 32 | 128;
 }
 
+/** What every kernel of attention binds, as `attention` says; sinks beside it. */
+export const BINDINGS = /* wgsl */ `@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> cache: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
+@group(0) @binding(4) var<storage, read> sequence_rows: array<u32>;
+@group(0) @binding(5) var<storage, read> block_tables: array<u32>;
+@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;`;
+
+/** The query head of a workgroup's row: rows of a token stand one after the other, the last tile's may repeat a head. */
+export const HEAD_OF = /* wgsl */ `fn head_of(tile: u32, row: u32) -> u32 {
+  return tile / HEAD_TILES * GROUP + min(tile % HEAD_TILES * HEADS + row % HEADS, GROUP - 1u);
+}`;
+
 /** How rows begin with a sink and without. */
 export const SINKS = {
   none: { binding: "", top: "LOWEST", sum: "0.0" },
@@ -109,12 +122,7 @@ const COLUMN_BLOCKS = ${columnBlocks}u;
 const SPLITS = LANES / COLUMNS;
 const PER_ROW = LANES / ROWS; // lanes of a row's softmax
 const LOWEST = -3.0e38;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> cache: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> positions: array<u32>;
-@group(0) @binding(4) var<storage, read> sequence_rows: array<u32>;
-@group(0) @binding(5) var<storage, read> block_tables: array<u32>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
+${BINDINGS}
 ${sinks.binding}
 var<workgroup> scores: array<f32, ROWS * KEYS>; // then probabilities
 var<workgroup> slots: array<u32, KEYS>;
@@ -139,9 +147,7 @@ fn run_of(tile: u32, run: u32) -> vec2<u32> {
 }
 
 ${takes.functions}
-fn head_of(tile: u32, row: u32) -> u32 {
-  return tile / HEAD_TILES * GROUP + min(tile % HEAD_TILES * HEADS + row % HEADS, GROUP - 1u);
-}
+${HEAD_OF}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
