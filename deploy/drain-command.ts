@@ -4,10 +4,10 @@ import { setTimeout as delay } from "node:timers/promises";
 
 import { z } from "zod";
 
-import { errorMessage } from "../core/error-message.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";
+import { printAnswer } from "./print-answer.ts";
 import { askRouter, routerFlags } from "./router-client.ts";
 
 const LOOK_MS = 300;
@@ -52,13 +52,7 @@ interface ShardView {
 /** Runs the command; answers its exit code: 0, or 1 where the shard can not leave, with the reason on stderr. */
 export async function runDrainCommand(argv: readonly string[]): Promise<number> {
   const config = loadConfig(schema, about, argv);
-  try {
-    process.stdout.write(await drain(config));
-    return 0;
-  } catch (error) {
-    process.stderr.write(`switchyard drain: ${errorMessage(error)}\n`);
-    return 1;
-  }
+  return printAnswer(about.command, () => drain(config));
 }
 
 async function drain(config: DrainConfig): Promise<string> {

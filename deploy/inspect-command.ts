@@ -5,7 +5,6 @@ import { basename, resolve } from "node:path";
 
 import { z } from "zod";
 
-import { errorMessage } from "../core/error-message.ts";
 import { commonFormat, expertsSetting, formatsOf } from "../core/expert-formats.ts";
 import { openWeights } from "../core/model/checkpoint.ts";
 import type { ModelConfig } from "../core/model/config.ts";
@@ -20,6 +19,7 @@ import { routerFields } from "../router-service/config.ts";
 import { runnerLimits } from "../router-service/engine/runner-limits.ts";
 import { planInspection } from "./inspect-plan.ts";
 import { formatInspection, inspectionJson, type InspectSubject } from "./inspect-report.ts";
+import { jsonText, printAnswer } from "./print-answer.ts";
 
 const GIB = 2 ** 30;
 const MIB = 2 ** 20;
@@ -72,17 +72,10 @@ const about = {
 /** Runs the command; answers its exit code: 0, 1 where the model can not be read, 2 for bad flags. */
 export async function runInspectCommand(argv: readonly string[]): Promise<number> {
   const settings = loadConfig(schema, about, argv);
-  try {
+  return printAnswer(about.command, async () => {
     const subject = await inspect(settings);
-    const text = settings.json
-      ? `${JSON.stringify(inspectionJson(subject), undefined, 2)}\n`
-      : formatInspection(subject);
-    process.stdout.write(text);
-    return 0;
-  } catch (error) {
-    process.stderr.write(`switchyard inspect: ${errorMessage(error)}\n`);
-    return 1;
-  }
+    return settings.json ? jsonText(inspectionJson(subject)) : formatInspection(subject);
+  });
 }
 
 interface WeightFiles extends NonNullable<InspectSubject["files"]> {

@@ -2,9 +2,9 @@
 
 import { z } from "zod";
 
-import { errorMessage } from "../core/error-message.ts";
 import { foreignEnvironment, loadConfig } from "../core/platform/config.ts";
 import { formatPlacement, type PlacementView } from "./placement-report.ts";
+import { jsonText, printAnswer } from "./print-answer.ts";
 import { askRouter, routerFlags } from "./router-client.ts";
 
 const DEFAULT_WIDTH = 100;
@@ -25,18 +25,10 @@ const about = {
 /** Runs the command; answers its exit code: 0, or 1 where there is nothing to show, with the reason on stderr. */
 export async function runPlacementCommand(argv: readonly string[]): Promise<number> {
   const config = loadConfig(schema, about, argv);
-  try {
+  return printAnswer(about.command, async () => {
     const view = (await askRouter(config, "GET", "/v1/placement")) as PlacementView;
     const colour = process.stdout.isTTY && foreignEnvironment("NO_COLOR") === undefined;
     const width = process.stdout.columns ?? DEFAULT_WIDTH;
-    process.stdout.write(
-      config.json
-        ? `${JSON.stringify(view, undefined, 2)}\n`
-        : formatPlacement(view, { width, colour, now: Date.now() }),
-    );
-    return 0;
-  } catch (error) {
-    process.stderr.write(`switchyard placement: ${errorMessage(error)}\n`);
-    return 1;
-  }
+    return config.json ? jsonText(view) : formatPlacement(view, { width, colour, now: Date.now() });
+  });
 }

@@ -2,12 +2,12 @@
 
 import { z } from "zod";
 
-import { errorMessage } from "../core/error-message.ts";
 import { POLICIES } from "../core/placement/policies.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { formatPlan, formatReplay, type PlanView } from "./plan-report.ts";
 import { type ReplaySettings, runReplay } from "./replay-command.ts";
+import { jsonText, printAnswer } from "./print-answer.ts";
 import { askRouter, type RouterAddress, routerFlags } from "./router-client.ts";
 
 const GIB = 2 ** 30;
@@ -103,20 +103,14 @@ const about = {
 /** Runs the command; answers its exit code: 0, or 1 where there is no plan, with the reason on stderr. */
 export async function runPlanCommand(argv: readonly string[]): Promise<number> {
   const config = loadConfig(schema, about, argv);
-  try {
-    process.stdout.write(await report(config));
-    return 0;
-  } catch (error) {
-    process.stderr.write(`switchyard plan: ${errorMessage(error)}\n`);
-    return 1;
-  }
+  return printAnswer(about.command, () => report(config));
 }
 
 async function report(config: PlanConfig): Promise<string> {
   if (config.trace !== undefined) {
     refuseWithTrace(config);
     const replayed = await runReplay({ ...replaySettings(config), trace: config.trace });
-    return config.json ? json(replayed) : formatReplay(replayed);
+    return config.json ? jsonText(replayed) : formatReplay(replayed);
   }
   const plan = (await askRouter(
     routerOf(config),
@@ -124,7 +118,7 @@ async function report(config: PlanConfig): Promise<string> {
     "/v1/placement/plan",
     planBody(config),
   )) as PlanView;
-  return config.json ? json(plan) : formatPlan(plan);
+  return config.json ? jsonText(plan) : formatPlan(plan);
 }
 
 /** Throws Error for what a replay has no place for: it would be another question's answer. */
@@ -211,8 +205,4 @@ function perShard(texts: readonly string[], shards: number): (number | undefined
 
 function kebab(name: string): string {
   return name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-}
-
-function json(value: unknown): string {
-  return `${JSON.stringify(value, undefined, 2)}\n`;
 }

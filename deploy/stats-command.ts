@@ -2,7 +2,6 @@
 
 import { z } from "zod";
 
-import { errorMessage } from "../core/error-message.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
 import { redisUrl } from "../core/platform/service-options.ts";
@@ -17,6 +16,7 @@ import {
 import { listModels, readBuckets, readPairs } from "../core/statistics/reader.ts";
 import { formatModels, formatReport, reportJson } from "../core/statistics/report.ts";
 import { isTaskLabel, TASK_LABEL_FORMAT } from "../core/statistics/task-labels.ts";
+import { printAnswer } from "./print-answer.ts";
 
 /** Longest wait for Redis, milliseconds. */
 const CONNECT_DEADLINE_MS = 2_000;
@@ -74,12 +74,10 @@ export async function runStatsCommand(argv: readonly string[]): Promise<number> 
   const config = loadConfig(schema, about, argv);
   const redis = connectRedis(config.redisUrl);
   try {
-    await redis.ready(CONNECT_DEADLINE_MS);
-    process.stdout.write(await report(redis, config, Date.now() / 1000));
-    return 0;
-  } catch (error) {
-    process.stderr.write(`switchyard stats: ${errorMessage(error)}\n`);
-    return 1;
+    return await printAnswer(about.command, async () => {
+      await redis.ready(CONNECT_DEADLINE_MS);
+      return report(redis, config, Date.now() / 1000);
+    });
   } finally {
     redis.close();
   }
