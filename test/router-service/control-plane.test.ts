@@ -1,17 +1,17 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it, type TestContext } from "node:test";
 
-import { startHeartbeat, type Heartbeat } from "../../../core/heartbeat.ts";
-import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint.ts";
-import type { Logger } from "../../../core/platform/log.ts";
+import { startHeartbeat, type Heartbeat } from "../../core/heartbeat.ts";
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
+import type { Logger } from "../../core/platform/log.ts";
 import {
   connectRedis,
   type RedisCommand,
   type RedisConnection,
-} from "../../../core/platform/redis.ts";
-import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
-import { startRedis, type TestRedis } from "../../../bench/rig/redis.ts";
-import { silentLogger, startTestShard, type TestShard } from "../../support/shards.ts";
+} from "../../core/platform/redis.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import { startRedis, type TestRedis } from "../../bench/rig/redis.ts";
+import { silentLogger, startTestShard, type TestShard } from "../support/shards.ts";
 import {
   assertComputes,
   epochOf,
@@ -22,8 +22,8 @@ import {
   startTestRouter,
   type TestRouter,
   type TestRouterOptions,
-} from "../../support/test-router.ts";
-import { waitFor } from "../../../bench/rig/wait-for.ts";
+} from "../support/test-router.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 let checkpoint: Checkpoint;
 before(async () => {
