@@ -130,7 +130,7 @@ export class ExpertSources {
     const { sizes, now, onExpert } = this.#options;
     const startedAt = now();
     const packed = await (source === CHECKPOINT
-      ? this.#fromCheckpoint(wanted, packers())
+      ? orAborted(this.#fromCheckpoint(wanted, packers()), signal)
       : this.#fromPeer(source, wanted, signal));
     const seconds = (now() - startedAt) / 1000;
     const bytes = expertBytes(sizes, wanted.format);
@@ -184,5 +184,17 @@ async function pauseFor(ms: number, signal: AbortSignal): Promise<void> {
   } catch (error) {
     signal.throwIfAborted();
     throw error;
+  }
+}
+
+/** Settles as the promise, or rejects with the signal's reason before it: a read of a disk that hangs ends no other way. */
+async function orAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  const aborted = Promise.withResolvers<never>();
+  const onAbort = () => aborted.reject(signal.reason);
+  signal.addEventListener("abort", onAbort);
+  try {
+    return await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
   }
 }

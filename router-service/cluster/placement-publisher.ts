@@ -7,10 +7,10 @@ import type { Cluster } from "./cluster.ts";
 import type { Lease } from "./lease.ts";
 import type { Membership } from "./membership-static.ts";
 import type { ClusterPlacement } from "./plan.ts";
-import { needOf } from "./plan-decision.ts";
 import type { PlacementFollower } from "./placement-follower.ts";
 import { isUsable } from "./placement-outlook.ts";
 import type { PlacementStore, Standing } from "./placement-store.ts";
+import { type SeenShard, type StageUnderway, type Upset, upsetOf } from "./stage-underway.ts";
 
 /** What a publisher works with. */
 export interface PublisherOptions {
@@ -44,13 +44,16 @@ export interface PublishTerms {
 export type MoveOutcome = "done" | "interrupted" | "failed";
 
 /** Longest loading of a stage, by this router's own word, milliseconds. */
-const ADOPT_MS = 600_000;
+export const ADOPT_MS = 600_000;
 
 /** Longest wait for the other routers after this one, milliseconds. */
 const OTHERS_MS = 30_000;
 
 /** A shard that is lost in the middle of a stage may be back within this time, milliseconds. */
 const RETURN_MS = 500;
+
+/** A stage that is loaded within this time is waited for, whatever comes up but a loss, milliseconds. */
+const SLOW_MS = 1_000;
 
 /** Publishes for the router that holds the lease. */
 export class PlacementPublisher {
@@ -81,21 +84,29 @@ export class PlacementPublisher {
     return true;
   }
 
-  /** Publishes the stages of a move, in the formats of what is in use. Rejects as `publish`. */
+  /**
+   * Publishes the stages of a move that was planned for these shards, in the formats of what is in use. Rejects as
+   * `publish`.
+   */
   async publishStages(
     stages: readonly PlacedLayers[],
     inUse: ClusterPlacement,
-    terms: { readonly why: string; readonly after: number },
+    terms: {
+      readonly why: string;
+      readonly after: number;
+      readonly planned: readonly SeenShard[];
+    },
   ): Promise<MoveOutcome> {
+    const { why, planned } = terms;
     let { after } = terms;
     for (const [index, layers] of stages.entries()) {
       const epoch = after + 1;
       const stagesLeft = stages.length - 1 - index;
       const stage = { ...inUse, placement: { epoch, layers } };
-      const homeless = this.#homeless(layers);
-      if (!(await this.publish(stage, { ...terms, after, stagesLeft }))) return "failed";
-      const bereft = () => this.#options.interrupted() && this.#homeless(layers) > homeless;
-      const adopted = await this.#adopted(epoch, bereft);
+      const before = this.#options.cluster.current() ?? inUse;
+      if (!(await this.publish(stage, { why, after, stagesLeft }))) return "failed";
+      const underway = { epoch, inUse: before.placement.layers, stage: layers, planned };
+      const adopted = await this.#adopted(underway);
       if (adopted !== "done") return adopted;
       after = epoch;
       if (stagesLeft > 0 && this.#options.interrupted()) return "interrupted";
@@ -105,22 +116,27 @@ export class PlacementPublisher {
 
   /**
    * Waits until every router works by an epoch: this one first, then the others. "failed" where this one can not;
-   * "interrupted" where a shard is lost that the stage counts on, for its loading may take longer than requests can wait.
-   * Others that take too long are left behind: shards keep for them what they use.
+   * "interrupted" where its loading takes longer than what has come up can wait: requests whose experts' shards are lost
+   * for a moment, shards that are to leave or have joined for SLOW_MS. Others that take too long are left behind: shards
+   * keep for them what they use.
    */
-  async #adopted(epoch: number, bereft: () => boolean): Promise<MoveOutcome> {
+  async #adopted(underway: StageUnderway): Promise<MoveOutcome> {
     const { cluster, membership, follower, interrupted, changes, signal, log } = this.#options;
+    const { epoch } = underway;
     const own = () => (cluster.current()?.placement.epoch ?? 0) >= epoch;
     const over = () => own() || follower.failure(epoch) !== undefined;
-    const endsAt = performance.now() + ADOPT_MS;
-    for (;;) {
-      await waitFor(changes, () => over() || bereft(), endsAt - performance.now(), signal);
-      if (over() || !bereft()) break;
-      if (!(await waitFor(changes, () => over() || !bereft(), RETURN_MS, signal))) {
-        return "interrupted";
-      }
+    const beganAt = performance.now();
+    const endsAt = beganAt + ADOPT_MS;
+    let upset = this.#upsetOf(underway);
+    while (!over()) {
+      const now = performance.now();
+      const waits = upset === "bereft" ? RETURN_MS : SLOW_MS - (now - beganAt);
+      const until = upset === undefined ? endsAt : Math.min(endsAt, now + waits);
+      const turns = () => over() || this.#upsetOf(underway) !== upset;
+      if (!(await waitFor(changes, turns, until - now, signal))) break;
+      upset = this.#upsetOf(underway);
     }
-    if (!own()) return "failed";
+    if (!own()) return upset !== undefined && !over() ? "interrupted" : "failed";
     const behind = () =>
       membership.routers().filter((router) => router.epoch > 0 && router.epoch < epoch);
     const done = () => behind().length === 0 || interrupted();
@@ -131,11 +147,13 @@ export class PlacementPublisher {
     return signal.aborted ? "failed" : "done";
   }
 
-  /** Experts, over all layers, that a stage has on no shard that is there. */
-  #homeless(layers: PlacedLayers): number {
+  #upsetOf(underway: StageUnderway): Upset | undefined {
     const now = Date.now();
     const members = this.#options.cluster.members().filter((member) => isUsable(member, now));
-    const there = members.map(({ rank = 0 }) => ({ rank, draining: false }));
-    return needOf(layers, there, 1).homeless;
+    const there = members.map(({ rank = 0, status }) => ({
+      rank,
+      draining: status?.draining ?? false,
+    }));
+    return upsetOf(underway, there);
   }
 }

@@ -62,6 +62,16 @@ export function needOf(
   return { lost: ascending(lost), draining: ascending(draining), homeless, sparse };
 }
 
+/** What one or the other of two placements lacks. */
+function eitherNeed(one: Need, other: Need): Need {
+  return {
+    lost: ascending(new Set([...one.lost, ...other.lost])),
+    draining: ascending(new Set([...one.draining, ...other.draining])),
+    homeless: Math.max(one.homeless, other.homeless),
+    sparse: Math.max(one.sparse, other.sparse),
+  };
+}
+
 /** Whether something has to move whatever it costs. */
 export function isUrgent({ homeless, draining }: Need): boolean {
   return homeless > 0 || draining.length > 0;
@@ -134,6 +144,8 @@ function sameShards(one: Look["shards"], other: Look["shards"]): boolean {
 export interface PlanAtHand {
   readonly plan: Plan;
   readonly current: Placement;
+  /** A stage that is being loaded, in whose place it comes; absent: none is. */
+  readonly underway?: PlacedLayers | undefined;
   /** What it was made from. */
   readonly facts: Pick<PlanFacts, "shards" | "minCopies" | "policy">;
   /** The last look that made a plan; undefined before the first. */
@@ -145,14 +157,16 @@ export interface PlanAtHand {
 }
 
 /** What becomes of a plan, and the look to remember. */
-export function judge({ plan, current, facts, last, atMs, leastMs }: PlanAtHand): {
+export function judge({ plan, current, underway, facts, last, atMs, leastMs }: PlanAtHand): {
   readonly decision: Decision;
   readonly look: Look;
 } {
   const { shards, minCopies, policy } = facts;
   const { epoch, layers } = current;
   const now = { atMs, epoch, shards };
-  const decision = decide(plan, needOf(layers, shards, minCopies), {
+  const own = needOf(layers, shards, minCopies);
+  const need = underway ? eitherNeed(own, needOf(underway, shards, minCopies)) : own;
+  const decision = decide(plan, need, {
     policy,
     margin: MARGIN,
     changed: haveChanged(last, now),

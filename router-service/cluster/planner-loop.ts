@@ -3,6 +3,7 @@
 import { errorMessage } from "../../core/error-message.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import { PlacementError, PlannerInputError } from "../../core/placement/errors.ts";
+import type { Plan } from "../../core/placement/planner.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import { imbalanceOf } from "./assessment.ts";
@@ -12,10 +13,11 @@ import type { Cluster, ClusterChange } from "./cluster.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
 import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
 import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
-import { PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
-import { plannerInput } from "./planner-input.ts";
+import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
+import { type PlanFacts, plannerInput } from "./planner-input.ts";
 import { findPlacement, type FoundPlacement } from "./placement-store.ts";
 import type { PlannerThread } from "./planner-thread.ts";
+import { planUnderway, type StageUnderway, underwayOf, upsetOf } from "./stage-underway.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
 /** What the loop works with. */
@@ -285,28 +287,26 @@ export class PlannerLoop {
   }
 
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
-    const { outlook, thread, log, intervalSeconds } = this.#options;
+    const { outlook, follower, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
     const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies);
     const now = performance.now();
     this.#away.note(need.lost, now);
     const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
     if (soonMs > 0) return soonMs;
-    if (intervalSeconds === 0 && !isUrgent(need) && need.sparse === 0) return undefined;
-    const plan = await thread.plan(plannerInput(facts)).catch((error: Error) => {
-      const isRoom = error instanceof PlacementError;
-      if (!isRoom && !(error instanceof PlannerInputError)) throw error;
-      if (this.#state.decision !== error.message) {
-        const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
-        log.warn({ reason: error.message }, said);
-      }
-      const mayWait = !isRoom || this.#away.mayReturn(performance.now());
-      this.#decided(error.message, mayWait ? undefined : error.message);
-    });
+    const underway = underwayOf(stored.placement, inUse.placement, this.#lastLook?.shards);
+    if (underway !== undefined && upsetOf(underway, facts.shards) === undefined) {
+      const isStuck = follower.failure(underway.epoch) !== undefined;
+      if (!isStuck && Date.now() - stored.at < ADOPT_MS) return this.#timing.retryMs;
+    }
+    const isDue = isUrgent(need) || need.sparse > 0 || underway !== undefined;
+    if (intervalSeconds === 0 && !isDue) return undefined;
+    const plan = await this.#plan(facts, underway);
     if (plan === undefined) return this.#timing.retryMs;
     const { decision, look } = judge({
       plan,
       current: inUse.placement,
+      underway: underway?.stage,
       facts,
       last: this.#lastLook,
       atMs: performance.now(),
@@ -325,10 +325,30 @@ export class PlannerLoop {
     log.debug({ publish, why }, "planned");
     if (!publish) return undefined;
     const { epoch } = stored.placement;
-    const outcome = await this.#publisher.publishStages(plan.stages, inUse, { why, after: epoch });
+    const terms = { why, after: epoch, planned: facts.shards };
+    const outcome = await this.#publisher.publishStages(plan.stages, inUse, terms);
     return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
       outcome
     ];
+  }
+
+  /** Undefined where there can be none, which is decided then. */
+  async #plan(facts: PlanFacts, underway: StageUnderway | undefined): Promise<Plan | undefined> {
+    const { thread, log, cluster } = this.#options;
+    try {
+      if (underway === undefined) return await thread.plan(plannerInput(facts));
+      return await planUnderway(facts, underway, cluster.members(), thread);
+    } catch (error) {
+      const isRoom = error instanceof PlacementError;
+      if (!isRoom && !(error instanceof PlannerInputError)) throw error;
+      if (this.#state.decision !== error.message) {
+        const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
+        log.warn({ reason: error.message }, said);
+      }
+      const mayWait = !isRoom || this.#away.mayReturn(performance.now());
+      this.#decided(error.message, mayWait ? undefined : error.message);
+      return undefined;
+    }
   }
 
   #decided(decision: string, unplaceable?: string): void {

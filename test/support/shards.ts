@@ -33,6 +33,8 @@ export interface TestShardOptions {
   readonly hostCacheBytes?: number;
   readonly measureSpeed?: boolean;
   readonly startProgress?: ShardOptions["startProgress"];
+  /** Awaited before experts are read from the checkpoint. */
+  readonly beforeRead?: () => Promise<void>;
   /** Changes the device; default: as it is. */
   readonly wrapDevice?: (device: ShardDevice) => ShardDevice;
 }
@@ -49,7 +51,14 @@ export interface TestShard {
 
 /** Starts a shard. */
 export async function startTestShard(options: TestShardOptions = {}): Promise<TestShard> {
-  const checkpoint = await openCheckpoint(options.model ?? TINY_MODEL);
+  const opened = await openCheckpoint(options.model ?? TINY_MODEL);
+  const checkpoint: Checkpoint = {
+    ...opened,
+    readMatrices: async (sources) => {
+      await options.beforeRead?.();
+      return opened.readMatrices(sources);
+    },
+  };
   const failures: Error[] = [];
   const device = await openShardDevice(
     { device: options.device ?? "cpu", memoryLimit: options.memoryLimit },

@@ -9,7 +9,7 @@ import { createOwnLease } from "../../../router-service/cluster/lease.ts";
 import { createStaticMembership } from "../../../router-service/cluster/membership-static.ts";
 import { PlacementPublisher } from "../../../router-service/cluster/placement-publisher.ts";
 import { createMemoryStore } from "../../../router-service/cluster/placement-store.ts";
-import { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
+import { ShardHello, ShardStatus } from "../../../proto/gen/switchyard/v1/expert.ts";
 
 const placed = (epoch: number, ranks: readonly number[]): Placement => ({
   epoch,
@@ -22,7 +22,7 @@ const memberOf = (rank: number, state: MemberView["state"]): MemberView => ({
   state,
   reason: undefined,
   hello: ShardHello.create({ rank }),
-  status: undefined,
+  status: ShardStatus.create({ draining: state === "draining" }),
   epochs: [],
   speed: {} as MemberView["speed"],
   steady: {} as MemberView["steady"],
@@ -33,12 +33,15 @@ const memberOf = (rank: number, state: MemberView["state"]): MemberView => ({
 /** A move from shards 0 and 1 to 1 and 2 whose loading does not end by itself. */
 async function slowMove() {
   const inUse = { placement: placed(1, [0, 1]), weights: "f32", experts: "f32" } as const;
-  const away = new Set<number>();
+  const away = new Set<number>([3]);
+  const draining = new Set<number>();
   const changes = new Changes();
   const store = createMemoryStore();
   const stop = new AbortController();
   let current = inUse.placement;
   let hasChanged = false;
+  const stateOf = (rank: number) =>
+    away.has(rank) ? "away" : draining.has(rank) ? "draining" : "ready";
   const publisher = new PlacementPublisher({
     store,
     lease: createOwnLease(),
@@ -49,7 +52,7 @@ async function slowMove() {
     })),
     cluster: {
       current: () => ({ ...inUse, placement: current }),
-      members: () => [0, 1, 2].map((rank) => memberOf(rank, away.has(rank) ? "away" : "ready")),
+      members: () => [0, 1, 2, 3].map((rank) => memberOf(rank, stateOf(rank))),
     },
     follower: { look: () => {}, failure: () => undefined },
     routerId: "router",
@@ -59,10 +62,11 @@ async function slowMove() {
     onPublished: () => {},
     log: { info: () => {}, warn: () => {} },
   });
+  const planned = [0, 1, 2].map((rank) => ({ rank, draining: false }));
   const terms = { why: "a test", after: 0 };
   await publisher.publish(inUse, { ...terms, stagesLeft: 0 });
   const { layers } = placed(2, [1, 2]);
-  const outcome = publisher.publishStages([layers], inUse, { ...terms, after: 1 });
+  const outcome = publisher.publishStages([layers], inUse, { ...terms, after: 1, planned });
   await waitFor("the stage", async () => (await store.look()).epoch === 2, 2_000);
   const set = (change: () => void) => {
     hasChanged = true;
@@ -72,6 +76,7 @@ async function slowMove() {
   return {
     outcome,
     lose: (rank: number) => set(() => away.add(rank)),
+    leave: (rank: number) => set(() => draining.add(rank)),
     find: (rank: number) => set(() => away.delete(rank)),
     adopt: () => set(() => (current = placed(2, [1, 2]))),
   };
@@ -95,5 +100,18 @@ describe("a stage that is being loaded", { timeout: 10_000 }, () => {
     beside.adopt();
     back.adopt();
     assert.deepEqual(await Promise.all([beside.outcome, back.outcome]), ["done", "done"]);
+  });
+
+  it("gives way after a second where a shard is to leave or has joined, not where it is loaded by then", async () => {
+    const [left, joined, quick] = await Promise.all([slowMove(), slowMove(), slowMove()]);
+    left.leave(1);
+    joined.find(3);
+    quick.leave(2);
+    quick.adopt();
+    assert.equal(await quick.outcome, "done");
+    assert.deepEqual(await Promise.all([left.outcome, joined.outcome]), [
+      "interrupted",
+      "interrupted",
+    ]);
   });
 });
