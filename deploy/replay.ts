@@ -2,9 +2,15 @@
 
 import { assignPairs } from "../core/placement/assign-pairs.ts";
 import { copyTable, type CopyTable, type SplitCosts } from "../core/placement/copy-table.ts";
-import { eplb } from "../core/placement/eplb.ts";
-import type { LayerReplicas, Replica } from "../core/placement/placement.ts";
-import { type PlacedLayers, planPlacement, type PlannerInput } from "../core/placement/planner.ts";
+import { movesBetween } from "../core/placement/moves.ts";
+import type { LayerReplicas } from "../core/placement/placement.ts";
+import {
+  type PlacedLayers,
+  PlacementError,
+  planPlacement,
+  type PlannerInput,
+} from "../core/placement/planner.ts";
+import { targetOf } from "../core/placement/policies.ts";
 import { addWindow, emptyHistory, forecastLoad } from "../core/statistics/forecast.ts";
 
 /** Experts that the gate chose, token by token. */
@@ -210,34 +216,14 @@ function placeStatic({ layers, numExperts, shards }: ReplayCluster): PlacedLayer
   return new Map(layers.map((layer) => [layer, replicas]));
 }
 
-/** EPLB with as many slots in every layer and shard as the smallest shard has room for; undefined where they are too few. */
-function placeEplb(
-  { layers, numExperts, shards, bytes }: ReplayCluster,
-  load: Float64Array,
-): PlacedLayers | undefined {
-  const perSlot = Math.max(...bytes) * layers.length;
-  const slots = Math.floor(Math.min(...shards.map(({ memoryBytes }) => memoryBytes)) / perSlot);
-  const numSlots = Math.min(slots, numExperts) * shards.length;
-  if (numSlots < numExperts) return undefined;
-  return new Map(
-    layers.map((layer, index) => {
-      const ofLayer = load.subarray(index * numExperts, (index + 1) * numExperts);
-      const { experts } = eplb(ofLayer, numSlots, shards.length);
-      const copies: Map<number, number>[] = Array.from({ length: numExperts }, () => new Map());
-      for (const [shard, held] of experts.entries()) {
-        const { rank } = shards[shard];
-        for (const expert of held) copies[expert].set(rank, (copies[expert].get(rank) ?? 0) + 1);
-      }
-      return [layer, copies.map(replicasOf)];
-    }),
-  );
-}
-
-function replicasOf(copies: ReadonlyMap<number, number>): Replica[] {
-  const sum = [...copies.values()].reduce((total, one) => total + one, 0);
-  return [...copies]
-    .map(([rank, count]) => ({ rank, share: count / sum }))
-    .sort((a, b) => a.rank - b.rank);
+/** As the cluster's own policy places; undefined where its equal slots have no room for all experts. */
+function placeEplb(cluster: ReplayCluster, load: Float64Array): PlacedLayers | undefined {
+  try {
+    return targetOf("eplb", { ...cluster, load });
+  } catch (error) {
+    if (error instanceof PlacementError) return undefined;
+    throw error;
+  }
 }
 
 function evenLoad({ layers, numExperts }: ReplayCluster): Float64Array {
@@ -250,12 +236,8 @@ function bytesLoaded(
   after: PlacedLayers,
 ): number {
   let sum = 0;
-  for (const [index, layer] of layers.entries()) {
-    for (const [expert, copies] of (after.get(layer) ?? []).entries()) {
-      const there = before.get(layer)?.[expert] ?? [];
-      const loads = copies.filter(({ rank }) => !there.some((copy) => copy.rank === rank)).length;
-      sum += loads * bytes[index * numExperts + expert];
-    }
+  for (const { kind, layer, expert } of movesBetween(before, after)) {
+    if (kind === "load") sum += bytes[layers.indexOf(layer) * numExperts + expert];
   }
   return sum;
 }

@@ -14,8 +14,11 @@ export const POLICIES = ["auto", "static", "eplb"] as const;
 /** One of POLICIES. */
 export type Policy = (typeof POLICIES)[number];
 
+/** What such a policy goes by. */
+type PolicyInput = Pick<PlannerInput, "layers" | "numExperts" | "bytes" | "load" | "shards">;
+
 /** Where a policy other than ours wants the experts. Throws PlacementError where they do not fit the shards as it counts. */
-export function targetOf(policy: Exclude<Policy, "auto">, input: PlannerInput): PlacedLayers {
+export function targetOf(policy: Exclude<Policy, "auto">, input: PolicyInput): PlacedLayers {
   const shards = input.shards
     .filter(({ draining }) => !draining)
     .toSorted((a, b) => a.rank - b.rank);
@@ -37,7 +40,7 @@ export function targetOf(policy: Exclude<Policy, "auto">, input: PlannerInput): 
 
 /** Experts of every layer that each shard has memory for. */
 function slotsPerShard(
-  { bytes, numExperts }: PlannerInput,
+  { bytes, numExperts }: PolicyInput,
   shards: readonly PlannedShard[],
 ): number {
   let bytesPerSlot = 0;
