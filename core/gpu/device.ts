@@ -107,6 +107,22 @@ function offersOf(adapter: GPUAdapter): AdapterOffers {
   };
 }
 
+/** The adapter that an instance finds. Throws NoAdapterError where there is none, or none of this name: then with the names there are. */
+async function findAdapter(instance: GPU, wanted: string | undefined): Promise<GPUAdapter> {
+  const named = wanted === undefined ? "" : ` named like "${wanted}" (--adapter)`;
+  try {
+    const request = instance.requestAdapter({ powerPreference: "high-performance" });
+    const adapter = await opened("requestAdapter", request);
+    if (adapter !== null) return adapter;
+  } catch (error) {
+    // Dawn throws where others answer null, and lists what there is.
+    const listed = [...(error as Error).message.matchAll(/ name: '(.*)'/g)].map(([, name]) => name);
+    if (listed.length === 0) throw error;
+    throw new NoAdapterError(`WebGPU finds no adapter${named}; there are: ${listed.join(", ")}`);
+  }
+  throw new NoAdapterError(`WebGPU finds no adapter${named}; is a Vulkan driver installed?`);
+}
+
 /**
  * Opens a device with the adapter's own limits and optional features.
  * @param adapterName part of the wanted adapter's name; absent: the adapter that the driver prefers
@@ -124,14 +140,7 @@ export async function openGpu(adapterName?: string, backend?: "null"): Promise<G
     ...(backend === undefined ? [] : [`backend=${backend}`]),
   ]);
   instances.push(instance);
-  const adapter = await opened(
-    "requestAdapter",
-    instance.requestAdapter({ powerPreference: "high-performance" }),
-  );
-  if (adapter === null) {
-    const wanted = adapterName === undefined ? "" : ` named like "${adapterName}"`;
-    throw new NoAdapterError(`WebGPU finds no adapter${wanted}; is a Vulkan driver installed?`);
-  }
+  const adapter = await findAdapter(instance, adapterName);
   const offers = offersOf(adapter);
   const device = await opened(
     "requestDevice",

@@ -17,6 +17,7 @@ import {
 import type { HeadsWeights, LatentWeights, LayerWeights } from "../../core/model/weights.ts";
 import type { CpuLoader } from "./cpu-weights.ts";
 import { BLOCK_SIZE, type StepBatch } from "./model-runner.ts";
+import { LimitError } from "./runner-limits.ts";
 
 /** What attention of one layer adds to the hidden states, from their norm [numTokens, hiddenSize]: same shape. */
 export type CpuAttention = (normed: Float32Array, batch: StepBatch) => Float32Array;
@@ -122,8 +123,16 @@ function loadLatent(
   };
 }
 
+/** A layer's KV cache. Throws LimitError where there is no memory for it. */
 function cacheOf({ config, numBlocks }: CpuAttentionContext): Float32Array {
-  return new Float32Array(numBlocks * BLOCK_SIZE * kvWidth(config.attention));
+  const length = numBlocks * BLOCK_SIZE * kvWidth(config.attention);
+  try {
+    return new Float32Array(length);
+  } catch {
+    throw new LimitError(
+      `--kv-blocks ${numBlocks}: no memory for a layer's KV cache of ${length * Float32Array.BYTES_PER_ELEMENT} bytes`,
+    );
+  }
 }
 
 /** Writes each token's parts, one after the other, into its slot of the cache. */

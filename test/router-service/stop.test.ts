@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { childEnvironment } from "../../core/platform/config.ts";
 import { freePort } from "../../deploy/redis-process.ts";
 import { streamCompletion } from "../../bench/rig/api.ts";
-import { DEMO_MODEL } from "../../bench/rig/cluster.ts";
+import { DEMO_MODEL, TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { runCommand } from "../support/run-command.ts";
 import { startService } from "../../bench/rig/service-process.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
@@ -82,6 +82,18 @@ const MISTAKES: readonly [name: string, script: string, argv: readonly string[],
     "router-service/main.ts",
     ["--model", DEMO_MODEL, "--device", "webgpu", ...FREE_PORTS, "--kv-blocks", "4000000"],
     /--kv-blocks 4000000: the KV cache of a layer takes \d+ bytes, the adapter.s largest binding \d+/,
+  ],
+  [
+    "a KV cache that its host can not hold",
+    "router-service/main.ts",
+    ["--model", TINY_MODEL, "--device", "cpu", ...FREE_PORTS, "--kv-blocks", "99999999999"],
+    /--kv-blocks 99999999999: no memory for a layer's KV cache of \d+ bytes/,
+  ],
+  [
+    "an adapter that is not there",
+    "expert-service/main.ts",
+    ["--model", DEMO_MODEL, "--device", "webgpu", "--port", "0", "--adapter", "nonsense"],
+    /no adapter named like .*nonsense.* \(--adapter\); there are: .*llvmpipe/,
   ],
 ];
 
