@@ -27,9 +27,15 @@ export interface PlacementView {
   readonly unplaceable: string | null;
   readonly predicted_step_seconds: number | null;
   readonly imbalance: number | null;
+  readonly forecast: {
+    readonly tokens_per_step: number;
+    readonly predictor_errors: Readonly<Record<string, number>> | null;
+  } | null;
+  readonly next_layer: { readonly on_same_shard: number; readonly by_chance: number } | null;
   readonly shards: readonly ShardBalanceView[];
   readonly layers: readonly {
     readonly layer: number;
+    readonly predictor?: string | null;
     /** In the order of the shards. */
     readonly seconds?: readonly number[];
     readonly experts: readonly (readonly {
@@ -122,7 +128,39 @@ function heading(view: PlacementView, now: number): string[] {
     step === null
       ? "no statistics to judge it by"
       : `experts of a step are expected to take ${secondsText(step)}, imbalance of the shards ${(view.imbalance ?? 0).toFixed(2)}`,
+    ...forecastLines(view),
+    ...nextLayerLines(view),
     `experts in ${view.experts}, other weights in ${view.weights}`,
+  ];
+}
+
+/** Which predictors have erred least in how many layers, and how much; nothing before any load was measured. */
+function forecastLines({ forecast, layers }: PlacementView): string[] {
+  const errors = forecast?.predictor_errors ?? {};
+  if (Object.keys(errors).length === 0) return [];
+  const wins = new Map<string, number>();
+  for (const { predictor } of layers) {
+    if (predictor) wins.set(predictor, (wins.get(predictor) ?? 0) + 1);
+  }
+  const said = Object.entries(errors)
+    .filter(([name]) => name !== "forecast")
+    .sort(([a], [b]) => (wins.get(b) ?? 0) - (wins.get(a) ?? 0) || errors[a] - errors[b])
+    .map(([name, error]) => {
+      const count = wins.get(name) ?? 0;
+      return `${name} ${error.toFixed(3)}${count === 0 ? "" : ` (best in ${count} layers)`}`;
+    });
+  return [
+    `forecast of the load is off by ${errors["forecast"].toFixed(3)}; its predictors: ${said.join(", ")}`,
+  ];
+}
+
+function nextLayerLines({ next_layer: next }: PlacementView): string[] {
+  if (next === null) return [];
+  const [together, chance] = [next.on_same_shard, next.by_chance].map(
+    (part) => `${Math.round(100 * part)} %`,
+  );
+  return [
+    `of pairs of a token's experts in one layer and the next, ${together} are on one shard, by chance ${chance}`,
   ];
 }
 

@@ -10,6 +10,7 @@ import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
 import { hostPort } from "../core/platform/service-options.ts";
 import type { ModelShape } from "../core/statistics/encoding.ts";
 import { createLoadFeed } from "../core/statistics/load-feed.ts";
+import type { PairTables } from "../core/statistics/load.ts";
 import type { Statistics } from "../core/statistics/store.ts";
 import type { QueuedTokens } from "../core/statistics/windows.ts";
 import { expertBytes } from "../core/weights.ts";
@@ -69,6 +70,8 @@ export interface ControlPlane {
   readonly planner: PlannerLoop;
   readonly outlook: PlacementOutlook;
   readonly thread: PlannerThread;
+  /** What this router has counted of experts that tokens choose together. */
+  readonly pairs: () => PairTables;
   /** Gives the lease up, takes the registration back, stops planning. */
   close(): Promise<void>;
 }
@@ -147,6 +150,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     planner,
     outlook,
     thread,
+    pairs: () => statistics.pairs(),
     close: async () => {
       await Promise.all([planner.close(), thread.close(), follower.close()]);
       await lease.close();

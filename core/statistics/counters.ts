@@ -71,7 +71,10 @@ export class RoutingCounters {
   readonly series: SeriesCounts[] = [];
   /** Experts of one layer that the same token chooses. */
   readonly together: PairCounts;
-  /** An expert of a MoE layer and one of the next that the same token chooses. */
+  /**
+   * An expert of a MoE layer and one of the next that the same token chooses. Shown, and planned by nobody: rows come back
+   * to the router after each layer, so that no placement saves any of them for it.
+   */
   readonly next: PairCounts;
   /** Steps that were recorded [1]. */
   readonly steps = new Float64Array(1);

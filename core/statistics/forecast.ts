@@ -58,6 +58,8 @@ export interface LoadForecast {
   readonly deviation: Float64Array;
   /** Heaviest predictor of each layer [numMoeLayers]; undefined where there is no history: the load is even. */
   readonly chosen: readonly (Predictor | undefined)[];
+  /** Errors of late over the layer's load, mean over the layers: 0 is perfect, 2 the worst; absent before any is measured. */
+  readonly errors?: Readonly<Record<Measured, number>>;
 }
 
 /** A history before any window. */
@@ -146,7 +148,22 @@ export function forecastLoad(
     const perShare = tokens > 0 ? dispersion[Math.floor(i / numExperts)] : 1 / profiles.long.tokens;
     return Math.sqrt(perShare * expected) * tokensPerStep;
   });
-  return { tokensPerStep, load: share.map((one) => one * tokensPerStep), deviation, chosen };
+  const load = share.map((one) => one * tokensPerStep);
+  return {
+    tokensPerStep,
+    load,
+    deviation,
+    chosen,
+    ...(tokens > 0 && { errors: meanErrors(errors) }),
+  };
+}
+
+function meanErrors(errors: LoadHistory["errors"]): Record<Measured, number> {
+  const means = Object.entries(errors).map(
+    ([name, { relative }]) =>
+      [name, relative.reduce((sum, one) => sum + one, 0) / relative.length] as const,
+  );
+  return Object.fromEntries(means) as Record<Measured, number>;
 }
 
 /** In the order of PREDICTORS. */

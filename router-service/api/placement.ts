@@ -9,8 +9,11 @@ import {
   type ShardBalance,
 } from "../../core/placement/planner.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
+import type { LoadForecast } from "../../core/statistics/forecast.ts";
+import type { PairTables } from "../../core/statistics/load.ts";
 import type { Assessment, ShardLoss } from "../cluster/assessment.ts";
 import type { Cluster } from "../cluster/cluster.ts";
+import { followingOf } from "../cluster/following.ts";
 import { decide, MARGIN, needOf } from "../cluster/plan-decision.ts";
 import type { ClusterPlacement } from "../cluster/plan.ts";
 import type { PlacementFollower } from "../cluster/placement-follower.ts";
@@ -30,8 +33,10 @@ export interface PlacementSource {
   readonly cluster: Pick<Cluster, "members" | "current" | "drain">;
   readonly follower: Pick<PlacementFollower, "stored">;
   readonly planner: Pick<PlannerLoop, "state">;
-  readonly outlook: Pick<PlacementOutlook, "facts">;
+  readonly outlook: Pick<PlacementOutlook, "facts" | "forecast">;
   readonly thread: Pick<PlannerThread, "plan" | "assess">;
+  /** What this router has counted of experts that tokens choose together. */
+  readonly pairs: () => PairTables;
 }
 
 /** Questions of clients that may wait for the planner's thread, so that its own plans need not wait for long. */
@@ -58,7 +63,7 @@ export async function placementView(serving: Serving): Promise<object> {
   const stored = source.follower.stored();
   const facts = stored?.placement.epoch === epoch ? stored : undefined;
   const planner = source.planner.state();
-  const worth = await assessed(source, current);
+  const { worth, forecast } = await assessed(source, current);
   return {
     object: "placement",
     epoch,
@@ -73,8 +78,10 @@ export async function placementView(serving: Serving): Promise<object> {
     unplaceable: planner.unplaceable ?? null,
     predicted_step_seconds: worth?.stepSeconds ?? null,
     imbalance: worth?.imbalance ?? null,
+    forecast: forecast === undefined ? null : forecastView(forecast),
+    next_layer: forecast === undefined ? null : nextLayerView(source, layers, forecast),
     shards: shardsView(source, worth),
-    layers: layersView(layers, worth?.binding, worth),
+    layers: layersView(layers, worth?.binding, { worth, forecast }),
   };
 }
 
@@ -136,18 +143,42 @@ function requireCurrent(source: PlacementSource): ClusterPlacement {
   throw new UnavailableError(`there is no placement yet: ${unplaceable ?? decision}`);
 }
 
-/** Undefined where the statistics can not be read. */
+/** A placement and the load that it is judged by; neither where the statistics can not be read. */
+interface Judgement {
+  readonly worth?: Assessment | undefined;
+  readonly forecast?: LoadForecast | undefined;
+}
+
 async function assessed(
   { outlook, thread }: PlacementSource,
   current: ClusterPlacement,
-): Promise<Assessment | undefined> {
+): Promise<Judgement> {
   try {
     const facts = await outlook.facts(current);
-    return await thread.assess(plannerInput(facts), current.placement.layers, MAX_QUESTIONS);
+    const { layers } = current.placement;
+    const worth = await thread.assess(plannerInput(facts), layers, MAX_QUESTIONS);
+    return { worth, forecast: await outlook.forecast() };
   } catch (error) {
-    if (error instanceof RedisUnavailableError) return undefined;
+    if (error instanceof RedisUnavailableError) return {};
     throw error;
   }
+}
+
+/** `predictor_errors`: of the next window's load per expert, as a part of it, of late; `forecast` is the mean that is used. */
+function forecastView({ tokensPerStep, errors }: LoadForecast): object {
+  return { tokens_per_step: tokensPerStep, predictor_errors: errors ?? null };
+}
+
+/** Parts of all pairs of consecutive layers' experts that this router has counted. */
+function nextLayerView(
+  { pairs }: PlacementSource,
+  layers: PlacedLayers,
+  { load }: LoadForecast,
+): object | null {
+  const following = followingOf(layers, [...layers.keys()], pairs().next, load);
+  return following === undefined
+    ? null
+    : { on_same_shard: following.together, by_chance: following.byChance };
 }
 
 function shardsView({ cluster }: PlacementSource, worth: Assessment | undefined): object[] {
@@ -187,11 +218,13 @@ function balanceView({ rank, experts, bytes, memoryBytes, pairs, seconds }: Shar
 function layersView(
   layers: PlacedLayers,
   binding: ReadonlyMap<number, number> | undefined,
-  worth?: Assessment,
+  { worth, forecast }: Judgement = {},
 ): object[] {
-  return [...layers].map(([layer, replicas]) => ({
+  return [...layers].map(([layer, replicas], index) => ({
     layer,
     waits_for: binding?.has(layer) === true ? rankName(binding.get(layer) ?? 0) : null,
+    // Which of the predictors has erred least there of late, and so has most say; null before that is known.
+    ...(forecast && { predictor: (forecast.errors && forecast.chosen[index]) ?? null }),
     // In the order of the shards.
     seconds: worth && [...(worth.layerSeconds.get(layer) ?? [])],
     experts: replicas.map((copies) =>

@@ -6,6 +6,7 @@ import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { Policy } from "../../core/placement/policies.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
+import type { LoadForecast } from "../../core/statistics/forecast.ts";
 import type { FeedReading, LoadFeed } from "../../core/statistics/load-feed.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import type { Cluster } from "./cluster.ts";
@@ -125,6 +126,11 @@ export class PlacementOutlook {
       minCopies,
       policy,
     };
+  }
+
+  /** What the load ahead is expected to be. Rejects as `facts`. */
+  async forecast(): Promise<LoadForecast> {
+    return (await this.#read()).forecast;
   }
 
   #read(): Promise<FeedReading> {

@@ -139,6 +139,7 @@ describe("two routers, three shards and a Redis", () => {
     assert.equal(map.code, 0, map.stderr);
     assert.match(map.stdout, /^epoch \d+, planned by .* ago/);
     assert.match(map.stdout, /^layer +1 +2$/m);
+    assert.match(map.stdout, /in one layer and the next, \d+ % are on one shard/m);
     assert.match(map.stdout, /experts are elsewhere within/);
     const unknown = await switchyard("drain", "7", "--url", url);
     assert.equal(unknown.code, 1);

@@ -19,6 +19,11 @@ const view: PlacementView = {
   unplaceable: null,
   predicted_step_seconds: 0.00123,
   imbalance: 0.08,
+  forecast: {
+    tokens_per_step: 16,
+    predictor_errors: { mix: 0.21, recent: 0.1, trend: 0.15, forecast: 0.09 },
+  },
+  next_layer: { on_same_shard: 0.347, by_chance: 0.331 },
   shards: [
     {
       rank: 0,
@@ -50,6 +55,7 @@ const view: PlacementView = {
   layers: [
     {
       layer: 1,
+      predictor: "recent",
       seconds: [0.001, 0.0005, 0],
       experts: [
         [{ rank: 0, share: 1 }],
@@ -75,6 +81,11 @@ test("a placement is shown with why, heat and experts per layer and shard, and w
   );
   assert.match(text, /why: shard 2 is gone/);
   assert.match(text, /expected to take 1\.23 ms, imbalance of the shards 0\.08/);
+  assert.match(
+    text,
+    /^forecast .* off by 0\.090; its predictors: recent 0\.100 \(best in 1 layers\), trend 0\.150, mix 0\.210$/m,
+  );
+  assert.match(text, /in one layer and the next, 35 % are on one shard, by chance 33 %$/m);
   assert.match(text, /^layer +0 +4 +local$/m);
   assert.match(text, /^1 +██ +3 +▒▒ +1 +░░ +1$/m);
   assert.match(

@@ -42,12 +42,16 @@ test("the task that is queued is expected, not the one that was", () => {
     for (let i = 0; i < 5; i++)
       history = addWindow(history, windowOf(task, 4000, weights), queue(task, 4000));
   }
-  const { load, chosen, tokensPerStep } = forecastLoad(history, { queued: queue("b", 5000) });
+  const forecast = forecastLoad(history, { queued: queue("b", 5000) });
+  const { load, chosen, tokensPerStep, errors } = forecast;
   assert.ok(
     chosen.every((name) => name === "mix" || name === "recent-mix"),
     chosen.join(),
   );
   assert.equal(Math.round(tokensPerStep), 8);
+  const least = Math.min(...PREDICTORS.map((name) => errors?.[name] ?? NaN));
+  assert.equal(errors?.[chosen[0] ?? "last-window"], least);
+  assert.ok(errors !== undefined && errors.forecast < errors["last-window"]);
   assert.ok(load[3] > 0.95 * 1.4 * 8 && load[0] < 1.2 * 0.2 * 8, [...load].join());
 });
 
