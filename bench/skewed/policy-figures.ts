@@ -15,7 +15,7 @@ export interface PolicyFigures {
   readonly rows: ReadonlyMap<number, number>;
   readonly epochs: number;
   readonly movedBytes: number;
-  /** Time of a step's MoE layers: mean over the run, as predicted for the placement in use and as measured, milliseconds. */
+  /** Time of a step's MoE layers, mean over the run's steps, as predicted before each and as measured, milliseconds. */
   readonly predictedMs: number;
   readonly measuredMs: number;
 }
@@ -55,7 +55,10 @@ export class PolicyMeter {
   #last: PlacementView | undefined;
   #epochs = 0;
   #movedBytes = 0;
-  readonly #predicted: number[] = [];
+  /** Layers that were computed while something was predicted, and the predicted seconds of all of them. */
+  #predictedLayers = 0;
+  #predictedSeconds = 0;
+  #layersSeen: number | undefined;
 
   constructor(url: string, bytesPerExpert: number) {
     this.#url = url;
@@ -92,14 +95,21 @@ export class PolicyMeter {
       ),
       epochs: this.#epochs,
       movedBytes: this.#movedBytes,
-      predictedMs: distribution(this.#predicted).mean * 1000,
+      predictedMs: (this.#predictedSeconds / Math.max(1, this.#predictedLayers)) * 1000,
       measuredMs: layerSeconds * (this.#last?.layers.length ?? 0) * 1000,
     };
   }
 
   async #look(): Promise<void> {
     const now = await placementOf(this.#url);
-    if (now.predicted_step_seconds !== null) this.#predicted.push(now.predicted_step_seconds);
+    const { layers } = await readCounters(this.#url);
+    const predicted = this.#last?.predicted_step_seconds;
+    // A mean over steps, as the measured one: slow times have few of them.
+    if (predicted !== undefined && predicted !== null && this.#layersSeen !== undefined) {
+      this.#predictedLayers += layers - this.#layersSeen;
+      this.#predictedSeconds += predicted * (layers - this.#layersSeen);
+    }
+    this.#layersSeen = layers;
     if (this.#last !== undefined && now.epoch !== this.#last.epoch) {
       this.#epochs++;
       this.#movedBytes += newCopies(this.#last, now) * this.#bytesPerExpert;

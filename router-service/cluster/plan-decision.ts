@@ -217,7 +217,7 @@ export function decide(
     return {
       publish: false,
       pending: true,
-      why: `${effect}; ${cost}; if the next look says so too`,
+      why: `${effect}; ${cost}; if the next looks say so too`,
     };
   }
   if (worth) return { publish: true, why: `${lost}${effect}; ${cost}` };
