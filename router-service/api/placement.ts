@@ -224,7 +224,7 @@ function layersView(
     layer,
     waits_for: binding?.has(layer) === true ? rankName(binding.get(layer) ?? 0) : null,
     // Which of the predictors has erred least there of late, and so has most say; null before that is known.
-    ...(forecast && { predictor: (forecast.errors && forecast.chosen[index]) ?? null }),
+    predictor: forecast && ((forecast.errors && forecast.chosen[index]) ?? null),
     // In the order of the shards.
     seconds: worth && [...(worth.layerSeconds.get(layer) ?? [])],
     experts: replicas.map((copies) =>

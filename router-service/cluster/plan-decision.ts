@@ -14,6 +14,9 @@ export const MARGIN = 0.05;
  */
 const DOUBTED_DEVIATIONS = 1.5;
 
+/** A plan that saves so many times what it must is no chance for long, and need be seen for a third of the time only. */
+const CLEAR = 2;
+
 /** What a placement lacks on the shards that are there. */
 export interface Need {
   /** Ranks that hold copies and are not there, ascending. */
@@ -94,6 +97,8 @@ export interface DecisionTerms {
   readonly sparseAfter: number;
   /** What a plan saves was seen before, or comes of a change (isConfirmed); absent: true. */
   readonly confirmed?: boolean;
+  /** The same of what it saves where that is CLEAR times what it must be; absent: as `confirmed`. */
+  readonly confirmedIfClear?: boolean;
 }
 
 /** When the planner looked, at what, and what it came to. */
@@ -172,6 +177,7 @@ export function judge({ plan, current, underway, facts, last, atMs, leastMs }: P
     changed: haveChanged(last, now),
     sparseAfter: needOf(plan.stages.at(-1) ?? layers, shards, minCopies).sparse,
     confirmed: isConfirmed(last, now, leastMs),
+    confirmedIfClear: isConfirmed(last, now, leastMs / 3),
   });
   return { decision, look: nextLook(last, now, decision.pending ?? false) };
 }
@@ -181,11 +187,8 @@ export function judge({ plan, current, underway, facts, last, atMs, leastMs }: P
  * (`sparseAfter` do then), else where the time that it saves per step is more than its loading, `margin` of the step's
  * time and what that may be off by (unless shards have `changed`), and that is `confirmed` or shards with copies are gone.
  */
-export function decide(
-  { stages, moves, why }: Plan,
-  need: Need,
-  { policy = "auto", margin, changed = false, sparseAfter, confirmed = true }: DecisionTerms,
-): Decision {
+export function decide({ stages, moves, why }: Plan, need: Need, terms: DecisionTerms): Decision {
+  const { policy = "auto", margin, changed = false, sparseAfter, confirmed = true } = terms;
   const { secondsBefore, secondsAfter, moveSecondsPerStep, savingDeviation } = why;
   const loads = moves.filter(({ kind }) => kind === "load").length;
   const effect =
@@ -209,11 +212,13 @@ export function decide(
   }
   const before = secondsBefore ?? secondsAfter;
   const gain = before - secondsAfter;
-  const paid = gain > moveSecondsPerStep + margin * before;
+  const price = moveSecondsPerStep + margin * before;
   const doubt = changed ? 0 : DOUBTED_DEVIATIONS * savingDeviation;
-  const worth = gain > moveSecondsPerStep + margin * before + doubt;
+  const worth = gain > price + doubt;
+  const isClear = gain > CLEAR * (price + doubt);
+  const isSure = isClear ? (terms.confirmedIfClear ?? confirmed) : confirmed;
   const lost = need.lost.length === 0 ? "" : `${needText(need)}; `;
-  if (worth && !confirmed && need.lost.length === 0) {
+  if (worth && !isSure && need.lost.length === 0) {
     return {
       publish: false,
       pending: true,
@@ -222,9 +227,10 @@ export function decide(
   }
   if (worth) return { publish: true, why: `${lost}${effect}; ${cost}` };
   const saving = `a better placement would save ${milliseconds(gain)} of ${milliseconds(before)} per step`;
-  const because = paid
-    ? `or by the spread of the shards' measured speeds ${milliseconds(doubt)} less`
-    : "which is not worth its moves";
+  const because =
+    gain > price
+      ? `or by the spread of the shards' measured speeds ${milliseconds(doubt)} less`
+      : "which is not worth its moves";
   return { publish: false, why: `${lost}${saving}, ${because}` };
 }
 

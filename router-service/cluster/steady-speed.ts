@@ -24,8 +24,8 @@ const LEAST_SAMPLES = 16;
 const MAX_SLOTS = 30;
 
 /** Slots before whose number the spread is not known, and what it counts as before the first. */
-const ENOUGH_SLOTS = 8;
-const UNKNOWN_SPREAD = 0.3;
+const ENOUGH_SLOTS = 4;
+const UNKNOWN_SPREAD = 0.2;
 
 /** Sizes of dispatches that differ by less than this part say nothing of what size costs. */
 const LEAST_VARIATION = 0.1;

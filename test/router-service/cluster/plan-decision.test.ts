@@ -141,6 +141,18 @@ test("a plan that only saves time waits until that is confirmed; one that someth
   assert.ok(decide(better, NOTHING, { ...unconfirmed, policy: "eplb" }).publish);
 });
 
+test("what is worth far more than it costs waits for less long", () => {
+  const facts = { shards: [shardOf(0)], minCopies: 1 };
+  const current = { epoch: 1, layers: placed([0], [0]) };
+  const seen = (after: number) => {
+    const at = { plan: planOf(0.01, after), current, facts, leastMs: 30 };
+    const { look } = judge({ ...at, last: undefined, atMs: 0 });
+    return [9, 10, 29, 30].filter((atMs) => judge({ ...at, last: look, atMs }).decision.publish);
+  };
+  assert.deepEqual(seen(0.0091), [30]);
+  assert.deepEqual(seen(0.0089), [10, 29, 30]);
+});
+
 test("what a plan saves is confirmed by looks over a time at the same epoch, or by a change of shards", () => {
   const shards = [shardOf(0), shardOf(1)];
   const at = (atMs: number, others: Partial<Look> = {}) => ({ atMs, epoch: 1, shards, ...others });
