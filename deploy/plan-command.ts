@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import { POLICIES } from "../core/placement/policies.ts";
+import { POLICIES } from "../core/placement/input.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { formatPlan, formatReplay, type PlanView } from "./plan-report.ts";

@@ -4,12 +4,11 @@ import { setTimeout as pause } from "node:timers/promises";
 
 import { errorMessage } from "../core/error-message.ts";
 import type { ExpertSizes, StoredExpert } from "../core/expert-device.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
 import type { PackPool } from "../core/packing/pack-pool.ts";
 import type { Logger } from "../core/platform/log.ts";
 import { expertBytes, packExpert, type PackedExpert } from "../core/weights.ts";
 import type { HostCache } from "./host-cache.ts";
-import { PeerError, type PeerExperts } from "./peer-experts.ts";
+import { PeerError, type PeerExperts, type WantedExpert } from "./peer-experts.ts";
 import {
   failed,
   failedLately,
@@ -30,13 +29,6 @@ const WAIT_MS = 300_000;
 
 /** The checkpoint among the sources; no address is like it. */
 const CHECKPOINT = "checkpoint";
-
-/** One expert of the model in a format. */
-export interface WantedExpert {
-  readonly layer: number;
-  readonly expert: number;
-  readonly format: ExpertFormat;
-}
 
 /** What sources need. */
 export interface ExpertSourcesOptions {

@@ -6,6 +6,7 @@ import type { ClientReadableStream, StatusObject } from "@grpc/grpc-js";
 import { credentials, makeGenericClientConstructor, status } from "@grpc/grpc-js";
 
 import type { ExpertSizes } from "../core/expert-device.ts";
+import type { ExpertFormat } from "../core/expert-format.ts";
 import { expertServiceDefinition } from "../core/expert-stream.ts";
 import { formatToWire } from "../core/format-message.ts";
 import { expertOf } from "../core/packed-bytes.ts";
@@ -13,7 +14,6 @@ import { channelOptions } from "../core/platform/grpc.ts";
 import { expertBytes, type PackedExpert } from "../core/weights.ts";
 import { fetchCrc } from "../core/wire.ts";
 import type { ExpertChunk, FetchExpertRequest } from "../proto/gen/switchyard/v1/expert.ts";
-import type { WantedExpert } from "./expert-sources.ts";
 import { fetchTimeoutMs } from "./fetch-expert.ts";
 
 const ExpertClient = makeGenericClientConstructor(expertServiceDefinition, "ExpertService");
@@ -40,6 +40,13 @@ const BUSY: ReadonlySet<number | undefined> = new Set([
   status.RESOURCE_EXHAUSTED,
   status.DEADLINE_EXCEEDED,
 ]);
+
+/** One expert of the model in a format. */
+export interface WantedExpert {
+  readonly layer: number;
+  readonly expert: number;
+  readonly format: ExpertFormat;
+}
 
 /** What fetching needs. */
 export interface PeerExpertsOptions {

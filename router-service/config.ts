@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import { POLICIES } from "../core/placement/policies.ts";
+import { POLICIES } from "../core/placement/input.ts";
 import { isHostPort, portOption, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Fields of a router's settings, each for itself. */

@@ -4,17 +4,7 @@
  */
 
 import { NO_PARTNER, type PlannerInput } from "./input.ts";
-import type { Layer } from "./layer.ts";
-
-/** Which experts of a layer go together, and what a row is worth. */
-export interface Togetherness {
-  /** Tokens of a step that choose both, beyond chance [numExperts, numExperts]. */
-  readonly tokens: Float64Array;
-  /** Experts that go together with each, those most first [numExperts]. */
-  readonly partners: readonly (readonly number[])[];
-  /** Seconds that one row less to each shard saves [numShards]. */
-  readonly perRow: Float64Array;
-}
+import type { Layer, Togetherness } from "./layer.ts";
 
 /** What it is made of. */
 export type TogetherInput = Pick<PlannerInput, "numExperts" | "topK" | "load" | "together">;

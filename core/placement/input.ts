@@ -1,7 +1,15 @@
 /** What the planner is given, and what it answers. */
 
 import type { LayerReplicas, Placement } from "./placement.ts";
-import type { Policy } from "./policies.ts";
+
+/**
+ * auto: as planPlacement decides. static: one copy of each expert, in turns over the shards. eplb: DeepSeek's EPLB, every
+ * shard with as many slots as the smallest has memory for, rows split evenly over copies.
+ */
+export const POLICIES = ["auto", "static", "eplb"] as const;
+
+/** One of POLICIES. */
+export type Policy = (typeof POLICIES)[number];
 
 /** Copies of the experts of each MoE layer: a placement without its epoch. */
 export type PlacedLayers = ReadonlyMap<number, LayerReplicas>;

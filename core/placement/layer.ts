@@ -4,7 +4,6 @@
  */
 
 import type { JudgedLoads } from "./expected-loads.ts";
-import type { Togetherness } from "./gathering.ts";
 
 /** What a layer's shards cost, linear in their pairs; by index of the shard [numShards]. */
 export interface LayerCosts {
@@ -18,6 +17,16 @@ export interface LayerCosts {
   readonly perHop: Float64Array;
   /** Of the router: its own time for a pair's part of a row to the shard. */
   readonly perPairSent: Float64Array;
+}
+
+/** Which experts of a layer go together, and what a row is worth. */
+export interface Togetherness {
+  /** Tokens of a step that choose both, beyond chance [numExperts, numExperts]. */
+  readonly tokens: Float64Array;
+  /** Experts that go together with each, those most first [numExperts]. */
+  readonly partners: readonly (readonly number[])[];
+  /** Seconds that one row less to each shard saves [numShards]. */
+  readonly perRow: Float64Array;
 }
 
 /** Copies of one layer's experts, and for each load the split that makes the slowest shard fastest. */

@@ -1,18 +1,9 @@
-/** Ways to place experts that ours is compared with, and that an operator may ask for. */
+/** Where experts live by the policies that ours is compared with, and that an operator may ask for. */
 
 import { eplb } from "./eplb.ts";
 import { PlacementError } from "./errors.ts";
-import type { PlacedLayers, PlannedShard, PlannerInput } from "./input.ts";
+import type { PlacedLayers, PlannedShard, PlannerInput, Policy } from "./input.ts";
 import type { LayerReplicas } from "./placement.ts";
-
-/**
- * auto: as planPlacement decides. static: one copy of each expert, in turns over the shards. eplb: DeepSeek's EPLB, every
- * shard with as many slots as the smallest has memory for, rows split evenly over copies.
- */
-export const POLICIES = ["auto", "static", "eplb"] as const;
-
-/** One of POLICIES. */
-export type Policy = (typeof POLICIES)[number];
 
 /** What such a policy goes by. */
 type PolicyInput = Pick<PlannerInput, "layers" | "numExperts" | "bytes" | "load" | "shards">;

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import { POLICIES } from "../../core/placement/policies.ts";
+import { POLICIES } from "../../core/placement/input.ts";
 import type { WhatIf } from "../cluster/what-if.ts";
 
 const MAX_SHARDS = 4_096;

@@ -2,8 +2,8 @@
 
 import { z } from "zod";
 
+import type { Log } from "../../core/platform/log.ts";
 import { InvalidRequestError } from "../engine/errors.ts";
-import type { Serving } from "./serving.ts";
 import { unknownFields } from "./body-fields.ts";
 import { fieldError, shown } from "./field-errors.ts";
 
@@ -16,7 +16,7 @@ const MAX_NAMES_LOGGED = 16;
 export function parseBody<T extends z.ZodObject>(
   schema: T,
   body: unknown,
-  log: Serving["log"],
+  log: Pick<Log, "warn">,
 ): z.output<T> {
   if (typeof body !== "object" || body === null || Array.isArray(body)) {
     throw new InvalidRequestError(`the body must be a JSON object, got ${shown(body)}`);

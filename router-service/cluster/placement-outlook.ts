@@ -3,7 +3,7 @@
 import { formatsOf } from "../../core/expert-formats.ts";
 import type { ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
-import type { Policy } from "../../core/placement/policies.ts";
+import type { Policy } from "../../core/placement/input.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { LoadForecast } from "../../core/statistics/forecast.ts";

@@ -2,7 +2,7 @@
 
 import type { Placement } from "../../core/placement/placement.ts";
 import type { PlacedLayers, Plan } from "../../core/placement/planner.ts";
-import type { Policy } from "../../core/placement/policies.ts";
+import type { Policy } from "../../core/placement/input.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** Part of a step's time that a plan has to save beside the cost of its moves. */

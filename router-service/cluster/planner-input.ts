@@ -3,7 +3,7 @@
 import type { FormatOf } from "../../core/expert-format.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import { LOCAL_RANK, type Placement } from "../../core/placement/placement.ts";
-import type { Policy } from "../../core/placement/policies.ts";
+import type { Policy } from "../../core/placement/input.ts";
 import type {
   Coactivation,
   MoveBudget,

@@ -1,6 +1,6 @@
 /** Plans for other shards, another load, other bounds than there are; pure. */
 
-import type { Policy } from "../../core/placement/policies.ts";
+import type { Policy } from "../../core/placement/input.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** A shard that is other than it is, or one that is not there. What is absent stays as it is, or counts as usual. */

@@ -7,10 +7,10 @@ import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { readExpert } from "../../core/model/weights.ts";
 import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
 import { expertBytes, packExpert, type PackedExpert } from "../../core/weights.ts";
-import { ExpertSources, type WantedExpert } from "../../expert-service/expert-sources.ts";
+import { ExpertSources } from "../../expert-service/expert-sources.ts";
 import { createFetchExpert } from "../../expert-service/fetch-expert.ts";
 import { HostCache } from "../../expert-service/host-cache.ts";
-import { PeerError, PeerExperts } from "../../expert-service/peer-experts.ts";
+import { PeerError, PeerExperts, type WantedExpert } from "../../expert-service/peer-experts.ts";
 import {
   failed,
   measured,
