@@ -9,7 +9,7 @@ import { waitForConvergence } from "../../bench/rig/control-api.ts";
 import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
 import { failureText, runUndisturbed } from "../../bench/rig/load-driver.ts";
 import { residentBytes } from "./resident-bytes.ts";
-import { EXPERT_BYTES, NUM_EXPERTS, NUM_LAYERS } from "./tiny-experts.ts";
+import { TINY_EXPERTS_BYTES } from "./tiny-experts.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
 /** Shards at the start: with one killed and one drained, one is left. */
@@ -17,9 +17,6 @@ const SHARDS = 3;
 
 /** Longest time until connections that nobody uses are closed: a gRPC client looks for them every 10 s, milliseconds. */
 const LEFT_MS = 30_000;
-
-/** Bytes of all experts of the tiny model in f32. */
-const TINY_EXPERTS_BYTES = NUM_LAYERS * NUM_EXPERTS * EXPERT_BYTES;
 
 /** How long and how hard a run is. */
 export interface ChaosLength {

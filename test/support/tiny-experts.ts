@@ -26,3 +26,6 @@ export function placed(
   );
   return { placement: { epoch, layers }, weights: "f32", experts: "f32" };
 }
+
+/** Bytes of all experts of the tiny model in f32. */
+export const TINY_EXPERTS_BYTES = NUM_LAYERS * NUM_EXPERTS * EXPERT_BYTES;
