@@ -5,7 +5,7 @@ import { z } from "zod";
 import { loadConfig } from "../core/platform/config.ts";
 import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
 import { redisUrl } from "../core/platform/service-options.ts";
-import { PHASES } from "../core/statistics/counters.ts";
+import { PHASES } from "../core/statistics/routed-step.ts";
 import { RETENTION_SECONDS } from "../core/statistics/encoding.ts";
 import {
   decayedLoad,

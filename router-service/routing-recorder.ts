@@ -4,7 +4,7 @@ import { type FileHandle, open } from "node:fs/promises";
 
 import { errorMessage } from "../core/error-message.ts";
 import type { Log } from "../core/platform/log.ts";
-import type { RoutedStep, RoutingShape } from "../core/statistics/counters.ts";
+import type { RoutedStep, RoutingShape } from "../core/statistics/routed-step.ts";
 
 /** Bytes of the file before its tensor: room for any header. */
 const HEADER_BYTES = 256;

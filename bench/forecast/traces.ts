@@ -1,7 +1,7 @@
 /** Traces for the forecast: recorded sequences served in some order, cut into windows, with what is queued before each. */
 
 import { seededRandom } from "../../core/random.ts";
-import type { CountedPhase } from "../../core/statistics/counters.ts";
+import type { CountedPhase } from "../../core/statistics/routed-step.ts";
 import {
   AnswerLengths,
   upcomingTokens,

@@ -1,46 +1,11 @@
 /** Counts of routing: which experts the gate chose, with what weight, for whom, and which ones together. */
 
 import { PairCounts } from "./pairs.ts";
+import type { CountedPhase, LayerRouting, RoutedStep, RoutingShape } from "./routed-step.ts";
 import { TaskLabels } from "./task-labels.ts";
-
-/** Phases of a sequence that are counted apart. */
-export const PHASES = ["prefill", "decode"] as const;
-
-/** One of the PHASES. */
-export type CountedPhase = (typeof PHASES)[number];
 
 /** Units of a weight sum per 1.0 of gate weight: sums are whole numbers, so that adding them commutes exactly. */
 export const WEIGHT_UNITS = 1_000_000;
-
-/** The MoE layers of a model, as far as counting needs to know them. */
-export interface RoutingShape {
-  /** Indices of the MoE layers, ascending [numMoeLayers]. */
-  readonly layers: readonly number[];
-  /** Logical experts of a layer. */
-  readonly numExperts: number;
-  /** Experts per token. */
-  readonly topK: number;
-}
-
-/** Chosen experts of one layer: ids and weights [numTokens, topK]. */
-export interface LayerRouting {
-  readonly ids: Uint32Array;
-  readonly weights: Float32Array;
-  readonly topK: number;
-}
-
-/** What is counted of one step; the engine's StepReport is one. */
-export interface RoutedStep {
-  /** In the order of the batch's rows. */
-  readonly sequences: readonly {
-    readonly task: string;
-    readonly phase: CountedPhase;
-    readonly numTokens: number;
-  }[];
-  readonly numTokens: number;
-  /** By layer index; rows as in the batch. */
-  readonly routing: ReadonlyMap<number, LayerRouting>;
-}
 
 /** Counts of one task and phase. */
 export interface SeriesCounts {

@@ -25,13 +25,8 @@
  * exactly once. Cells stop at 2^48 - 1 instead of wrapping. What a writer overwrites is its own.
  */
 
-import {
-  seriesCells,
-  WEIGHT_UNITS,
-  type CountedPhase,
-  type RoutingShape,
-  type SeriesCounts,
-} from "./counters.ts";
+import { seriesCells, WEIGHT_UNITS, type SeriesCounts } from "./counters.ts";
+import type { RoutingShape, CountedPhase } from "./routed-step.ts";
 import { countsEveryPair, pairCells, PAIR_KINDS, pairLayers, type PairKind } from "./pairs.ts";
 import type { QueuedTokens } from "./windows.ts";
 

@@ -1,6 +1,6 @@
 /** What the counts say: sums, load with decay, shares and imbalance. Pure. */
 
-import type { CountedPhase, RoutingShape } from "./counters.ts";
+import type { RoutingShape, CountedPhase } from "./routed-step.ts";
 import { BUCKET_SECONDS, seriesName, type ModelShape, type SeriesSum } from "./encoding.ts";
 import type { PairKind, PairLists } from "./pairs.ts";
 

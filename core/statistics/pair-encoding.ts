@@ -1,6 +1,6 @@
 /** Lists of pairs as they stand in Redis: encoding.ts says where. Pure. */
 
-import type { RoutingShape } from "./counters.ts";
+import type { RoutingShape } from "./routed-step.ts";
 import { CELL_BYTES } from "./encoding.ts";
 import {
   emptyLists,

@@ -7,7 +7,7 @@
  * tokens: at 61 layers × 256 experts on 4 of 60 for pairs of layers and on 8 of 61 within a layer, in 9.1 MB.
  */
 
-import type { RoutingShape } from "./counters.ts";
+import type { RoutingShape } from "./routed-step.ts";
 
 /** Pairs that are counted: of experts of one layer, and of an expert and one of the next MoE layer. */
 export const PAIR_KINDS = ["together", "next"] as const;

@@ -1,6 +1,6 @@
 /** Loads of single decode steps of late, a few of many: what evens out over a window does not within one step. */
 
-import type { RoutedStep, RoutingShape } from "./counters.ts";
+import type { RoutedStep, RoutingShape } from "./routed-step.ts";
 
 /** Steps that are kept: 1 MB at 61 layers of 256 experts. */
 export const MAX_STEP_SAMPLES = 16;

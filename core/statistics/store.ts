@@ -4,7 +4,8 @@ import { randomUUID } from "node:crypto";
 
 import type { Log } from "../platform/log.ts";
 import { connectRedis, RedisUnavailableError, type RedisConnection } from "../platform/redis.ts";
-import { RoutingCounters, type RoutedStep } from "./counters.ts";
+import { RoutingCounters } from "./counters.ts";
+import type { RoutedStep } from "./routed-step.ts";
 import {
   bucketOf,
   flushCommands,

@@ -1,6 +1,6 @@
 /** Load over time: fast and slow exponential windows per task and phase, folded from counters. Pure. */
 
-import type { CountedPhase } from "./counters.ts";
+import type { CountedPhase } from "./routed-step.ts";
 
 /** Tokens of one task and phase that wait or run. */
 export interface QueuedTokens {

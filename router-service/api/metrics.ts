@@ -1,7 +1,7 @@
 /** The router's /metrics page: vLLM's names where its dashboards and schedulers expect them, `moe_*` for what is ours. */
 
 import { createMetrics, type Metrics } from "../../core/platform/metrics.ts";
-import { PHASES } from "../../core/statistics/counters.ts";
+import { PHASES } from "../../core/statistics/routed-step.ts";
 import { meanImbalance } from "../../core/statistics/load.ts";
 import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
 import type { DispatchReport } from "../cluster/attempts.ts";

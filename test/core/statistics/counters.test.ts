@@ -3,7 +3,8 @@ import { test } from "node:test";
 
 import fc from "fast-check";
 
-import { RoutingCounters, type RoutedStep } from "../../../core/statistics/counters.ts";
+import { RoutingCounters } from "../../../core/statistics/counters.ts";
+import type { RoutedStep } from "../../../core/statistics/routed-step.ts";
 import { seriesSum } from "../../../core/statistics/encoding.ts";
 import { listsOfCells } from "../../../core/statistics/pairs.ts";
 import { arbitraryStep, countNaively, nameCounts, SHAPE } from "./steps.ts";

@@ -6,7 +6,8 @@ import {
   RedisUnavailableError,
   type RedisConnection,
 } from "../../../core/platform/redis.ts";
-import { RoutingCounters, type RoutedStep } from "../../../core/statistics/counters.ts";
+import { RoutingCounters } from "../../../core/statistics/counters.ts";
+import type { RoutedStep } from "../../../core/statistics/routed-step.ts";
 import {
   bucketOf,
   flushCommands,

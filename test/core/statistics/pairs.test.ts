@@ -3,7 +3,8 @@ import { test } from "node:test";
 
 import fc from "fast-check";
 
-import { RoutingCounters, type RoutedStep } from "../../../core/statistics/counters.ts";
+import { RoutingCounters } from "../../../core/statistics/counters.ts";
+import type { RoutedStep } from "../../../core/statistics/routed-step.ts";
 import { decodeLists, encodeLists, listField } from "../../../core/statistics/pair-encoding.ts";
 import {
   listsOfCells,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import type { CountedPhase } from "../../../core/statistics/counters.ts";
+import type { CountedPhase } from "../../../core/statistics/routed-step.ts";
 import { emptyLists, listsOfCells, type PairKind } from "../../../core/statistics/pairs.ts";
 import { formatModels, formatReport, reportJson } from "../../../core/statistics/report.ts";
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { seededRandom } from "../../../core/random.ts";
-import type { RoutedStep } from "../../../core/statistics/counters.ts";
+import type { RoutedStep } from "../../../core/statistics/routed-step.ts";
 import {
   LEAST_STEP_TOKENS,
   MAX_STEP_SAMPLES,

@@ -2,7 +2,7 @@
 
 import fc from "fast-check";
 
-import type { RoutedStep, RoutingShape } from "../../../core/statistics/counters.ts";
+import type { RoutedStep, RoutingShape } from "../../../core/statistics/routed-step.ts";
 import type { PairTables } from "../../../core/statistics/load.ts";
 import { NO_PARTNER, PAIR_KINDS } from "../../../core/statistics/pairs.ts";
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 
 import { connectRedis, type RedisConnection } from "../../../core/platform/redis.ts";
-import type { RoutedStep } from "../../../core/statistics/counters.ts";
+import type { RoutedStep } from "../../../core/statistics/routed-step.ts";
 import { listModels } from "../../../core/statistics/reader.ts";
 import {
   createStatistics,
