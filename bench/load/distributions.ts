@@ -1,11 +1,6 @@
 /** Seeded random numbers that are not uniform. */
 
-import type { Random } from "../../core/random.ts";
-
-/** Standard normal number (Box and Muller). */
-export function randomNormal(random: Random): number {
-  return Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
-}
+import { drawNormal, type Random } from "../../core/random.ts";
 
 /** Gamma-distributed number of the given shape and scale 1 (Marsaglia and Tsang, 2000). */
 export function randomGamma(random: Random, shape: number): number {
@@ -13,7 +8,7 @@ export function randomGamma(random: Random, shape: number): number {
   const d = shape - 1 / 3;
   const c = 1 / Math.sqrt(9 * d);
   for (;;) {
-    const x = randomNormal(random);
+    const x = drawNormal(random);
     const v = (1 + c * x) ** 3;
     if (v > 0 && Math.log(1 - random()) < 0.5 * x * x + d - d * v + d * Math.log(v)) return d * v;
   }

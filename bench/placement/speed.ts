@@ -1,7 +1,7 @@
 /** How long planning takes, beside a fixed workload of the same run. */
 
 import { planPlacement, type PlannerInput } from "../../core/placement/planner.ts";
-import { seededRandom } from "../../core/random.ts";
+import { drawNormal, seededRandom } from "../../core/random.ts";
 
 /** A cluster to plan for; memory is in copies of one expert. */
 interface Size {
@@ -59,7 +59,7 @@ function loadsIn({ moves }: { readonly moves: readonly { readonly kind: string }
 function inputOf({ numLayers, numExperts, numShards, topK, redundancy }: Size): PlannerInput {
   const cells = numLayers * numExperts;
   const random = seededRandom(7);
-  const load = Float64Array.from({ length: cells }, () => Math.exp(normal(random)));
+  const load = Float64Array.from({ length: cells }, () => Math.exp(drawNormal(random)));
   for (let from = 0; from < cells; from += numExperts) {
     const ofLayer = load.subarray(from, from + numExperts);
     const sum = ofLayer.reduce((total, one) => total + one, 0);
@@ -89,11 +89,7 @@ function inputOf({ numLayers, numExperts, numShards, topK, redundancy }: Size): 
 /** Every expert's load times a random number about one. */
 function driftedLoad({ load }: PlannerInput): Float64Array {
   const random = seededRandom(8);
-  return load.map((pairs) => pairs * Math.exp(0.2 * normal(random)));
-}
-
-function normal(random: () => number): number {
-  return Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+  return load.map((pairs) => pairs * Math.exp(0.2 * drawNormal(random)));
 }
 
 /** Sorting a million numbers. */

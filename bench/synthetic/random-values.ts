@@ -1,8 +1,7 @@
 /** Random BF16 weights, fast: a value costs half a step of a 32-bit generator and one look-up. */
 
 import { numElements } from "../../core/tensor.ts";
-import { seededRandom } from "../../core/random.ts";
-import { randomNormal } from "../load/distributions.ts";
+import { drawNormal, seededRandom } from "../../core/random.ts";
 
 /** Elements of one piece. */
 const CHUNK = 2 ** 21;
@@ -52,7 +51,7 @@ function tableOf(kind: "norms" | "matrices"): Uint16Array {
     const [mean, deviation] = kind === "norms" ? [1, NORM_DEVIATION] : [0, DEVIATION];
     const exact = Float32Array.from(
       { length: TABLE_SIZE },
-      () => mean + deviation * randomNormal(random),
+      () => mean + deviation * drawNormal(random),
     );
     table = Uint16Array.from(new Uint32Array(exact.buffer), (bits) => bits >>> 16);
     tables.set(kind, table);

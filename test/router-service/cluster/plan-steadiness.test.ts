@@ -7,7 +7,7 @@ import { moeLayers } from "../../../core/model/config.ts";
 import { readModelConfig } from "../../../core/model/load-config.ts";
 import type { Placement } from "../../../core/placement/placement.ts";
 import { type PlacedLayers, planPlacement } from "../../../core/placement/planner.ts";
-import { seededRandom } from "../../../core/random.ts";
+import { drawNormal, seededRandom } from "../../../core/random.ts";
 import { addWindow, emptyHistory, forecastLoad } from "../../../core/statistics/forecast.ts";
 import { judge, type Look } from "../../../router-service/cluster/plan-decision.ts";
 import { plannerInput } from "../../../router-service/cluster/planner-input.ts";
@@ -51,8 +51,7 @@ class Simulation {
 
   constructor(seed: number) {
     this.#random = seededRandom(seed);
-    this.#normal = () =>
-      Math.sqrt(-2 * Math.log(1 - this.#random())) * Math.cos(2 * Math.PI * this.#random());
+    this.#normal = () => drawNormal(this.#random);
   }
 
   /** Serves for 10 seconds, then looks; true where a placement is published. */
