@@ -1,9 +1,8 @@
 /** Where routed experts are computed: a GPU or the CPU, under one interface for router and shards. */
 
-import type { ExpertFormat } from "./expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "./expert-format.ts";
 import type { Activation } from "./model/config.ts";
 import type { HostTensor, StoredMatrix } from "./tensor.ts";
-import type { PackedExpert } from "./weights.ts";
 
 /** How a cluster keeps the weights of attention, gates, dense FFNs and shared experts in device memory. */
 export type WeightsDtype = "f16" | "f32";

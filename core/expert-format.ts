@@ -76,6 +76,28 @@ export interface PackedMatrix {
   readonly scales: Uint32Array<ArrayBuffer>;
 }
 
+/** An expert as a device holds it. */
+export interface PackedExpert {
+  readonly format: ExpertFormat;
+  /** [intermediateSize, hiddenSize] */
+  readonly gate: PackedMatrix;
+  /** [intermediateSize, hiddenSize] */
+  readonly up: PackedMatrix;
+  /** [hiddenSize, intermediateSize] */
+  readonly down: PackedMatrix;
+  readonly biases?: ExpertBiases;
+}
+
+/** Biases of an expert's projections in f32. */
+export interface ExpertBiases {
+  /** [intermediateSize] */
+  readonly gate: Float32Array<ArrayBuffer>;
+  /** [intermediateSize] */
+  readonly up: Float32Array<ArrayBuffer>;
+  /** [hiddenSize] */
+  readonly down: Float32Array<ArrayBuffer>;
+}
+
 /** A matrix of zeros to pack into. */
 export function emptyMatrix(format: ExpertFormat, rows: number, columns: number): PackedMatrix {
   return {

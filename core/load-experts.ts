@@ -1,9 +1,9 @@
 /** Experts from a checkpoint onto a device, streaming: while one is packed the next ones are read. */
 
 import type { ExpertDevice, ExpertSizes, StoredExpert } from "./expert-device.ts";
-import type { ExpertFormat } from "./expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "./expert-format.ts";
 import { PackPool } from "./packing/pack-pool.ts";
-import { packExpert, type PackedExpert } from "./weights.ts";
+import { packExpert } from "./weights.ts";
 
 /** An expert and where it goes. */
 export interface ExpertLoad {

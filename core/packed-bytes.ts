@@ -1,8 +1,8 @@
 /** A packed expert as bytes, one part after the other: how it travels between shards and lies in host memory. */
 
 import type { ExpertSizes } from "./expert-device.ts";
-import { type ExpertFormat, rowScaleWords, rowWords } from "./expert-format.ts";
-import { expertBytes, expertFrom, type PackedExpert } from "./weights.ts";
+import { type ExpertFormat, rowScaleWords, rowWords, type PackedExpert } from "./expert-format.ts";
+import { expertBytes, expertFrom } from "./weights.ts";
 
 /** The arrays of an expert: weights and scales of gate, up and down, then the biases, where there are any. */
 export function partsOf({

@@ -3,7 +3,13 @@
 import { isDeepStrictEqual } from "node:util";
 
 import type { ExpertSizes, StoredExpert, WeightsDtype } from "./expert-device.ts";
-import { emptyMatrix, type ExpertFormat, matrixBytes, type PackedMatrix } from "./expert-format.ts";
+import {
+  emptyMatrix,
+  type ExpertFormat,
+  matrixBytes,
+  type PackedExpert,
+  type PackedMatrix,
+} from "./expert-format.ts";
 import { decodeRows, mayOverflow, packMxfp4, plainFloats } from "./packing/mxfp4-matrix.ts";
 import { packStagedInt4, stageRows } from "./packing/wasm.ts";
 import { packRows } from "./packing/quantize.ts";
@@ -102,28 +108,6 @@ export function* weightsInParts(
       at += to - from;
     }
   }
-}
-
-/** An expert as a device holds it. */
-export interface PackedExpert {
-  readonly format: ExpertFormat;
-  /** [intermediateSize, hiddenSize] */
-  readonly gate: PackedMatrix;
-  /** [intermediateSize, hiddenSize] */
-  readonly up: PackedMatrix;
-  /** [hiddenSize, intermediateSize] */
-  readonly down: PackedMatrix;
-  readonly biases?: ExpertBiases;
-}
-
-/** Biases of an expert's projections in f32. */
-export interface ExpertBiases {
-  /** [intermediateSize] */
-  readonly gate: Float32Array<ArrayBuffer>;
-  /** [intermediateSize] */
-  readonly up: Float32Array<ArrayBuffer>;
-  /** [hiddenSize] */
-  readonly down: Float32Array<ArrayBuffer>;
 }
 
 /** A projection of an expert. */

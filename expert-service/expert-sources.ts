@@ -6,7 +6,8 @@ import { errorMessage } from "../core/error-message.ts";
 import type { ExpertSizes, StoredExpert } from "../core/expert-device.ts";
 import type { PackPool } from "../core/packing/pack-pool.ts";
 import type { Logger } from "../core/platform/log.ts";
-import { expertBytes, packExpert, type PackedExpert } from "../core/weights.ts";
+import { expertBytes, packExpert } from "../core/weights.ts";
+import type { PackedExpert } from "../core/expert-format.ts";
 import type { HostCache } from "./host-cache.ts";
 import { PeerError, type PeerExperts, type WantedExpert } from "./peer-experts.ts";
 import {

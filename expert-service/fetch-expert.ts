@@ -6,11 +6,10 @@ import type { handleServerStreamingCall, ServerWritableStream } from "@grpc/grpc
 import { status } from "@grpc/grpc-js";
 
 import { errorMessage } from "../core/error-message.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
 import { formatFromWire } from "../core/format-message.ts";
 import { partsOf } from "../core/packed-bytes.ts";
 import { bytesOf } from "../core/tensor.ts";
-import type { PackedExpert } from "../core/weights.ts";
 import { fetchCrc } from "../core/wire.ts";
 import type { ExpertChunk, FetchExpertRequest } from "../proto/gen/switchyard/v1/expert.ts";
 

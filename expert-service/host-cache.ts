@@ -1,8 +1,8 @@
 /** Experts that left the device, packed, in host memory within a bound: the ones that left first go first. */
 
 import type { ExpertSizes } from "../core/expert-device.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
-import { expertBytes, type PackedExpert } from "../core/weights.ts";
+import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
+import { expertBytes } from "../core/weights.ts";
 
 /** Which expert, in which format. */
 export interface CachedExpert {

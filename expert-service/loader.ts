@@ -5,7 +5,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { ExpertSizes } from "../core/expert-device.ts";
 import { PackPool } from "../core/packing/pack-pool.ts";
 import type { Progress } from "../core/platform/progress.ts";
-import type { PackedExpert } from "../core/weights.ts";
+import type { PackedExpert } from "../core/expert-format.ts";
 import type { DeviceSlots, EmptySlot } from "../core/residency/device-slots.ts";
 import type { ExpertSources } from "./expert-sources.ts";
 import type { CheckedPlacement } from "./placement-check.ts";

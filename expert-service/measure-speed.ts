@@ -1,9 +1,9 @@
 /** How fast a shard's device computes experts, measured at its start on weights that mean nothing. */
 
 import type { ExpertDevice, ExpertSizes } from "../core/expert-device.ts";
-import { emptyMatrix, type ExpertFormat } from "../core/expert-format.ts";
+import { emptyMatrix, type ExpertFormat, type PackedExpert } from "../core/expert-format.ts";
 import { middle } from "../core/middle.ts";
-import { expertBytes, expertFrom, type PackedExpert } from "../core/weights.ts";
+import { expertBytes, expertFrom } from "../core/weights.ts";
 
 /** Layer number that no model has. */
 const LAYER = -1;

@@ -6,12 +6,12 @@ import type { ClientReadableStream, StatusObject } from "@grpc/grpc-js";
 import { credentials, makeGenericClientConstructor, status } from "@grpc/grpc-js";
 
 import type { ExpertSizes } from "../core/expert-device.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
 import { expertServiceDefinition } from "../core/expert-stream.ts";
 import { formatToWire } from "../core/format-message.ts";
 import { expertOf } from "../core/packed-bytes.ts";
 import { channelOptions } from "../core/platform/grpc.ts";
-import { expertBytes, type PackedExpert } from "../core/weights.ts";
+import { expertBytes } from "../core/weights.ts";
 import { fetchCrc } from "../core/wire.ts";
 import type { ExpertChunk, FetchExpertRequest } from "../proto/gen/switchyard/v1/expert.ts";
 import { fetchTimeoutMs } from "./fetch-expert.ts";

@@ -2,9 +2,9 @@
 
 import type { ExpertDevice } from "../core/expert-device.ts";
 import { NO_SLOT, OutOfDeviceMemoryError } from "../core/expert-device.ts";
-import type { ExpertFormat } from "../core/expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
-import { expertBytes, type PackedExpert } from "../core/weights.ts";
+import { expertBytes } from "../core/weights.ts";
 import type { ShardPlacement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
 import { DeviceSlots } from "../core/residency/device-slots.ts";

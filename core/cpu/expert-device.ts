@@ -10,9 +10,9 @@ import {
   OutOfDeviceMemoryError,
   slotFormat,
 } from "../expert-device.ts";
-import type { ExpertFormat } from "../expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "../expert-format.ts";
 import { unpackRow } from "../packing/quantize.ts";
-import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
+import { expertBytes, packExpert } from "../weights.ts";
 import { activate } from "./activation.ts";
 
 /** Rows of one run at most. */

@@ -1,9 +1,9 @@
 /** Where a layer's expert weights lie on a GPU: slots of one format together in *banks*, none larger than a binding can be. */
 
 import { type ExpertSizes, NO_SLOT, OutOfDeviceMemoryError } from "../expert-device.ts";
-import { type ExpertFormat, rowScaleWords, rowWords } from "../expert-format.ts";
+import { type ExpertFormat, rowScaleWords, rowWords, type PackedExpert } from "../expert-format.ts";
 import { expertOf, partsOf } from "../packed-bytes.ts";
-import { expertBytes, type PackedExpert } from "../weights.ts";
+import { expertBytes } from "../weights.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, tryAllocate, write } from "./device.ts";
 import { mapForReading } from "./polling.ts";
 

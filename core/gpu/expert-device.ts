@@ -9,8 +9,7 @@ import {
   NO_SLOT,
   type StoredExpert,
 } from "../expert-device.ts";
-import type { ExpertFormat } from "../expert-format.ts";
-import type { PackedExpert } from "../weights.ts";
+import type { ExpertFormat, PackedExpert } from "../expert-format.ts";
 import { allocate, type Gpu, READ_BACK, settleWrites, STORAGE, UNIFORM } from "./device.ts";
 import { type ExpertFfnOptions, GpuExpertFfn, interleaveRouting } from "./expert-ffn.ts";
 import { warmUpExperts } from "./expert-warm-up.ts";

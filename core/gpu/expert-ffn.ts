@@ -10,8 +10,8 @@ import {
   NO_SLOT,
   slotFormat,
 } from "../expert-device.ts";
-import type { ExpertFormat } from "../expert-format.ts";
-import { expertBytes, packExpert, type PackedExpert } from "../weights.ts";
+import type { ExpertFormat, PackedExpert } from "../expert-format.ts";
+import { expertBytes, packExpert } from "../weights.ts";
 import { allocate, type Gpu, STORAGE } from "./device.ts";
 import { type Bank, ExpertBanks } from "./expert-banks.ts";
 import {

@@ -4,9 +4,9 @@ import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 
 import type { ExpertSizes, StoredExpert } from "../expert-device.ts";
-import type { ExpertFormat } from "../expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "../expert-format.ts";
 import type { StoredMatrix } from "../tensor.ts";
-import { type PackedExpert, WeightOverflowError } from "../weights.ts";
+import { WeightOverflowError } from "../weights.ts";
 
 /** What a worker is asked. */
 export interface PackRequest {

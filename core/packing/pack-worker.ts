@@ -3,7 +3,8 @@
 import { parentPort } from "node:worker_threads";
 
 import type { PackAnswer, PackRequest } from "./pack-pool.ts";
-import { packExpert, type PackedExpert } from "../weights.ts";
+import { packExpert } from "../weights.ts";
+import type { PackedExpert } from "../expert-format.ts";
 
 parentPort?.on("message", ({ name, weights, sizes, format }: PackRequest) => {
   let answer: PackAnswer;

@@ -1,8 +1,7 @@
 /** The slots of an expert device and who is in them; they change between two runs only. */
 
 import { type ExpertDevice, NO_SLOT } from "../expert-device.ts";
-import type { ExpertFormat, FormatOf } from "../expert-format.ts";
-import type { PackedExpert } from "../weights.ts";
+import type { ExpertFormat, FormatOf, PackedExpert } from "../expert-format.ts";
 import { changeLayer, type LayerChange, type Slot, type SlotExpert, slotsOf } from "./slots.ts";
 
 /** The experts of an epoch. */

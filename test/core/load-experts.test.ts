@@ -2,11 +2,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { ExpertSizes, ExpertWeights } from "../../core/expert-device.ts";
-import type { ExpertFormat } from "../../core/expert-format.ts";
+import type { ExpertFormat, PackedExpert } from "../../core/expert-format.ts";
 import { type ExpertLoad, loadExperts } from "../../core/load-experts.ts";
 import { PackPool } from "../../core/packing/pack-pool.ts";
 import { bytesOf } from "../../core/tensor.ts";
-import { packExpert, type PackedExpert, WeightOverflowError } from "../../core/weights.ts";
+import { packExpert, WeightOverflowError } from "../../core/weights.ts";
 import { testValues } from "../../bench/rig/expert-reference.ts";
 
 const sizes: ExpertSizes = {
