@@ -18,7 +18,11 @@ import type { Cluster } from "./cluster/cluster.ts";
 import { createOwnLease, createRedisLease, type Lease } from "./cluster/lease.ts";
 import { LoadRate } from "./cluster/load-rate.ts";
 import { createRedisMembership } from "./cluster/membership-redis.ts";
-import { createStaticMembership, type Membership } from "./cluster/membership-static.ts";
+import {
+  createStaticMembership,
+  type Membership,
+  sharedLocalBytes,
+} from "./cluster/membership-static.ts";
 import type { PlanInput } from "./cluster/plan.ts";
 import { PlacementFollower } from "./cluster/placement-follower.ts";
 import { PlacementOutlook } from "./cluster/placement-outlook.ts";
@@ -123,7 +127,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     policy: settings.placementPolicy,
     loadBytesPerSecond: () => loadRate.bytesPerSecond,
     standsSeconds: () => standsFor(standing, seconds()),
-    localBytes: () => Math.min(...membership.routers().map((router) => router.localBytes)),
+    localBytes: () => sharedLocalBytes(membership),
   });
   const thread = new PlannerThread();
   const aloneAt = performance.now() + REDIS_WAIT_MS;

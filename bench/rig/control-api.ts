@@ -20,6 +20,8 @@ export interface ShardView {
 export interface PlacementView {
   readonly epoch: number;
   readonly stages_left: number;
+  /** Why it was planned; null where that is not known. */
+  readonly why: string | null;
   /** Expected time of a step's MoE layers; null where nothing is expected. */
   readonly predicted_step_seconds: number | null;
   readonly layers: readonly {
@@ -50,6 +52,13 @@ export async function shardsOf(url: string): Promise<readonly ShardView[]> {
 /** The placement that a router works by. */
 export async function placementOf(url: string): Promise<PlacementView> {
   return (await getJson(`${url}/v1/placement`)) as PlacementView;
+}
+
+/** Who holds anything in a placement: ranks in order, then "local". */
+export function ranksOf({ layers }: PlacementView): (number | "local")[] {
+  const ranks = new Set(layers.flatMap(({ experts }) => experts.flat().map(({ rank }) => rank)));
+  const order = (rank: number | "local") => (rank === "local" ? Infinity : rank);
+  return [...ranks].sort((a, b) => order(a) - order(b));
 }
 
 /** Has a living router drain a shard, and waits until all of them say that it may be stopped. */

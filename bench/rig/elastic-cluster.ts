@@ -26,7 +26,8 @@ export interface ElasticOptions {
   /** Script of the shards; default: the product's. */
   readonly shardScript?: string;
   readonly shardFlags?: (rank: number) => readonly string[];
-  readonly routerFlags?: readonly string[];
+  /** Of all routers, or of each by its index. */
+  readonly routerFlags?: readonly string[] | ((index: number) => readonly string[]);
 }
 
 /** A shard of the cluster. */
@@ -148,7 +149,7 @@ export class ElasticCluster {
                 .join(","),
             ],
         this.redis ? this.#discoveryFlags(this.redis) : [],
-        routerFlags,
+        typeof routerFlags === "function" ? routerFlags(index) : routerFlags,
       ].flat(),
     });
     const router = { process, url: `http://127.0.0.1:${process.ready.httpPort}` };

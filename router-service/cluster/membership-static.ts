@@ -9,6 +9,11 @@ export interface RouterMember {
   readonly localBytes: number;
 }
 
+/** Memory that all routers' own devices have for routed experts: a copy there is on every one of them. */
+export function sharedLocalBytes(membership: Pick<Membership, "routers">): number {
+  return Math.min(...membership.routers().map(({ localBytes }) => localBytes));
+}
+
 /** Who is there, as it is known now. */
 export interface Membership {
   /** Addresses of the shards to be connected to, host:port. */

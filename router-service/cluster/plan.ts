@@ -20,6 +20,8 @@ import type { Checkpoint } from "../../core/model/checkpoint.ts";
 import { moeLayers, type ModelConfig } from "../../core/model/config.ts";
 import type { ModelOverlay } from "../../core/model/overlay.ts";
 import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
+import type { LayerReplicas } from "../../core/placement/placement.ts";
+import { PlacementError } from "./errors.ts";
 import { FIRST_EPOCH, planFirstPlacement } from "./first-placement.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
@@ -52,8 +54,15 @@ export function planInputOf(
   };
 }
 
-/** The placement of epoch 1 from every shard's hello. Throws HandshakeError or PlacementError. */
-export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): ClusterPlacement {
+/**
+ * The placement of epoch 1 from every shard's hello; `spare` holds experts only where the others have too little room.
+ * Throws HandshakeError or PlacementError.
+ */
+export function planCluster(
+  router: PlanInput,
+  hellos: readonly ShardHello[],
+  spare?: ShardHello,
+): ClusterPlacement {
   const { config, overlay, storedExperts } = router;
   const weights = decideWeights([
     router,
@@ -68,15 +77,22 @@ export function planCluster(router: PlanInput, hellos: readonly ShardHello[]): C
   ]);
   const experts = commonFormat(setting, weights, storedExperts);
   const layers = moeLayers(config);
+  const bytes = bytesByExpert(config, formatsOf(overlay, experts));
+  const replicasOn = (holders: readonly ShardHello[]) => {
+    const memoryBytes = holders.map((hello) => hello.memoryBytes);
+    const ranges = planFirstPlacement({ layers, bytesByExpert: bytes, memoryBytes });
+    return holders.flatMap(({ rank }, index) =>
+      Array.from({ length: ranges[index].to - ranges[index].from }, () => [{ rank, share: 1 }]),
+    );
+  };
   const byRank = [...hellos].sort((a, b) => a.rank - b.rank);
-  const ranges = planFirstPlacement({
-    layers,
-    bytesByExpert: bytesByExpert(config, formatsOf(overlay, experts)),
-    memoryBytes: byRank.map(({ memoryBytes }) => memoryBytes),
-  });
-  const replicas = byRank.flatMap(({ rank }, index) =>
-    Array.from({ length: ranges[index].to - ranges[index].from }, () => [{ rank, share: 1 }]),
-  );
+  let replicas: LayerReplicas;
+  try {
+    replicas = replicasOn(byRank);
+  } catch (error) {
+    if (spare === undefined || !(error instanceof PlacementError)) throw error;
+    replicas = replicasOn([...byRank, spare]);
+  }
   return {
     placement: { epoch: FIRST_EPOCH, layers: new Map(layers.map((layer) => [layer, replicas])) },
     weights,

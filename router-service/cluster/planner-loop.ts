@@ -1,7 +1,6 @@
 /** Plans placements, in the one router that holds the lease: forecast, plan, stages, each adopted by all before the next. */
 
 import { errorMessage } from "../../core/error-message.ts";
-import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import { PlacementError, PlannerInputError } from "../../core/placement/errors.ts";
 import type { Plan } from "../../core/placement/planner.ts";
 import type { Logger } from "../../core/platform/log.ts";
@@ -10,9 +9,11 @@ import { imbalanceOf } from "./assessment.ts";
 import { AwayShards } from "./away-shards.ts";
 import { Changes, waitFor } from "./changes.ts";
 import type { Cluster, ClusterChange } from "./cluster.ts";
-import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
+import { type FirstPlanOptions, planFirst } from "./first-plan.ts";
+import { sharedLocalBytes } from "./membership-static.ts";
+import type { ClusterPlacement } from "./plan.ts";
 import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
-import { isUsable, type PlacementOutlook } from "./placement-outlook.ts";
+import type { PlacementOutlook } from "./placement-outlook.ts";
 import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
 import { type PlanFacts, plannerInput } from "./planner-input.ts";
 import { findPlacement, type FoundPlacement } from "./placement-store.ts";
@@ -21,17 +22,13 @@ import { planUnderway, type StageUnderway, underwayOf, upsetOf } from "./stage-u
 import type { StoredPlacement } from "./stored-placement.ts";
 
 /** What the loop works with. */
-export interface PlannerLoopOptions extends Omit<
-  PublisherOptions,
-  "changes" | "timing" | "signal" | "onPublished" | "interrupted"
-> {
+export interface PlannerLoopOptions
+  extends
+    Omit<PublisherOptions, "changes" | "timing" | "signal" | "onPublished" | "interrupted">,
+    Pick<FirstPlanOptions, "first" | "minShards"> {
   readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange">;
   readonly outlook: PlacementOutlook;
   readonly thread: PlannerThread;
-  /** What the first placement is made from. */
-  readonly first: PlanInput;
-  /** Shards that the first placement waits for. */
-  readonly minShards: number;
   /** The store does not answer, and there is no need to wait for it. */
   readonly mayStartAlone: () => boolean;
   /** Seconds between two plans; 0: only where something has to move. */
@@ -121,7 +118,13 @@ export class PlannerLoop {
       },
     });
     options.cluster.onChange((change) => this.#onChange(change));
-    options.membership.onChange(() => this.#changes.notify());
+    let localBytes = sharedLocalBytes(options.membership);
+    options.membership.onChange(() => {
+      const before = localBytes;
+      localBytes = sharedLocalBytes(options.membership);
+      if (localBytes === before) this.#changes.notify();
+      else this.wake();
+    });
     options.lease.onLeading(() => this.wake());
     this.#running = this.#run();
   }
@@ -262,28 +265,12 @@ export class PlannerLoop {
 
   /** The first placement on the shards that are there; undefined where they are too few. */
   #firstPlacement(): ClusterPlacement | undefined {
-    const { cluster, first, minShards, log } = this.#options;
-    const now = Date.now();
-    const members = cluster
-      .members()
-      .filter((member) => member.rank !== LOCAL_RANK && isUsable(member, now));
-    const hellos = members.flatMap(({ hello, status }) =>
-      hello === undefined || status?.draining === true ? [] : [hello],
-    );
-    if (hellos.length < minShards) {
-      this.#decided(`${hellos.length} of ${minShards} shards are there`);
-      return undefined;
+    const { placed, decision, unplaceable } = planFirst(this.#options, Date.now());
+    if (unplaceable !== undefined && this.#state.decision !== unplaceable) {
+      this.#options.log.warn({ reason: unplaceable }, "no first placement");
     }
-    try {
-      const planned = planCluster(first, hellos);
-      this.#decided(`the first placement, on ${hellos.length} shards`);
-      return planned;
-    } catch (error) {
-      const reason = errorMessage(error);
-      if (this.#state.decision !== reason) log.warn({ reason }, "no first placement");
-      this.#decided(reason, reason);
-      return undefined;
-    }
+    this.#decided(decision, unplaceable);
+    return placed;
   }
 
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
