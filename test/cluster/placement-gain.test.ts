@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import { metric } from "../../bench/rig/api.ts";
+import { placementOf, ranksOf } from "../../bench/rig/control-api.ts";
+import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
+import { type KnownPrompt, runUndisturbed } from "../../bench/rig/load-driver.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
+import { underLoad } from "../support/steady-load.ts";
+
+/** A link that is so slow costs more than a shard computes in the time, milliseconds each way. */
+const FAR_MS = 15;
+
+describe(
+  "two routers whose shards are both there, one of them far away",
+  { timeout: 40_000 },
+  () => {
+    let cluster: ElasticCluster;
+    let prompts: readonly KnownPrompt[];
+    before(async () => {
+      cluster = await ElasticCluster.start({
+        shards: 2,
+        routers: 2,
+        redis: true,
+        proxied: true,
+        routerFlags: ["--plan-interval", "0.3"],
+      });
+      const [{ url }] = cluster.routers();
+      const sizes = { count: 8, minLength: 4, maxLength: 8, maxTokens: 8 };
+      ({ prompts } = await runUndisturbed(url, 5, sizes, 4));
+    });
+    after(() => cluster?.close());
+
+    it("move all experts to the near one for what that gains alone, and no token differs", async () => {
+      const urls = cluster.routers().map(({ url }) => url);
+      const views = () => Promise.all(urls.map(placementOf));
+      const before = await views();
+      // Before it was far away, either shard may have been found to do alone.
+      const [far] = ranksOf(before[0]);
+      const near = 1 - Number(far);
+      const requests = await underLoad(cluster, prompts, async () => {
+        cluster.shard(Number(far)).proxy?.setFaults({ delayMs: FAR_MS });
+        await waitFor(
+          `experts on shard ${near} alone`,
+          async () => (await views()).every((view) => ranksOf(view).join() === `${near}`),
+          15_000,
+        );
+      });
+      assert.ok(requests > 4, `${requests} requests`);
+      const leading = await Promise.all(urls.map((url) => metric(url, "moe_planner_leader")));
+      assert.deepEqual(new Set(leading), new Set([0, 1]));
+      const [one, two] = await views();
+      assert.equal(one.epoch, two.epoch);
+      assert.ok(one.epoch > before[0].epoch);
+      assert.match(one.why ?? "", /^a step is expected to take .* instead of /);
+    });
+  },
+);
