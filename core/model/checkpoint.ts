@@ -1,5 +1,6 @@
 /** A model directory opened for reading: its config, and its tensors by name, read from the files one by one. */
 
+import { stat } from "node:fs/promises";
 import { basename, isAbsolute, join, relative, resolve } from "node:path";
 
 import type { ExpertFormat } from "../expert-format.ts";
@@ -155,12 +156,10 @@ export async function openWeights(dir: string): Promise<WeightFiles> {
 }
 
 async function openIfThere(file: string): Promise<SafetensorsFile | undefined> {
-  try {
-    return await SafetensorsFile.open(file);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-    throw error;
-  }
+  const found = await stat(file).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "ENOENT") throw error;
+  });
+  return found && SafetensorsFile.open(file);
 }
 
 /** Tensor name → file name within `dir`. Throws CheckpointError naming the entry. */
