@@ -157,9 +157,10 @@ export async function openWeights(dir: string): Promise<WeightFiles> {
 
 async function openIfThere(file: string): Promise<SafetensorsFile | undefined> {
   const found = await stat(file).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "ENOENT") throw error;
+    if (error.code === "ENOENT") return undefined;
+    throw error;
   });
-  return found && SafetensorsFile.open(file);
+  return found === undefined ? undefined : SafetensorsFile.open(file);
 }
 
 /** Tensor name → file name within `dir`. Throws CheckpointError naming the entry. */
