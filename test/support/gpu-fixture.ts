@@ -9,6 +9,14 @@ import { COUNTS_BYTES, countsData, type StepSizes } from "../../core/gpu/kernels
 import { f32ToF16 } from "../../core/tensor.ts";
 import { testValues } from "../../bench/rig/expert-reference.ts";
 
+/** Experts that are small, for tests of what happens around them. */
+export const SMALL_EXPERTS = {
+  hiddenSize: 64,
+  expertIntermediateSize: 32,
+  activation: { kind: "silu" },
+  expertBias: false,
+} as const;
+
 /** Deterministic values in [-scale, scale). */
 export function randomValues(length: number, seed: number, scale = 1): Float32Array {
   return testValues(length, seed).map((value) => value * scale);

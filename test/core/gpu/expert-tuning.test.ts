@@ -17,7 +17,7 @@ import {
   tunedKernels,
 } from "../../../core/gpu/expert-tuning.ts";
 import type { TunedPoint } from "../../../core/gpu/tuning-file.ts";
-import { assertClose } from "../../support/gpu-fixture.ts";
+import { assertClose, SMALL_EXPERTS as SIZES } from "../../support/gpu-fixture.ts";
 import { testExpert, testRun } from "../../../bench/rig/expert-reference.ts";
 
 const gpu = await openGpu();
@@ -26,13 +26,6 @@ after(async () => {
   gpu.close();
   await rm(directory, { recursive: true });
 });
-
-const SIZES = {
-  hiddenSize: 64,
-  expertIntermediateSize: 32,
-  activation: { kind: "silu" },
-  expertBias: false,
-} as const;
 
 const point = (pairsPerSlot: number): TunedPoint => ({
   pairsPerSlot,

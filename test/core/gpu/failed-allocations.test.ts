@@ -10,17 +10,11 @@ import { KernelError } from "../../../core/gpu/kernel.ts";
 import { SyntheticExperts } from "../../../core/gpu/synthetic-experts.ts";
 import { NO_SLOT, OutOfDeviceMemoryError } from "../../../core/expert-device.ts";
 import { countBuffers } from "../../support/counted-buffers.ts";
+import { SMALL_EXPERTS as SIZES } from "../../support/gpu-fixture.ts";
 import { testExpert, testValues } from "../../../bench/rig/expert-reference.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
-
-const SIZES = {
-  hiddenSize: 64,
-  expertIntermediateSize: 32,
-  activation: { kind: "silu" },
-  expertBias: false,
-} as const;
 
 test("experts to measure on that do not fit leave nothing allocated", async () => {
   const bytes = countBuffers(gpu);
