@@ -8,7 +8,8 @@ import { Quarantine } from "./quarantine.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
 import type { ResendReason } from "./resend.ts";
 import { ShardClient } from "./shard-client.ts";
-import { type MeasuredSpeed, ShardSpeed, type SpeedSample } from "./shard-speed.ts";
+import { type MeasuredSpeed, ShardSpeed } from "./shard-speed.ts";
+import type { SpeedSample } from "./steady-speed.ts";
 import type { DispatchHandle } from "./shard-stream.ts";
 
 /** A shard that says something every second is not asked first after this time without a word, and given up after the other. */

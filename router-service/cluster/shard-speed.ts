@@ -1,20 +1,6 @@
 /** How fast a shard and the way to it are, as moving averages over its answers; decides nothing. */
 
-import { type SteadySpeed, SteadySpeedMeter } from "./steady-speed.ts";
-
-/** One answered dispatch. */
-export interface SpeedSample {
-  /** Payload bytes, there and back. */
-  readonly bytes: number;
-  /** Experts of rows that were computed. */
-  readonly pairs: number;
-  /** From the send to the answer. */
-  readonly seconds: number;
-  /** Of these, waiting at the shard. */
-  readonly queueSeconds: number;
-  /** Of these, computing at the shard. */
-  readonly computeSeconds: number;
-}
+import { type SpeedSample, type SteadySpeed, SteadySpeedMeter } from "./steady-speed.ts";
 
 /** What the last few samples say; undefined where they say nothing yet. */
 export interface MeasuredSpeed {

@@ -1,7 +1,20 @@
 /** How fast shards are as plans take them: medians over the last minute or so of answers. What wanders moves no experts. */
 
 import { middle } from "../../core/middle.ts";
-import type { SpeedSample } from "./shard-speed.ts";
+
+/** One answered dispatch. */
+export interface SpeedSample {
+  /** Payload bytes, there and back. */
+  readonly bytes: number;
+  /** Experts of rows that were computed. */
+  readonly pairs: number;
+  /** From the send to the answer. */
+  readonly seconds: number;
+  /** Of these, waiting at the shard. */
+  readonly queueSeconds: number;
+  /** Of these, computing at the shard. */
+  readonly computeSeconds: number;
+}
 
 /** A shard's speed over what was measured of late; undefined where nothing says it. */
 export interface SteadySpeed {
