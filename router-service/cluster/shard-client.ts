@@ -93,8 +93,10 @@ export class ShardClient {
 
   /** Has the shard hold its placement of an epoch anew: it says that it does not. */
   placeAgain(placement: ShardPlacement): void {
-    this.#epochs.delete(placement.epoch);
-    this.#placing.delete(placement.epoch);
+    const { epoch } = placement;
+    // Several dispatches may say so at once: one that is on its way already is not sent twice.
+    if (!this.#epochs.delete(epoch) && this.#placing.has(epoch)) return;
+    this.#placing.delete(epoch);
     this.place(placement).catch(() => {});
     this.#options.onChange();
   }

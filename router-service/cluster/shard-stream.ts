@@ -191,7 +191,8 @@ export class ShardStream {
   #lostReason(): ShardLostError | undefined {
     if (this.#endReason !== undefined) return new ShardLostError(this.#shard, this.#endReason);
     if (this.#pending.size < MAX_PENDING) return undefined;
-    return new ShardLostError(this.#shard, `${this.#pending.size} dispatches wait already`);
+    const text = `${this.#pending.size} dispatches wait already, the limit is ${MAX_PENDING}`;
+    return new ShardLostError(this.#shard, text);
   }
 
   #send(kind: NonNullable<RouterMessage["kind"]>): void {
