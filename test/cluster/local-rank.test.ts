@@ -36,14 +36,15 @@ describe("a router whose shard has no room for all experts", { timeout: 60_000 }
 
   it("holds the others itself, and gives them to a shard that joins when a router comes without room", async () => {
     assert.deepEqual(await held(), ["0,local"]);
-    const requests = await underLoad(cluster, prompts, async () => {
+    const change = async () => {
       await cluster.addShard();
       await cluster.startRouter(1);
       await waitFor("experts on shards alone", async () => {
         const ranks = await held();
         return ranks.length === 2 && ranks.every((one) => one === "0,1");
       });
-    });
+    };
+    const requests = await underLoad(cluster, prompts, change, 2);
     assert.ok(requests > 8, `${requests} requests`);
   });
 });

@@ -10,7 +10,7 @@ import {
   type KnownPrompt,
 } from "../../bench/rig/load-driver.ts";
 
-/** Requests at a time. */
+/** Requests at a time, unless told otherwise. */
 const CONCURRENCY = 8;
 
 /**
@@ -21,12 +21,13 @@ export async function underLoad(
   cluster: ElasticCluster,
   prompts: readonly KnownPrompt[],
   change: () => Promise<void>,
+  concurrency = CONCURRENCY,
 ): Promise<number> {
   const over = new AbortController();
   let turn = 0;
   const load = driveLoad({
     prompts,
-    concurrency: CONCURRENCY,
+    concurrency,
     target: () => {
       const routers = cluster.routers();
       return routers[turn++ % routers.length]?.url;
