@@ -174,9 +174,10 @@ export async function placedConnection(
   checkpoint: Checkpoint,
   expertIds: readonly number[],
   change: Partial<ShardPlacement> = {},
+  hello: Partial<RouterHello> = {},
 ): Promise<ShardConnection> {
   const connection = openShardConnection(address);
-  connection.send({ $case: "hello", value: helloFor(checkpoint) });
+  connection.send({ $case: "hello", value: helloFor(checkpoint, hello) });
   await connection.next("hello");
   connection.send({ $case: "placement", value: placementOf(checkpoint, expertIds, change) });
   await connection.next("placementAck");

@@ -4,10 +4,12 @@ import { after, before, describe, it } from "node:test";
 import { Server } from "@grpc/grpc-js";
 
 import { expertServiceDefinition } from "../../core/expert-stream.ts";
+import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/weights.ts";
 import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { PackedExpert } from "../../core/expert-format.ts";
+import { ExpertFormat } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { ExpertSources } from "../../expert-service/expert-sources.ts";
 import { createFetchExpert } from "../../expert-service/fetch-expert.ts";
 import { HostCache } from "../../expert-service/host-cache.ts";
@@ -141,6 +143,38 @@ describe("a shard as a peer", () => {
     connection.close();
     other.close();
     await shard.close();
+  });
+
+  it("gives what lies on its GPU to the GPU of one without a disk; the sums are those of experts from disk, bit by bit", async () => {
+    const options = { device: "webgpu", experts: "int4-g32" } as const;
+    const [giver, taker] = await Promise.all([
+      startTestShard(options),
+      startTestShard({ ...options, rank: 1 }),
+    ]);
+    const experts = [1, 2, 5];
+    const change = { expertFormat: ExpertFormat.EXPERT_FORMAT_INT4_G32 };
+    const hello = { experts: "int4-g32" };
+    const from = await placedConnection(giver.address, giver.checkpoint, experts, change, hello);
+    await taker.checkpoint.close();
+    const layers = moeLayers(giver.checkpoint.config).map((layer) => ({
+      layer,
+      expertIds: experts,
+    }));
+    const peers = [{ address: giver.address, layers }];
+    const to = await placedConnection(
+      taker.address,
+      taker.checkpoint,
+      experts,
+      { ...change, peers },
+      hello,
+    );
+    for (const { layer } of layers) {
+      const sums = await sumsOf(to, 1, [5, 1, 2, 65535], layer);
+      assert.deepEqual(sums, await sumsOf(from, 1, [5, 1, 2, 65535], layer));
+      assert.ok(sums.some((byte) => byte !== 0));
+    }
+    for (const connection of [from, to]) connection.close();
+    await Promise.all([giver.close(), taker.close()]);
   });
 
   it("takes the place of a checkpoint that fails; where all fail, the checkpoint's reason is told", async () => {

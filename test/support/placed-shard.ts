@@ -41,13 +41,14 @@ export async function place(connection: ShardConnection, value: ShardPlacement) 
   return connection.next("placementAck");
 }
 
-/** The sums over a row through these experts of layer 0. */
+/** The sums over a row through these experts of a layer. */
 export async function sumsOf(
   connection: ShardConnection,
   epoch: number,
   experts: readonly number[],
+  layer = 0,
 ) {
-  connection.send({ $case: "dispatch", value: dispatchOf(experts, { epoch }) });
+  connection.send({ $case: "dispatch", value: dispatchOf(experts, { epoch, layer }) });
   return (await connection.next("partialSum")).sums;
 }
 
