@@ -50,6 +50,11 @@ export const NO_SLOT = 0xffffffff;
 /** Slots that are to take the place of a layer's, made beside them: until `commit` or `discard` both take memory. */
 export interface NewSlots {
   /**
+   * Makes their memory ready and copies experts that stay, about `partBytes` at a time, so that runs come in between: yields
+   * the bytes of each part that is under way. The old slots must not change meanwhile. What is left of it `commit` does.
+   */
+  prepareParts(partBytes: number): Generator<number, void>;
+  /**
    * Puts them in force: experts that stay are copied on the device, the old slots are freed. A run that is called before
    * sees the old slots, one after it the new ones. Throws while a run is under way, or where the layer's slots have
    * changed since; the old ones stay then.

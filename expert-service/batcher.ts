@@ -1,5 +1,7 @@
 /** The shard's queue: dispatches wait here while the device is busy, and those of one layer run together. */
 
+import { setTimeout as pause } from "node:timers/promises";
+
 import type { DispatchRows, ShardTimes } from "../core/wire.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
 import { DispatchErrorCode } from "../proto/gen/switchyard/v1/expert.ts";
@@ -36,6 +38,9 @@ export interface BatcherOptions {
   readonly hold: (epoch: number, layer: number) => HeldLayer;
 }
 
+/** Longest pause of work beside the runs, milliseconds: it may have taken long as it waited itself. */
+const LONGEST_PAUSE_MS = 1_000;
+
 /** Splits off what runs next: the oldest dispatch and the later ones of its epoch and layer, up to `maxRows` rows together. */
 export function takeBatch(
   queue: readonly QueuedDispatch[],
@@ -65,6 +70,8 @@ export class Batcher {
   #queue: QueuedDispatch[] = [];
   #tasks: (() => void)[] = [];
   #running: Promise<void> | undefined;
+  /** When the last run ended; Infinity while one is on the device. */
+  #lastRunAt = Number.NEGATIVE_INFINITY;
 
   constructor(options: BatcherOptions) {
     this.#options = options;
@@ -102,9 +109,13 @@ export class Batcher {
     this.#drop((dispatch) => dispatch.stream === stream, "its stream ended");
   }
 
-  /** Whether a run is on the device, or dispatches wait for one. */
-  get busy(): boolean {
-    return this.#running !== undefined;
+  /**
+   * Where there were runs since `startedAt` of the batcher's clock, waits as long again as work beside them took,
+   * LONGEST_PAUSE_MS at most: they may need the cores that it takes. Rejects with the signal's AbortError.
+   */
+  async giveWay(startedAt: number, workMs: number, signal?: AbortSignal): Promise<void> {
+    if (this.#lastRunAt < startedAt) return;
+    await pause(Math.min(LONGEST_PAUSE_MS, workMs), undefined, { signal });
   }
 
   /** Does something while no run is on the device: before the next one, or soon where there is none. Rejects with what it throws. */
@@ -169,6 +180,7 @@ export class Batcher {
     }
     if (ready.length === 0) return;
     const { runDeadlineMs, onStuck } = this.#options;
+    this.#lastRunAt = Number.POSITIVE_INFINITY;
     const timer = setTimeout(
       () => onStuck(new Error(`the device did not end a run within ${runDeadlineMs} ms`)),
       runDeadlineMs,
@@ -186,6 +198,7 @@ export class Batcher {
       for (const { dispatch } of ready) refuse(dispatch, error);
     } finally {
       clearTimeout(timer);
+      this.#lastRunAt = now();
     }
   }
 }

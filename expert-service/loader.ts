@@ -1,7 +1,5 @@
 /** Fills a shard's empty slots: with all cores before anything is served, else in portions that give way to runs. */
 
-import { setTimeout as pause } from "node:timers/promises";
-
 import type { ExpertSizes } from "../core/expert-device.ts";
 import { PackPool } from "../core/packing/pack-pool.ts";
 import type { Progress } from "../core/platform/progress.ts";
@@ -12,7 +10,7 @@ import type { CheckedPlacement } from "./placement-check.ts";
 
 /** Weights from which threads are worth their start: of all experts before anything is served, of one beside serving. */
 const WEIGHTS_FOR_THREADS = 2 ** 25;
-const WEIGHTS_FOR_A_THREAD = 2 ** 18;
+const WEIGHTS_FOR_A_THREAD = 2 ** 17;
 
 /** Experts that are fetched ahead of those that are packed. */
 const READ_AHEAD = 2;
@@ -33,8 +31,8 @@ export interface LoaderOptions {
   readonly sources: ExpertSources;
   /** Settles between two runs: at once where there are none. */
   readonly turn: () => Promise<void>;
-  /** Whether runs are under way or wait. */
-  readonly busy: () => boolean;
+  /** Where there were runs since `startedAt`, milliseconds of `performance.now`, waits as long again as the work took. */
+  readonly giveWay: (startedAt: number, workMs: number, signal: AbortSignal) => Promise<void>;
   /** Shows how far a load of so many experts is, until it is finished or stopped. */
   readonly startProgress?: (total: number) => Progress;
 }
@@ -115,31 +113,30 @@ class Load {
   }
 
   async #lane(): Promise<void> {
+    const { gentle, signal } = this.#terms;
     try {
       for (;;) {
-        this.#terms.signal.throwIfAborted();
+        signal.throwIfAborted();
         const next = this.#stopped ? undefined : this.#waiting.shift();
         if (next === undefined) return;
         const startedAt = performance.now();
-        const busyBefore = this.#options.busy();
-        await this.#loadOne(next);
-        // As much time again for runs alone: they may need the cores that packing takes.
-        if (this.#terms.gentle() && (busyBefore || this.#options.busy())) {
-          await pause(performance.now() - startedAt, undefined, { signal: this.#terms.signal });
-        }
+        const workMs = await this.#loadOne(next);
+        if (gentle()) await this.#options.giveWay(startedAt, workMs, signal);
       }
     } catch (error) {
       this.#stopped = true;
-      throw this.#terms.signal.aborted ? this.#terms.signal.reason : error;
+      throw signal.aborted ? signal.reason : error;
     }
   }
 
-  async #loadOne(slot: EmptySlot): Promise<void> {
+  /** Loads an expert; milliseconds of that without waits for runs. */
+  async #loadOne(slot: EmptySlot): Promise<number> {
     const { layer, expert, format } = slot;
     const { sources, turn } = this.#options;
     const peers = this.#placement.peers.flatMap(({ address, layers }) =>
       layers.some((of) => of.layer === layer && of.expertIds.includes(expert)) ? [address] : [],
     );
+    const startedAt = performance.now();
     const packed: PackedExpert = await sources.get(
       { layer, expert, format },
       peers,
@@ -148,11 +145,15 @@ class Load {
     );
     const { device } = this.#slots;
     let until = 0;
+    let waitedMs = 0;
     for (const bytes of device.loadParts(layer, slot.slot, packed, PORTION_BYTES)) {
       if (this.#terms.gentle() && performance.now() >= until) {
+        const turnAt = performance.now();
         await turn();
-        until = performance.now() + PORTIONS_MS;
-        if (this.#stopped || this.#terms.signal.aborted) return;
+        const now = performance.now();
+        until = now + PORTIONS_MS;
+        waitedMs += now - turnAt;
+        if (this.#stopped || this.#terms.signal.aborted) return 0;
       }
       this.#onTheWay += bytes;
       if (this.#onTheWay > BYTES_ON_THE_WAY) {
@@ -162,6 +163,7 @@ class Load {
     }
     this.#slots.filled(slot);
     this.#progress?.update(++this.#loaded);
+    return performance.now() - startedAt - waitedMs;
   }
 
   #packers(): PackPool | undefined {

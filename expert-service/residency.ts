@@ -67,6 +67,8 @@ export class Residency {
   #formats: readonly ExpertFormat[] = [];
   #work: Promise<void> | undefined;
   #untidy = false;
+  /** Whether anything is served meanwhile. */
+  readonly #gentle = () => this.#live.size > 0;
   #closed = false;
 
   constructor(options: ResidencyOptions) {
@@ -259,8 +261,7 @@ export class Residency {
       const slots = await this.#slotsFor(placement);
       const wanted = wantedBy([...this.#live.values(), placement]);
       await slots.arrange(wanted, stop.signal);
-      const gentle = () => this.#live.size > 0;
-      await this.#options.load(slots, placement, { gentle, signal: stop.signal });
+      await this.#options.load(slots, placement, { gentle: this.#gentle, signal: stop.signal });
       await this.#options.between(() => {
         stop.signal.throwIfAborted();
         this.#live.set(placement.epoch, placement);
@@ -346,7 +347,13 @@ export class Residency {
 
   #slotsOf(device: ExpertDevice): DeviceSlots {
     const { between, keep, model } = this.#options;
-    return new DeviceSlots({ device, numExperts: model.numExperts, between, keep });
+    return new DeviceSlots({
+      device,
+      numExperts: model.numExperts,
+      between,
+      keep,
+      gentle: this.#gentle,
+    });
   }
 }
 

@@ -138,7 +138,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
       sizes: checkpoint.config,
       sources,
       turn: () => batcher.between(() => {}),
-      busy: () => batcher.busy,
+      giveWay: (startedAt, workMs, signal) => batcher.giveWay(startedAt, workMs, signal),
       startProgress: options.startProgress,
     }),
     bytesRead: () => checkpoint.bytesRead(),

@@ -109,7 +109,7 @@ class CpuExpertDevice implements ExpertDevice {
       const experts = from.map((slot) => old?.experts[slot]);
       this.#layers.set(layer, { formats: [...formats], experts });
     };
-    return { commit, discard: () => {} };
+    return { *prepareParts() {}, commit, discard: () => {} };
   }
 
   async settled(): Promise<void> {}

@@ -4,6 +4,7 @@ import { type ExpertSizes, NO_SLOT, OutOfDeviceMemoryError } from "../expert-dev
 import { type ExpertFormat, rowScaleWords, rowWords, type PackedExpert } from "../expert-format.ts";
 import { expertOf, partsOf } from "../packed-bytes.ts";
 import { expertBytes } from "../weights.ts";
+import { CommandParts } from "./command-parts.ts";
 import { allocate, type Gpu, READ_BACK, STORAGE, tryAllocate, write } from "./device.ts";
 import { mapForReading } from "./polling.ts";
 
@@ -120,6 +121,9 @@ interface Stretch {
 
 /** Makes one buffer of a bank. */
 type MakeBuffer = (label: string, bytes: number) => GPUBuffer;
+
+/** How much faster copies are than memory's first use, measured on the CPU; on a GPU neither takes long. */
+const COPY_FASTER = 4;
 
 /** Weights of a layer's slots. */
 export class ExpertBanks {
@@ -246,17 +250,54 @@ export class ExpertBanks {
     }
   }
 
-  /** Encodes the copies of experts from another layer's banks: slot i takes that of from[i], where there is one. */
-  copyFrom(encoder: GPUCommandEncoder, other: ExpertBanks, from: readonly number[]): void {
+  /** As `NewSlots.prepareParts` in place of `other`: a run that is the first to use a buffer waits for zeros in all of it. */
+  *prepareParts(
+    other: ExpertBanks | undefined,
+    from: readonly number[],
+    partBytes: number,
+  ): Generator<number, void> {
+    const parts = new CommandParts(this.#gpu, partBytes);
+    for (const buffer of this.#emptyBuffers()) {
+      parts.encoder.clearBuffer(buffer, 0, 4);
+      if (parts.add(buffer.size)) yield parts.submit();
+    }
+    if (parts.bytes > 0) yield parts.submit();
+    if (other !== undefined) yield* this.copyParts(other, from, COPY_FASTER * partBytes);
+  }
+
+  /**
+   * Copies experts from another layer's banks: slot i takes that of from[i], where there is one and it has not taken it yet.
+   * Submits about every `partBytes`, and yields the bytes.
+   */
+  *copyParts(
+    other: ExpertBanks,
+    from: readonly number[],
+    partBytes: number,
+  ): Generator<number, void> {
+    const parts = new CommandParts(this.#gpu, partBytes);
     for (const [slot, source] of from.entries()) {
-      if (!other.holds(source)) continue;
+      if (this.holds(slot) || !other.holds(source)) continue;
       const targets = this.#stretches(slot);
       for (const [index, { buffer, offset, bytes }] of other.#stretches(source).entries()) {
         const to = targets[index];
-        if (bytes > 0) encoder.copyBufferToBuffer(buffer, offset, to.buffer, to.offset, bytes);
+        for (let at = 0; at < bytes;) {
+          const length = Math.min(bytes - at, parts.room);
+          parts.encoder.copyBufferToBuffer(buffer, offset + at, to.buffer, to.offset + at, length);
+          at += length;
+          if (parts.add(length)) yield parts.submit();
+        }
       }
-      this.#loaded[slot] = true;
+      parts.onSubmit(() => (this.#loaded[slot] = true));
     }
+    const bytes = parts.submit();
+    if (bytes > 0) yield bytes;
+  }
+
+  /** The buffers that are empty before the first expert comes. */
+  #emptyBuffers(): GPUBuffer[] {
+    return this.banks.flatMap(({ gateUp, down }) =>
+      [gateUp, down].flatMap(({ weights, scales, biases }) => [weights, scales, biases]),
+    );
   }
 
   /** Where a slot's parts lie, in the order of `partsOf`. */
@@ -286,11 +327,7 @@ export class ExpertBanks {
   }
 
   destroy(): void {
-    for (const { gateUp, down, places } of this.banks) {
-      for (const half of [gateUp, down]) {
-        for (const buffer of [half.weights, half.scales, half.biases]) buffer.destroy();
-      }
-      places.destroy();
-    }
+    for (const buffer of this.#emptyBuffers()) buffer.destroy();
+    for (const { places } of this.banks) places.destroy();
   }
 }

@@ -13,7 +13,7 @@ import {
 import type { ExpertFormat, PackedExpert } from "../expert-format.ts";
 import { expertBytes, packExpert } from "../weights.ts";
 import { allocate, type Gpu, STORAGE } from "./device.ts";
-import { type Bank, ExpertBanks } from "./expert-banks.ts";
+import { type Bank, ExpertBanks, largestPart } from "./expert-banks.ts";
 import {
   type ExpertKernels,
   groupKernel,
@@ -49,7 +49,7 @@ export class SlotLimitError extends Error {
 export interface ExpertFfnOptions {
   /** Slots of a layer at most; MAX_SLOTS unless told otherwise, bounded by workgroup memory. */
   readonly maxSlots?: number;
-  /** Bytes of one buffer of weights at most; what the adapter takes unless told otherwise. */
+  /** Bytes of one buffer of weights at most; as `bankBytesOf` unless told otherwise. */
   readonly bankBytes?: number;
   /** The kernels that compute; those that need nothing of an adapter unless told otherwise. */
   readonly kernels?: ExpertKernels;
@@ -86,10 +86,9 @@ export class GpuExpertFfn {
     this.#sizes = sizes;
     this.#io = io;
     this.#compiled = compiled;
-    const { maxBufferSize, maxStorageBufferBindingSize } = gpu.device.limits;
     const maxSlots = options.maxSlots ?? MAX_SLOTS;
     this.#maxSlots = maxSlots;
-    this.#bankBytes = options.bankBytes ?? Math.min(maxBufferSize, maxStorageBufferBindingSize);
+    this.#bankBytes = options.bankBytes ?? bankBytesOf(gpu, sizes, compiled.formats);
     const made: GPUBuffer[] = [];
     const words = (label: string, count: number) => {
       const buffer = allocate(gpu, label, count * 4, STORAGE);
@@ -146,18 +145,16 @@ export class GpuExpertFfn {
     checkSources(layer, formats, from, old?.banks.formats ?? []);
     const label = `layer ${layer}`;
     const banks = await ExpertBanks.tried(this.#gpu, this.#sizes, label, formats, this.#bankBytes);
-    const { device } = this.#gpu;
+    const prepareParts = (partBytes: number) => banks.prepareParts(old?.banks, from, partBytes);
     const commit = () => {
       checkCommit(layer, runs(), old, this.#layers.get(layer));
       if (old !== undefined) {
-        const encoder = device.createCommandEncoder();
-        banks.copyFrom(encoder, old.banks, from);
-        device.queue.submit([encoder.finish()]);
+        for (const _ of banks.copyParts(old.banks, from, Number.POSITIVE_INFINITY));
         old.banks.destroy();
       }
       this.#layers.set(layer, { banks, regimes: this.#bind(layer, banks) });
     };
-    return { commit, discard: () => banks.destroy() };
+    return { prepareParts, commit, discard: () => banks.destroy() };
   }
 
   #checkFormats(layer: number, formats: readonly ExpertFormat[]): void {
@@ -299,6 +296,19 @@ export function interleaveRouting(
     out[2 * i] = slots[i];
     out[2 * i + 1] = slots[i] === NO_SLOT ? 0 : bits[i];
   }
+}
+
+/** Bytes of a buffer on the CPU at most, where it holds several experts. */
+const SOFTWARE_BANK_BYTES = 2 ** 24;
+
+/**
+ * What the adapter takes; less on the CPU, whose driver writes zeros into a whole buffer, page by page, before its first
+ * use, while everything waits. There a run over many buffers takes no longer than over few.
+ */
+function bankBytesOf(gpu: Gpu, sizes: ExpertSizes, formats: readonly ExpertFormat[]): number {
+  if (!gpu.offers.software) return gpu.maxBindingBytes;
+  const one = Math.max(...formats.map((format) => largestPart(sizes, format)));
+  return Math.min(gpu.maxBindingBytes, Math.max(one, SOFTWARE_BANK_BYTES));
 }
 
 interface CompiledBank {

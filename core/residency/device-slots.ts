@@ -1,8 +1,11 @@
 /** The slots of an expert device and who is in them; they change between two runs only. */
 
-import { type ExpertDevice, NO_SLOT } from "../expert-device.ts";
+import { type ExpertDevice, type NewSlots, NO_SLOT } from "../expert-device.ts";
 import type { ExpertFormat, FormatOf, PackedExpert } from "../expert-format.ts";
 import { changeLayer, type LayerChange, type Slot, type SlotExpert, slotsOf } from "./slots.ts";
+
+/** Bytes of a layer's memory that are made ready between two runs. */
+const PART_BYTES = 2 ** 23;
 
 /** The experts of an epoch. */
 export interface PlacedExperts {
@@ -17,6 +20,8 @@ export interface DeviceSlotsOptions {
   readonly numExperts: number;
   /** Does something while no run is on the device. */
   readonly between: <T>(task: () => T) => Promise<T>;
+  /** Whether runs are served meanwhile; absent: changes need not give way to any. */
+  readonly gentle?: () => boolean;
   /** Keeps an expert that leaves the device; absent: none is kept. */
   readonly keep?: (layer: number, expert: number, packed: PackedExpert) => void;
 }
@@ -130,6 +135,12 @@ export class DeviceSlots {
         slots.map(({ format }) => format),
         from,
       );
+      try {
+        await this.#prepare(made);
+      } catch (error) {
+        made.discard();
+        throw error;
+      }
       await between(() => {
         try {
           made.commit();
@@ -139,6 +150,18 @@ export class DeviceSlots {
         }
         this.#set(layer, slots);
       });
+    }
+  }
+
+  /** Does the long part of a change in slices, of which a run waits for one at most. */
+  async #prepare(made: NewSlots): Promise<void> {
+    const { between, gentle = () => false } = this.#options;
+    const parts = made.prepareParts(PART_BYTES);
+    for (;;) {
+      if (!gentle()) return;
+      const { done } = await between(() => parts.next());
+      if (done === true) return;
+      await this.device.settled();
     }
   }
 

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
-import { takeBatch, type QueuedDispatch } from "../../expert-service/batcher.ts";
+import type { ExpertDevice } from "../../core/expert-device.ts";
+import { Batcher, takeBatch, type QueuedDispatch } from "../../expert-service/batcher.ts";
 import { packRows } from "../../core/wire-rows.ts";
 import { dispatchCrc } from "../../core/wire.ts";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
@@ -53,6 +54,48 @@ describe("the next run of a shard", () => {
     const { batch, rest } = takeBatch([queued(1, 5, 30), queued(2, 5, 1)], 4, 10);
     assert.deepEqual(ids(batch), [1]);
     assert.deepEqual(ids(rest), [2]);
+  });
+});
+
+describe("work beside the runs", () => {
+  it("goes on at once where there are none, else after as long again", async () => {
+    const { promise: running, resolve: end } = Promise.withResolvers<Float32Array>();
+    const device = { maxRows: 8, run: () => running } as unknown as ExpertDevice;
+    let clock = 100;
+    const batcher = new Batcher({
+      hiddenSize: 4,
+      maxDispatches: 8,
+      now: () => clock,
+      onStuck: assert.fail,
+      runDeadlineMs: 60_000,
+      hold: () => ({ device, slots: Uint32Array.of(0) }),
+    });
+    const goesOn = async (startedAt: number): Promise<boolean> => {
+      const stop = new AbortController();
+      let done = false;
+      const waits = batcher.giveWay(startedAt, 1000, stop.signal).then(
+        () => (done = true),
+        () => {},
+      );
+      await new Promise((resolve) => setImmediate(resolve));
+      const atOnce = done;
+      stop.abort();
+      await waits;
+      return atOnce;
+    };
+    assert.equal(await goesOn(0), true);
+    batcher.submit(queued(1, 5, 1));
+    await waitFor("the run", () => batcher.waiting === 0);
+    assert.equal(await goesOn(40), false);
+    clock = 110;
+    end(new Float32Array(4));
+    await batcher.idle();
+    clock = 150;
+    assert.equal(await goesOn(105), false);
+    assert.equal(await goesOn(111), true);
+    const startedAt = performance.now();
+    await batcher.giveWay(93, 20);
+    assert.ok(performance.now() - startedAt > 18);
   });
 });
 

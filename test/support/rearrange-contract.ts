@@ -103,6 +103,29 @@ export function rearrangeContract(name: string, create: ExpertDeviceFactory): vo
       });
     });
 
+    it("makes them ready a part at a time with runs in between, and the rest when they are put in force", async () => {
+      await withDevice(async (device) => {
+        const before: Float32Array[] = [];
+        for (const slot of OLD.keys()) before.push(await through(device, slot));
+        for (const partsAtMost of [5, 60, Number.POSITIVE_INFINITY]) {
+          const slots = await device.rearrange(LAYER, [...OLD, "f32"], [0, 1, 2, 3, 4, NO_SLOT]);
+          let parts = 0;
+          for (const bytes of slots.prepareParts(1000)) {
+            assert.ok(bytes > 0);
+            if (++parts % 20 === 0) assert.deepEqual(await through(device, 2), before[2]);
+            if (parts === partsAtMost) break;
+          }
+          await device.settled();
+          slots.commit();
+          for (const slot of OLD.keys()) {
+            assert.deepEqual(await through(device, slot), before[slot]);
+          }
+          await assert.rejects(through(device, 5), /layer 3 slot 5: no expert/);
+          (await device.rearrange(LAYER, OLD, [0, 1, 2, 3, 4])).commit();
+        }
+      });
+    });
+
     it("begins a layer with empty slots", async () => {
       await withDevice(async (device) => {
         const slots = await device.rearrange(LAYER + 1, ["f32", "f32"], [NO_SLOT, NO_SLOT]);
