@@ -3,6 +3,7 @@
 import type { handleBidiStreamingCall, Server, ServerDuplexStream } from "@grpc/grpc-js";
 import { status } from "@grpc/grpc-js";
 
+import { startDispatchSpan } from "../core/dispatch-span.ts";
 import { expertServiceDefinition } from "../core/expert-stream.ts";
 import { OutOfDeviceMemoryError } from "../core/expert-device.ts";
 import type { ExpertsSetting } from "../core/expert-formats.ts";
@@ -10,6 +11,7 @@ import { checkHellos, helloCrc, type WeightsSetting } from "../core/handshake.ts
 import type { ModelConfig } from "../core/model/config.ts";
 import { grpcStatusOf } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
+import { contextOf } from "../core/platform/trace-context.ts";
 import {
   decodeDispatch,
   DispatchRefusedError,
@@ -33,7 +35,6 @@ import type { ShardDevice } from "./device.ts";
 import { createFetchExpert, type FetchExpertOptions } from "./fetch-expert.ts";
 import { PlacementRefusedError, PlacementSupersededError } from "./placement-check.ts";
 import type { Residency } from "./residency.ts";
-import { startDispatchSpan } from "./spans.ts";
 
 /** A router that connects must say hello within this time. */
 const HELLO_TIMEOUT_MS = 5_000;
@@ -272,7 +273,12 @@ class RouterStream {
   #onDispatch(dispatch: Dispatch): void {
     const { model, batcher, rank, now } = this.#options;
     const { dispatchId, epoch, layer, numRows } = dispatch;
-    const span = startDispatchSpan(dispatch, rank);
+    const span = startDispatchSpan("shard", contextOf(dispatch.traceparent), {
+      layer,
+      rank,
+      rows: numRows,
+      epoch,
+    });
     const onError = (code: DispatchErrorCode, message: string) => {
       span?.fail(message);
       this.#send({ kind: { $case: "error", value: { dispatchId, code, message } } });
@@ -296,7 +302,7 @@ class RouterStream {
         deadlineAt: receivedAt + dispatch.timeoutMs,
         onError,
         onSums: (sums, times) => {
-          span?.end(times);
+          span?.end({ times });
           const value = encodePartialSum(dispatchId, numRows, sums, times);
           this.#send({ kind: { $case: "partialSum", value } });
         },

@@ -1,5 +1,6 @@
 /** One dispatch of a layer's rows to one shard: sent, timed, traced and reported. */
 
+import { startDispatchSpan } from "../../core/dispatch-span.ts";
 import { errorMessage } from "../../core/error-message.ts";
 import type { StepRouting } from "../engine/run-experts.ts";
 import type { ShardRows } from "./dispatch.ts";
@@ -8,7 +9,6 @@ import type { Directory, Reach } from "./reach.ts";
 import { type RowsHistory, timeoutMs } from "./resend.ts";
 import type { Scope } from "./scope.ts";
 import type { DispatchAnswer } from "./shard-stream.ts";
-import { startDispatchSpan } from "./spans.ts";
 
 /** How a dispatch ended; cancelled: its step was aborted, or another copy answered first. */
 export type DispatchOutcome = "ok" | "timeout" | "lost" | "refused" | "cancelled";
@@ -78,12 +78,7 @@ export class Attempts {
     const rows = tokens.length;
     const bytes = part.rows.bytes.length + rows * hiddenSize * 4;
     const expectedSeconds = reach.expectedSeconds(bytes, pairs.length);
-    const span = startDispatchSpan(traceContext, {
-      "moe.layer": layer,
-      "moe.shard.rank": rank,
-      "moe.rows": rows,
-      "moe.placement.epoch": epoch,
-    });
+    const span = startDispatchSpan("router", traceContext, { layer, rank, rows, epoch });
     const header = {
       epoch,
       layer,
@@ -113,7 +108,7 @@ export class Attempts {
         queueSeconds: times.queueUs / 1e6,
         computeSeconds: times.computeUs / 1e6,
       });
-      span?.end({ "moe.dispatch.bytes": handle.bytesOut + bytesIn });
+      span?.end({ bytes: handle.bytesOut + bytesIn });
       return { rank, tokens, pairs, sums };
     };
     const fail = (error: unknown): never => {

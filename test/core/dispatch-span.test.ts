@@ -4,12 +4,12 @@ import { after, before, describe, it } from "node:test";
 import { ROOT_CONTEXT, SpanStatusCode, trace } from "@opentelemetry/api";
 import { tracing } from "@opentelemetry/sdk-node";
 
-import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import { testValues } from "../../../bench/rig/expert-reference.ts";
-import { createGate } from "../../support/gated-device.ts";
-import { hostStep, testRouting } from "../../support/run-experts-contract.ts";
-import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";
-import { waitFor } from "../../../bench/rig/wait-for.ts";
+import type { Cluster } from "../../router-service/cluster/cluster.ts";
+import { testValues } from "../../bench/rig/expert-reference.ts";
+import { createGate } from "../support/gated-device.ts";
+import { hostStep, testRouting } from "../support/run-experts-contract.ts";
+import { connectTestCluster, startTestShard, type TestShard } from "../support/shards.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 
 describe("the trace of a step", () => {
   const exporter = new tracing.InMemorySpanExporter();
