@@ -33,12 +33,16 @@ export interface SteadySpeed {
 const SLOT_SECONDS = 2;
 const LEAST_SAMPLES = 16;
 
-/** Slots that count: a change for good is believed after half of them, 30 s under load. */
+/** Slots that count: a small change for good is believed after half of them, 30 s under load. */
 const MAX_SLOTS = 30;
 
 /** Slots before whose number the spread is not known, and what it counts as before the first. */
-const ENOUGH_SLOTS = 4;
+const ENOUGH_SLOTS = 8;
 const UNKNOWN_SPREAD = 0.2;
+
+/** So many slots in a row in which dispatches take over twice, or under half, of what is expected say that what was before is over. */
+const CHANGED_SLOTS = 3;
+const CHANGED_FACTOR = 2;
 
 /** Sizes of dispatches that differ by less than this part say nothing of what size costs. */
 const LEAST_VARIATION = 0.1;
@@ -87,7 +91,7 @@ interface Line {
 
 /** The last minute or so of one shard's answers; of those longer ago where there were none since. */
 export class SteadySpeedMeter {
-  readonly #slots: Slot[] = [];
+  #slots: Slot[] = [];
   #open: Slot | undefined;
   #known: SteadySpeed | undefined;
 
@@ -107,6 +111,7 @@ export class SteadySpeedMeter {
     this.#open = undefined;
     this.#slots.push(slot);
     if (this.#slots.length > MAX_SLOTS) this.#slots.shift();
+    if (hasChanged(this.#slots)) this.#slots = this.#slots.slice(-CHANGED_SLOTS);
     this.#known = undefined;
   }
 
@@ -127,15 +132,9 @@ function steadyOf(slots: readonly Slot[]): SteadySpeed {
       spread: unsure,
     };
   }
-  const wire = lineOf(slots, "wire", { least: 0, otherwise: 0 });
-  // Where all dispatches are of one size, their time is their pairs': more of them will take longer.
-  const compute = lineOf(slots, "compute", { least: LEAST_PER_PAIR, otherwise: 1 });
-  const off = slots.map((slot) => {
-    const expected = (line: Line, { x }: Points) => line.base + (line.slope * x) / slot.samples;
-    const then = expected(wire, slot.wire) + expected(compute, slot.compute);
-    const took = (slot.wire.y + slot.compute.y) / slot.samples;
-    return Math.abs(Math.log((took + LEAST_SECONDS) / (then + LEAST_SECONDS)));
-  });
+  const lines = linesOf(slots);
+  const { wire, compute } = lines;
+  const off = slots.map((slot) => Math.abs(offBy(slot, lines)));
   return {
     roundTripSeconds: wire.base + compute.base,
     bytesPerSecond: wire.slope > 0 ? 1 / wire.slope : undefined,
@@ -143,6 +142,38 @@ function steadyOf(slots: readonly Slot[]): SteadySpeed {
     samples: slots.reduce((sum, { samples }) => sum + samples, 0),
     spread: Math.max(unsure, DEVIATION_PER_MEDIAN * (middle(off) ?? 0)),
   };
+}
+
+/** Whether the last slots are all as far from those before, to the same side, that they are of another time. */
+function hasChanged(slots: readonly Slot[]): boolean {
+  const before = slots.slice(0, -CHANGED_SLOTS);
+  if (before.length === 0) return false;
+  const lines = linesOf(before);
+  const off = slots
+    .slice(-CHANGED_SLOTS)
+    .map((slot) => offBy(slot, lines) / Math.log(CHANGED_FACTOR));
+  return off.every((one) => one > 1) || off.every((one) => one < -1);
+}
+
+/** What the slots say of the wire and of computing. */
+interface Lines {
+  readonly wire: Line;
+  readonly compute: Line;
+}
+
+function linesOf(slots: readonly Slot[]): Lines {
+  return {
+    wire: lineOf(slots, "wire", { least: 0, otherwise: 0 }),
+    // Where all dispatches are of one size, their time is their pairs': more of them will take longer.
+    compute: lineOf(slots, "compute", { least: LEAST_PER_PAIR, otherwise: 1 }),
+  };
+}
+
+/** Logarithm of what a slot's dispatches took over what is expected of them. */
+function offBy({ samples, wire, compute }: Slot, lines: Lines): number {
+  const expected = (line: Line, { x }: Points) => line.base + (line.slope * x) / samples;
+  const then = expected(lines.wire, wire) + expected(lines.compute, compute);
+  return Math.log(((wire.y + compute.y) / samples + LEAST_SECONDS) / (then + LEAST_SECONDS));
 }
 
 /** The median of the slots' slopes, at least `least` of their mean y / x, or `otherwise` of it where none is known. */

@@ -49,15 +49,25 @@ test("what a dispatch takes whatever its size is told from what its pairs and by
   assert.ok(spread < 1e-6, `${spread}`);
 });
 
-test("a shard that is slow for some seconds counts as it was; one that stays slow for half a minute does not", () => {
+test("a shard that takes three times as long for six seconds in a row counts as that slow", () => {
   const meter = new SteadySpeedMeter();
   feed(meter, { from: 0, seconds: 100 });
-  feed(meter, { from: 100, seconds: 20, slow: () => 2 });
+  feed(meter, { from: 100, seconds: 4, slow: () => 3 });
+  near(meter.steady.secondsPerPair, 1e-3);
+  feed(meter, { from: 104, seconds: 4, slow: () => 3 });
+  near(meter.steady.secondsPerPair, 3e-3);
+  near(meter.steady.roundTripSeconds, 18e-3);
+});
+
+test("a shard that is somewhat slow for some seconds counts as it was; one that stays so for half a minute does not", () => {
+  const meter = new SteadySpeedMeter();
+  feed(meter, { from: 0, seconds: 100 });
+  feed(meter, { from: 100, seconds: 20, slow: () => 1.8 });
   near(meter.steady.secondsPerPair, 1e-3);
   near(meter.steady.roundTripSeconds, 6e-3);
-  feed(meter, { from: 120, seconds: 20, slow: () => 2 });
-  near(meter.steady.secondsPerPair, 2e-3);
-  near(meter.steady.roundTripSeconds, 12e-3);
+  feed(meter, { from: 120, seconds: 20, slow: () => 1.8 });
+  near(meter.steady.secondsPerPair, 1.8e-3);
+  near(meter.steady.roundTripSeconds, 10.8e-3);
 });
 
 test("the spread is that of the seconds' means, unknown at first, and none that a single outlier makes", () => {
