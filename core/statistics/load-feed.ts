@@ -12,7 +12,7 @@ import {
   type PairLists,
 } from "./pairs.ts";
 import { eachBucket, readLists, readQueued } from "./reader.ts";
-import type { Statistics, StatisticsSnapshot } from "./store.ts";
+import type { Statistics } from "./store.ts";
 import { SLOW_HALF_LIFE_SECONDS, type CountedWindow, type QueuedTokens } from "./windows.ts";
 
 /** A bucket is complete so many seconds after its end: what routers flush late, or by clocks that are behind, is in it. */
@@ -26,7 +26,7 @@ export interface FeedReading {
   readonly forecast: LoadForecast;
   /** Experts of one layer that the same token chooses, for each its most frequent partners, in tokens of a step. */
   readonly together: ReturnType<typeof togetherPairs>;
-  /** Tokens per second of late; 0 before the first window. */
+  /** Tokens per second of late; before the first window those of this router alone. */
   readonly tokensPerSecond: number;
   /** Tokens that the forecast knows of since its first window. */
   readonly tokens: number;
@@ -70,6 +70,18 @@ export function createLoadFeed(options: LoadFeedOptions): LoadFeed {
   const source = redis === undefined ? memorySource(options) : redisSource(options, redis);
   let history = emptyHistory({ numMoeLayers: layers.length, numExperts, topK });
   let known: readonly QueuedTokens[] = [];
+  let began: { readonly at: number; readonly tokens: number } | undefined;
+  /** What this router alone has counted: there is no complete window for the first seconds of a load. */
+  const own = (now: number) => {
+    const { series, steps } = options.statistics.snapshot();
+    const tokens = series.reduce((sum, one) => sum + one.tokens, 0);
+    began ??= { at: now, tokens };
+    const seconds = now - began.at;
+    return {
+      tokensPerSecond: seconds >= 1 ? (tokens - began.tokens) / seconds : 0,
+      ...(steps > 0 && tokens > 0 && { tokensPerStepSoFar: tokens / steps }),
+    };
+  };
   return {
     read: async (now) => {
       await source.take(now, (window, queued) => {
@@ -78,20 +90,14 @@ export function createLoadFeed(options: LoadFeedOptions): LoadFeed {
       });
       const queued = await source.queued(now);
       if (redis === undefined) known = queued;
-      const isFirst = history.profiles.stepped.steps === 0;
-      const soFar = isFirst ? tokensPerStepOf(options.statistics.snapshot()) : {};
-      const forecast = forecastLoad(history, { queued, ...soFar });
-      const { tokensPerSecond, long } = history.profiles;
+      const early = history.profiles.long.tokens === 0 ? own(now) : undefined;
+      const forecast = forecastLoad(history, { queued, ...early });
+      const { long } = history.profiles;
+      const tokensPerSecond = early?.tokensPerSecond ?? history.profiles.tokensPerSecond;
       const together = togetherPairs(await source.together(now), shape, forecast.tokensPerStep);
       return { forecast, together, tokensPerSecond, tokens: long.tokens };
     },
   };
-}
-
-/** Of this router alone since it started: there is no complete window for the first seconds of a load. */
-function tokensPerStepOf({ series, steps }: Pick<StatisticsSnapshot, "series" | "steps">) {
-  const tokens = series.reduce((sum, one) => sum + one.tokens, 0);
-  return steps > 0 && tokens > 0 ? { tokensPerStepSoFar: tokens / steps } : {};
 }
 
 function redisSource(

@@ -117,7 +117,7 @@ test("a feed that begins anew, from Redis alone, says what one says that has fol
   assert.deepEqual(facts(await steady.read(now)), followed, "a second read counts nothing twice");
 });
 
-test("before the first window is complete, steps are as long as this router's own so far", async () => {
+test("before the first window is complete, steps are as long and as many as this router's own so far", async () => {
   const { counters } = new Writer(redis, "early", "r1");
   const feed = createLoadFeed({
     shape: SHAPE,
@@ -135,8 +135,9 @@ test("before the first window is complete, steps are as long as this router's ow
   });
   assert.equal((await feed.read(NOW)).forecast.tokensPerStep, 64);
   for (let i = 0; i < 3; i++) counters.record(stepOf("a", 5));
-  const { forecast } = await feed.read(NOW);
+  const { forecast, tokensPerSecond } = await feed.read(NOW + 2);
   assert.equal(forecast.tokensPerStep, 5);
+  assert.equal(tokensPerSecond, 7.5);
   assert.equal(
     forecast.load.reduce((sum, one) => sum + one, 0),
     5 * SHAPE.topK * SHAPE.layers.length,
