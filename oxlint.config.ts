@@ -37,8 +37,8 @@ const DOORS: readonly Door[] = [
       "router-service/api/",
     ],
   },
-  { packages: "^@huggingface/tokenizers$", places: ["core/model/tokenizer.ts"] },
-  { packages: "^@huggingface/jinja$", places: ["core/model/chat-template.ts"] },
+  { packages: "^@huggingface/tokenizers$", places: ["core/model/tokenizer/tokenizer.ts"] },
+  { packages: "^@huggingface/jinja$", places: ["core/model/tokenizer/chat-template.ts"] },
 ];
 
 /** Whom a folder, or one file, never imports; holds for subfolders as well. */

@@ -3,11 +3,11 @@
 import { inTime } from "../core/gpu/deadline.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { decideWeights } from "../core/handshake.ts";
-import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { openCheckpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { createLogger } from "../core/platform/log.ts";
-import type { DispatchReport } from "../router-service/cluster/attempts.ts";
+import type { DispatchReport } from "../router-service/cluster/dispatch/attempts.ts";
 import { createCluster } from "../router-service/cluster/cluster.ts";
-import { planInputOf } from "../router-service/cluster/plan.ts";
+import { planInputOf } from "../router-service/cluster/planning/first-placement.ts";
 import { createEngine } from "../router-service/engine/engine.ts";
 import type { Engine } from "../router-service/engine/request.ts";
 import type { MicroBatchSetting } from "../router-service/engine/micro-batches.ts";

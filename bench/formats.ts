@@ -9,15 +9,15 @@ import { commonFormat, expertsSetting, type ExpertsFlags } from "../core/expert-
 import type { Gpu } from "../core/gpu/device.ts";
 import { createGpuExpertDevice } from "../core/gpu/expert-device.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
-import { type Checkpoint, openCheckpoint } from "../core/model/checkpoint.ts";
+import { type Checkpoint, openCheckpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
 import { expertBytes } from "../core/weights.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { createProgressView } from "../core/platform/progress.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
-import { createCpuRunner } from "../router-service/engine/cpu-runner.ts";
-import { createGpuRunner } from "../router-service/engine/gpu-runner.ts";
+import { createCpuRunner } from "../router-service/engine/cpu/cpu-runner.ts";
+import { createGpuRunner } from "../router-service/engine/gpu/gpu-runner.ts";
 import { loadAllExperts } from "../router-service/engine/local-experts.ts";
 import type { ModelRunner } from "../router-service/engine/model-runner.ts";
 import { createRunner } from "../router-service/runner.ts";

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { openCheckpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";

@@ -3,9 +3,9 @@
 import { allIn, type ExpertFormat } from "../core/expert-format.ts";
 import { bytesByExpert } from "../core/expert-formats.ts";
 import { loadExperts } from "../core/load-experts.ts";
-import { openCheckpoint, openWeights } from "../core/model/checkpoint.ts";
+import { openCheckpoint, openWeights } from "../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
-import { readExpert } from "../core/model/weights.ts";
+import { readExpert } from "../core/model/checkpoint/weights.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { openShardDevice } from "../expert-service/device.ts";
 

@@ -14,7 +14,7 @@ import type { Gpu } from "../core/gpu/device.ts";
 import { openDevice } from "../core/gpu/open-device.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startService, type ServiceProcess } from "./rig/service-process.ts";
-import type { DispatchReport } from "../router-service/cluster/attempts.ts";
+import type { DispatchReport } from "../router-service/cluster/dispatch/attempts.ts";
 import { median } from "./load/statistics.ts";
 import { coveredMs, overlapBound, type Interval } from "./overlap/layer-times.ts";
 import type { Contender } from "./peers/contender.ts";

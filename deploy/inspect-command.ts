@@ -6,11 +6,11 @@ import { basename, resolve } from "node:path";
 import { z } from "zod";
 
 import { commonFormat, expertsSetting, formatsOf } from "../core/expert-formats.ts";
-import { openWeights } from "../core/model/checkpoint.ts";
+import { openWeights } from "../core/model/checkpoint/checkpoint.ts";
 import type { ModelConfig } from "../core/model/config.ts";
 import { readModelConfig } from "../core/model/load-config.ts";
 import { readOverlay } from "../core/model/overlay.ts";
-import { storedExperts } from "../core/model/stored-experts.ts";
+import { storedExperts } from "../core/model/checkpoint/stored-experts.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";

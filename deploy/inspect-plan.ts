@@ -6,7 +6,7 @@ import { bytesByExpert } from "../core/expert-formats.ts";
 import { largestPart } from "../core/gpu/expert-banks.ts";
 import { type ModelConfig, moeLayers } from "../core/model/config.ts";
 import { expertWorkBytes, shardBufferBytes } from "../expert-service/shard-memory.ts";
-import { expertsPerShard } from "../router-service/cluster/first-placement.ts";
+import { expertsPerShard } from "../router-service/cluster/planning/contiguous-runs.ts";
 import {
   type LargeBuffer,
   type RouterMemory,

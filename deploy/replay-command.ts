@@ -12,7 +12,7 @@ import { readOverlay } from "../core/model/overlay.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";
 import { expertBytes } from "../core/weights.ts";
-import { plannerInput, type ShardFacts } from "../router-service/cluster/planner-input.ts";
+import { plannerInput, type ShardFacts } from "../router-service/cluster/planning/planner-input.ts";
 import { replay, type ReplayResult } from "./replay.ts";
 import { readTrace } from "./routing-trace.ts";
 

@@ -1,6 +1,6 @@
 /** Reads recorded routing: a safetensors file with `topk_ids` [numTokens, numMoeLayers, topK]. */
 
-import { SafetensorsFile } from "../core/model/safetensors.ts";
+import { SafetensorsFile } from "../core/model/checkpoint/safetensors.ts";
 import type { RoutingTrace } from "./replay.ts";
 
 const TENSOR = "topk_ids";

@@ -2,7 +2,7 @@
 
 import { expertsSetting } from "../core/expert-formats.ts";
 import { type Heartbeat, startHeartbeat } from "../core/heartbeat.ts";
-import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { openCheckpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";

@@ -11,9 +11,9 @@ import { commonFormat, type ExpertsSetting, formatsOf } from "../core/expert-for
 import { inTime } from "../core/gpu/deadline.ts";
 import type { ShardRegistration } from "../core/membership.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
-import type { Checkpoint } from "../core/model/checkpoint.ts";
+import type { Checkpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
-import { readExpert } from "../core/model/weights.ts";
+import { readExpert } from "../core/model/checkpoint/weights.ts";
 import { bindServer, serverOptions, stopServer } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
 import type { ShardStatus } from "../proto/gen/switchyard/v1/expert.ts";

@@ -4,7 +4,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 
 import { formatsOf } from "../core/expert-formats.ts";
-import type { Checkpoint } from "../core/model/checkpoint.ts";
+import type { Checkpoint } from "../core/model/checkpoint/checkpoint.ts";
 import type { Logger } from "../core/platform/log.ts";
 import { connectRedis, type RedisConnection } from "../core/platform/redis.ts";
 import { hostPort } from "../core/platform/service-options.ts";
@@ -15,26 +15,26 @@ import type { Statistics } from "../core/statistics/store.ts";
 import type { QueuedTokens } from "../core/statistics/windows.ts";
 import { expertBytes } from "../core/weights.ts";
 import type { Cluster } from "./cluster/cluster.ts";
-import { createOwnLease, createRedisLease, type Lease } from "./cluster/lease.ts";
-import { LoadRate } from "./cluster/load-rate.ts";
+import { createOwnLease, createRedisLease, type Lease } from "./cluster/planning/lease.ts";
+import { LoadRate } from "./cluster/planning/load-rate.ts";
 import { createRedisMembership } from "./cluster/membership-redis.ts";
 import {
   createStaticMembership,
   type Membership,
   sharedLocalBytes,
 } from "./cluster/membership-static.ts";
-import type { PlanInput } from "./cluster/plan.ts";
-import { PlacementFollower } from "./cluster/placement-follower.ts";
-import { PlacementOutlook } from "./cluster/placement-outlook.ts";
+import type { PlanInput } from "./cluster/planning/first-placement.ts";
+import { PlacementFollower } from "./cluster/planning/placement-follower.ts";
+import { PlacementOutlook } from "./cluster/planning/placement-outlook.ts";
 import {
   createMemoryStore,
   createRedisStore,
   placementKeys,
   type PlacementStore,
-} from "./cluster/placement-store.ts";
-import { PlannerLoop } from "./cluster/planner-loop.ts";
-import { PlannerThread } from "./cluster/planner-thread.ts";
-import { afterMove, firstStanding, standsFor } from "./cluster/standing.ts";
+} from "./cluster/planning/placement-store.ts";
+import { PlannerLoop } from "./cluster/planning/planner-loop.ts";
+import { PlannerThread } from "./cluster/planning/planner-thread.ts";
+import { afterMove, firstStanding, standsFor } from "./cluster/planning/standing.ts";
 import type { RouterConfig } from "./config.ts";
 
 /** What the control plane is made of. */

@@ -3,9 +3,9 @@
 import { basename, resolve } from "node:path";
 
 import { openDevice } from "../core/gpu/open-device.ts";
-import { openCheckpoint } from "../core/model/checkpoint.ts";
+import { openCheckpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../core/model/config.ts";
-import { loadTokenizer } from "../core/model/tokenizer.ts";
+import { loadTokenizer } from "../core/model/tokenizer/tokenizer.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { MAX_MESSAGE_BYTES } from "../core/platform/grpc.ts";
 import { announceReady, exitWithParent, startLifecycle } from "../core/platform/lifecycle.ts";
@@ -16,7 +16,7 @@ import { createApi } from "./api/api.ts";
 import { createRouterMetrics } from "./api/metrics.ts";
 import { createRequestTracing } from "./api/request-tracing.ts";
 import { createCluster } from "./cluster/cluster.ts";
-import { planInputOf } from "./cluster/plan.ts";
+import { planInputOf } from "./cluster/planning/first-placement.ts";
 import { type ControlPlane, createRouterId, startControlPlane } from "./control-plane.ts";
 import { routerAbout, routerConfigSchema } from "./config.ts";
 import { DeferredEngine } from "./engine/deferred-engine.ts";

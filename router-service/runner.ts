@@ -5,7 +5,7 @@ import type { WeightsDtype } from "../core/expert-device.ts";
 import { commonFormat, expertsSetting, formatsOf } from "../core/expert-formats.ts";
 import type { Gpu } from "../core/gpu/device.ts";
 import { decideWeights } from "../core/handshake.ts";
-import type { Checkpoint } from "../core/model/checkpoint.ts";
+import type { Checkpoint } from "../core/model/checkpoint/checkpoint.ts";
 import { cacheDirectory } from "../core/platform/config.ts";
 import type { Logger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";
@@ -47,7 +47,7 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
   const common = { checkpoint, weights, wire: settings.wire, limits, onProgress: onLayer };
 
   if (gpu === undefined) {
-    const { createCpuRunner } = await import("./engine/cpu-runner.ts");
+    const { createCpuRunner } = await import("./engine/cpu/cpu-runner.ts");
     const { createLocalDeviceExperts } = await import("./engine/local-experts.ts");
     const runExperts =
       cluster?.runExperts ??
@@ -60,8 +60,8 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
     return createCpuRunner({ ...common, runExperts });
   }
 
-  const { createGpuRunner } = await import("./engine/gpu-runner.ts");
-  const { createLocalGpuExperts } = await import("./engine/local-gpu-experts.ts");
+  const { createGpuRunner } = await import("./engine/gpu/gpu-runner.ts");
+  const { createLocalGpuExperts } = await import("./engine/gpu/local-gpu-experts.ts");
   const { CheckedKernels } = await import("../core/gpu/checked-kernels.ts");
   const checked = new CheckedKernels(gpu, checkpoint.config, {
     tune: settings.tune,

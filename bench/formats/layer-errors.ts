@@ -3,9 +3,9 @@
 import type { ExpertDevice } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import { runInParts } from "../../core/expert-device.ts";
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
-import { readExpert } from "../../core/model/weights.ts";
+import { readExpert } from "../../core/model/checkpoint/weights.ts";
 import { plainFloats } from "../../core/packing/mxfp4-matrix.ts";
 import { unpackMatrix } from "../../core/packing/quantize.ts";
 import { toF32 } from "../../core/tensor.ts";

@@ -3,7 +3,7 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 
-import { loadTokenizer } from "../../core/model/tokenizer.ts";
+import { loadTokenizer } from "../../core/model/tokenizer/tokenizer.ts";
 import { cutWindows, scoreLogprobs, type WindowScore } from "./windows.ts";
 
 /** Deadline of one request, milliseconds. */

@@ -3,7 +3,7 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 
-import { loadTokenizer } from "../../core/model/tokenizer.ts";
+import { loadTokenizer } from "../../core/model/tokenizer/tokenizer.ts";
 import { arrivalTimes } from "./arrivals.ts";
 import { firstServedModel, sendRequest, type Target } from "./client.ts";
 import { randomPrompts, readTexts, textPrompts, type Prompt } from "./dataset.ts";

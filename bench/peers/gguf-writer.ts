@@ -2,10 +2,10 @@
 
 import { join } from "node:path";
 
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
-import { familyOf } from "../../core/model/families.ts";
-import { readJsonFile } from "../../core/model/json-file.ts";
-import type { TensorSource } from "../../core/model/model-family.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { familyOf } from "../../core/model/families/families.ts";
+import { readJsonFile } from "../../core/model/checkpoint/json-file.ts";
+import type { TensorSource } from "../../core/model/families/model-family.ts";
 import { bytesOf, f32ToF16, F16_MAX, maxMagnitude, numElements, toF32 } from "../../core/tensor.ts";
 import { ggufBytes, type GgufTensor, type GgufValue, writeGguf } from "./gguf-file.ts";
 

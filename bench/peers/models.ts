@@ -4,10 +4,10 @@ import { createHash } from "node:crypto";
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 
-import { openCheckpoint } from "../../core/model/checkpoint.ts";
-import { readJsonFile } from "../../core/model/json-file.ts";
+import { openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { readJsonFile } from "../../core/model/checkpoint/json-file.ts";
 import { readModelConfig } from "../../core/model/load-config.ts";
-import { loadTokenizer } from "../../core/model/tokenizer.ts";
+import { loadTokenizer } from "../../core/model/tokenizer/tokenizer.ts";
 import { randomPrompts, readTexts, textPrompts } from "../load/dataset.ts";
 import { seededRandom } from "../../core/random.ts";
 import { readSyntheticConfig } from "../synthetic/command.ts";

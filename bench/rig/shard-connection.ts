@@ -3,7 +3,7 @@
 import type { ClientDuplexStream, ServiceDefinition, StatusObject } from "@grpc/grpc-js";
 import { credentials, makeGenericClientConstructor } from "@grpc/grpc-js";
 
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { channelOptions } from "../../core/platform/grpc.ts";
 import { encodeDispatch, placementCrc, PROTOCOL_VERSION } from "../../core/wire.ts";

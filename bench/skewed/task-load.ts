@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import path from "node:path";
 
 import { readModelConfig } from "../../core/model/load-config.ts";
-import { loadTokenizer } from "../../core/model/tokenizer.ts";
+import { loadTokenizer } from "../../core/model/tokenizer/tokenizer.ts";
 import { sendRequest, type Target } from "../load/client.ts";
 import { textPrompts } from "../load/dataset.ts";
 import { seededRandom } from "../../core/random.ts";

@@ -6,7 +6,7 @@ import { basename, join } from "node:path";
 import { z } from "zod";
 
 import { errorMessage } from "../../core/error-message.ts";
-import { type JsonObject, readJsonFile } from "../../core/model/json-file.ts";
+import { type JsonObject, readJsonFile } from "../../core/model/checkpoint/json-file.ts";
 import { loadConfig } from "../../core/platform/config.ts";
 import { createLogger } from "../../core/platform/log.ts";
 import { createProgressView } from "../../core/platform/progress.ts";

@@ -3,8 +3,8 @@
 import { mkdir, readdir, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
-import { expectedTensors } from "../../core/model/families.ts";
-import type { JsonObject } from "../../core/model/json-file.ts";
+import { expectedTensors } from "../../core/model/families/families.ts";
+import type { JsonObject } from "../../core/model/checkpoint/json-file.ts";
 import { parseModelConfig } from "../../core/model/load-config.ts";
 import { numElements } from "../../core/tensor.ts";
 import { randomBf16 } from "./random-values.ts";

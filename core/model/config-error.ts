@@ -2,7 +2,7 @@
 
 import type { z } from "zod";
 
-import { shownJson } from "./json-file.ts";
+import { shownJson } from "./checkpoint/json-file.ts";
 
 /** One value of a configuration that the engine does not take. */
 export interface ConfigProblem {

@@ -1,8 +1,8 @@
 /** How many parameters a model has, part by part, from its config alone; pure. */
 
 import type { LayerKind, ModelConfig } from "./config.ts";
-import { familyOf, sourcesIn } from "./families.ts";
-import type { TensorSource } from "./model-family.ts";
+import { familyOf, sourcesIn } from "./families/families.ts";
+import type { TensorSource } from "./families/model-family.ts";
 
 /** Parts of a model that are kept, and therefore counted, in ways of their own. */
 export const MODEL_PARTS = [

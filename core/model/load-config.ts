@@ -6,9 +6,9 @@ import { z } from "zod";
 
 import type { GenerationConfig, ModelConfig } from "./config.ts";
 import { ModelConfigError, zodProblems } from "./config-error.ts";
-import { modelFamilies } from "./families.ts";
-import { JsonFileError, type JsonObject, readJsonFile } from "./json-file.ts";
-import type { ModelFamily } from "./model-family.ts";
+import { modelFamilies } from "./families/families.ts";
+import { JsonFileError, type JsonObject, readJsonFile } from "./checkpoint/json-file.ts";
+import type { ModelFamily } from "./families/model-family.ts";
 
 /** Bytes of a configuration file at most. */
 const MAX_CONFIG_BYTES = 4 * 1024 * 1024;

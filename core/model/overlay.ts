@@ -7,7 +7,7 @@ import { z } from "zod";
 import type { ExpertFormat } from "../expert-format.ts";
 import type { ModelConfig } from "./config.ts";
 import { type ConfigProblem, ModelConfigError, zodProblems } from "./config-error.ts";
-import { type JsonObject, readJsonFile } from "./json-file.ts";
+import { type JsonObject, readJsonFile } from "./checkpoint/json-file.ts";
 
 /** Bytes of the file at most: every expert of the largest models by name. */
 const MAX_OVERLAY_BYTES = 16 * 1024 * 1024;

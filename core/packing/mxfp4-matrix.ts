@@ -1,7 +1,7 @@
 /** Matrices that a checkpoint has in MXFP4: kept as they are for a device that takes them so, decoded for any other use. */
 
 import { emptyMatrix, type PackedMatrix, rowScaleWords } from "../expert-format.ts";
-import { decodeMxfp4, MXFP4_GROUP } from "../model/block-scales.ts";
+import { decodeMxfp4, MXFP4_GROUP } from "../model/checkpoint/block-scales.ts";
 import { bytesOf, type HostTensor, type Mxfp4Matrix, type StoredMatrix } from "../tensor.ts";
 
 /** Rows [from, to) of a matrix in BF16, exactly; a value beyond its range is infinite, one under NaN's scale is NaN. */

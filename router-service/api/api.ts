@@ -1,7 +1,7 @@
 /** The router's front doors, HTTP and gRPC, over one engine. */
 
 import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
-import type { Tokenizer } from "../../core/model/text.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
 import { bindServer, listenError, stopServer } from "../../core/platform/grpc.ts";
 import { hostPort } from "../../core/platform/service-options.ts";
 import type { Engine } from "../engine/request.ts";

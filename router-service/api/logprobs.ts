@@ -1,6 +1,6 @@
 /** Log-probabilities in the formats of chat, completions and vLLM's prompt_logprobs. */
 
-import type { Tokenizer } from "../../core/model/text.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
 import type { PositionLogprobs, TokenLogprob } from "../engine/request.ts";
 import { tokenByteList, tokenCodePoints, tokenText } from "./token-text.ts";
 

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 
-import type { ChatMessage } from "../../core/model/text.ts";
+import type { ChatMessage } from "../../core/model/tokenizer/text.ts";
 import { InvalidRequestError } from "../engine/errors.ts";
 import { shown } from "./field-errors.ts";
 import { MAX_LOGPROBS, MAX_N, samplingShape } from "./sampling.ts";

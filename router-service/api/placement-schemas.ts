@@ -3,7 +3,7 @@
 import { z } from "zod";
 
 import { POLICIES } from "../../core/placement/input.ts";
-import type { WhatIf } from "../cluster/what-if.ts";
+import type { WhatIf } from "../cluster/planning/what-if.ts";
 
 const MAX_SHARDS = 4_096;
 /** What is supposed stays within these, so that sums and products of it are finite. */

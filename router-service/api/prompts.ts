@@ -1,7 +1,7 @@
 /** From what a client sent to the token ids that the engine gets. */
 
-import { ChatTemplateError } from "../../core/model/chat-template.ts";
-import type { Tokenizer } from "../../core/model/text.ts";
+import { ChatTemplateError } from "../../core/model/tokenizer/chat-template.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
 import { InvalidRequestError } from "../engine/errors.ts";
 import { NoTokenizerError } from "./api-errors.ts";
 import type { PromptInput } from "./openai-schemas.ts";

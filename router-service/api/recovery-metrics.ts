@@ -2,8 +2,8 @@
 
 import type { Metrics } from "../../core/platform/metrics.ts";
 import type { ClusterChange } from "../cluster/cluster.ts";
-import type { RecoveryObserver } from "../cluster/layer-call.ts";
-import { RESEND_REASONS } from "../cluster/resend.ts";
+import type { RecoveryObserver } from "../cluster/dispatch/layer-call.ts";
+import { RESEND_REASONS } from "../cluster/dispatch/resend.ts";
 
 /** From a pause before the next try to experts that are loaded from disk, seconds. */
 const WAIT_BUCKETS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128];

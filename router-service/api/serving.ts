@@ -1,7 +1,7 @@
 /** What both doors serve from. */
 
 import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
-import type { Tokenizer } from "../../core/model/text.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
 import type { Log } from "../../core/platform/log.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { Engine } from "../engine/request.ts";

@@ -1,6 +1,6 @@
 /** Tokens as the log-probability formats show them. */
 
-import type { Tokenizer } from "../../core/model/text.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
 
 /** Text of one token: its UTF-8 text, `bytes:\xe2\x80` where its bytes are no UTF-8, `token_id:17` without a tokenizer. */
 export function tokenText(tokenizer: Tokenizer | undefined, id: number): string {

@@ -6,8 +6,8 @@ import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { type Changes, changeOrAbort } from "./changes.ts";
 import { PlacementError } from "./errors.ts";
 import type { ClusterMember } from "./cluster-member.ts";
-import { livingRanks } from "./missing-experts.ts";
-import type { ClusterPlacement } from "./plan.ts";
+import { livingRanks } from "./dispatch/missing-experts.ts";
+import type { ClusterPlacement } from "./planning/first-placement.ts";
 
 /** What an adoption needs. */
 export interface Adoption {

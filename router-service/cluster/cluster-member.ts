@@ -3,9 +3,9 @@
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { Reach } from "./reach.ts";
-import type { ResendReason } from "./resend.ts";
-import type { MeasuredSpeed } from "./shard-speed.ts";
-import type { SteadySpeed } from "./steady-speed.ts";
+import type { ResendReason } from "./dispatch/resend.ts";
+import type { MeasuredSpeed } from "./shards/shard-speed.ts";
+import type { SteadySpeed } from "./shards/steady-speed.ts";
 
 /** away: no stream; loading: connected, some placement is not resident yet; draining: it serves, and is to leave. */
 export type MemberState = "away" | "loading" | "ready" | "draining";

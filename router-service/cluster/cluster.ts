@@ -9,19 +9,19 @@ import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { RunExperts } from "../engine/run-experts.ts";
 import { adopt, switchTo } from "./adoption.ts";
-import type { DispatchReport } from "./attempts.ts";
+import type { DispatchReport } from "./dispatch/attempts.ts";
 import { Changes, changeOrAbort } from "./changes.ts";
-import { EpochUse } from "./epoch-use.ts";
-import type { RecoveryObserver } from "./layer-call.ts";
+import { EpochUse } from "./dispatch/epoch-use.ts";
+import type { RecoveryObserver } from "./dispatch/layer-call.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
 import { Lasting } from "./lasting.ts";
 import { LocalRank, type LocalRankOptions } from "./local-rank.ts";
-import { missingExperts } from "./missing-experts.ts";
-import { type ClusterPlacement, planCluster, type PlanInput } from "./plan.ts";
+import { missingExperts } from "./dispatch/missing-experts.ts";
+import { type ClusterPlacement, planCluster, type PlanInput } from "./planning/first-placement.ts";
 import type { Directory } from "./reach.ts";
-import { createRemoteExperts } from "./remote-experts.ts";
+import { createRemoteExperts } from "./dispatch/remote-experts.ts";
 import { Roster } from "./roster.ts";
-import { shardPlacement } from "./shard-placement.ts";
+import { shardPlacement } from "./shards/shard-placement.ts";
 
 /** Without any shard for this long, requests are refused. */
 const NO_SHARD_MS = 5_000;

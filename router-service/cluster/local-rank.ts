@@ -20,9 +20,9 @@ import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
 import { DispatchFailedError, PlacementRefusedError } from "./errors.ts";
-import { type MeasuredSpeed, ShardSpeed } from "./shard-speed.ts";
-import type { SpeedSample } from "./steady-speed.ts";
-import type { DispatchAnswer, DispatchHandle } from "./shard-stream.ts";
+import { type MeasuredSpeed, ShardSpeed } from "./shards/shard-speed.ts";
+import type { SpeedSample } from "./shards/steady-speed.ts";
+import type { DispatchAnswer, DispatchHandle } from "./shards/shard-stream.ts";
 
 const NAME = "the router's own device";
 

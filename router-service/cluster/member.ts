@@ -4,13 +4,13 @@ import type { Logger } from "../../core/platform/log.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello, ShardStatus } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { DispatchHeader, PackedDispatch } from "../../core/wire.ts";
-import { Quarantine } from "./quarantine.ts";
+import { Quarantine } from "./shards/quarantine.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
-import type { ResendReason } from "./resend.ts";
-import { ShardClient } from "./shard-client.ts";
-import { type MeasuredSpeed, ShardSpeed } from "./shard-speed.ts";
-import type { SpeedSample } from "./steady-speed.ts";
-import type { DispatchHandle } from "./shard-stream.ts";
+import type { ResendReason } from "./dispatch/resend.ts";
+import { ShardClient } from "./shards/shard-client.ts";
+import { type MeasuredSpeed, ShardSpeed } from "./shards/shard-speed.ts";
+import type { SpeedSample } from "./shards/steady-speed.ts";
+import type { DispatchHandle } from "./shards/shard-stream.ts";
 
 /** A shard that says something every second is not asked first after this time without a word, and given up after the other. */
 const SUSPECT_MS = 1_500;

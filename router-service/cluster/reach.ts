@@ -3,10 +3,10 @@
 import type { Placement } from "../../core/placement/placement.ts";
 import type { DispatchHeader, PackedDispatch } from "../../core/wire.ts";
 import type { Changes } from "./changes.ts";
-import type { ResendReason } from "./resend.ts";
-import type { MeasuredSpeed } from "./shard-speed.ts";
-import type { SpeedSample } from "./steady-speed.ts";
-import type { DispatchHandle } from "./shard-stream.ts";
+import type { ResendReason } from "./dispatch/resend.ts";
+import type { MeasuredSpeed } from "./shards/shard-speed.ts";
+import type { SpeedSample } from "./shards/steady-speed.ts";
+import type { DispatchHandle } from "./shards/shard-stream.ts";
 
 /** A shard that can compute for an epoch. */
 export interface Reach {

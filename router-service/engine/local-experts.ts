@@ -2,9 +2,9 @@
 
 import { type ExpertDevice, runInParts } from "../../core/expert-device.ts";
 import type { FormatOf } from "../../core/expert-format.ts";
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
-import { readExpert } from "../../core/model/weights.ts";
+import { readExpert } from "../../core/model/checkpoint/weights.ts";
 import { type ExpertLoad, loadExperts } from "../../core/load-experts.ts";
 import type { RunExperts } from "./run-experts.ts";
 

@@ -9,7 +9,7 @@ import { type ModelPart, modelSize, type PartSize } from "../../core/model/footp
 import { weightBytes } from "../../core/weights.ts";
 import { BLOCK_SIZE } from "./model-runner.ts";
 import { type RunnerLimits, secondHalfLimits } from "./runner-limits.ts";
-import { allocateCaches, allocateStepBuffers } from "./step-buffers.ts";
+import { allocateCaches, allocateStepBuffers } from "./gpu/step-buffers.ts";
 
 /** A buffer that no binding of an adapter takes. */
 export interface LargeBuffer {

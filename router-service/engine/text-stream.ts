@@ -1,7 +1,7 @@
 /** Text out of a request's token ids, between the engine and the API's doors: decoding, stop strings, counts. */
 
-import { createIncrementalDecoder } from "../../core/model/incremental-decoder.ts";
-import type { Tokenizer } from "../../core/model/text.ts";
+import { createIncrementalDecoder } from "../../core/model/tokenizer/incremental-decoder.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
 import { InvalidRequestError } from "./errors.ts";
 import type {
   Engine,

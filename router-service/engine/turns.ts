@@ -1,6 +1,6 @@
 /** Two lanes at once: one computes while the other waits; where one fails, so does the other. */
 
-import type { LaneOrder } from "./gpu-lane.ts";
+import type { LaneOrder } from "./gpu/gpu-lane.ts";
 
 /** One lane's part of a step. */
 export type LaneRun<T> = (signal: AbortSignal, order: LaneOrder) => Promise<T>;

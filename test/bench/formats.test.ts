@@ -10,7 +10,7 @@ import {
 import { ErrorSum } from "../../bench/formats/layer-errors.ts";
 import { domainWindows, readReference } from "../../bench/held-out/scorer.ts";
 import { perplexity } from "../../bench/held-out/windows.ts";
-import { type Checkpoint, openCheckpoint } from "../../core/model/checkpoint.ts";
+import { type Checkpoint, openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { openGpu } from "../../core/gpu/device.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { DEMO_MODEL } from "../../bench/rig/cluster.ts";

@@ -4,7 +4,7 @@ import { after, before, describe, it } from "node:test";
 import fc from "fast-check";
 
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
-import { readExpert } from "../../core/model/weights.ts";
+import { readExpert } from "../../core/model/checkpoint/weights.ts";
 import { f32FromBytes } from "../../core/tensor.ts";
 import { decodePartialSum } from "../../core/wire.ts";
 import {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
 import { readMembers } from "../../core/membership.ts";
-import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { connectRedis, type RedisConnection } from "../../core/platform/redis.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { later, place } from "../support/placed-shard.ts";

@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import { NO_SLOT } from "../../core/expert-device.ts";
 import { inTime } from "../../core/gpu/deadline.ts";
-import { openCheckpoint } from "../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { PackedExpert } from "../../core/expert-format.ts";
 import { Batcher } from "../../expert-service/batcher.ts";

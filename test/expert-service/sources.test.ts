@@ -5,7 +5,7 @@ import { Server } from "@grpc/grpc-js";
 
 import { expertServiceDefinition } from "../../core/expert-stream.ts";
 import { moeLayers } from "../../core/model/config.ts";
-import { readExpert } from "../../core/model/weights.ts";
+import { readExpert } from "../../core/model/checkpoint/weights.ts";
 import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { PackedExpert } from "../../core/expert-format.ts";

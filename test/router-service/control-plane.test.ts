@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it, type TestContext } from "node:test";
 
 import { startHeartbeat, type Heartbeat } from "../../core/heartbeat.ts";
-import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import {
   connectRedis,

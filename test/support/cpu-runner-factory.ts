@@ -1,7 +1,7 @@
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
-import { createCpuRunner } from "../../router-service/engine/cpu-runner.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { createCpuRunner } from "../../router-service/engine/cpu/cpu-runner.ts";
 import { createLocalDeviceExperts } from "../../router-service/engine/local-experts.ts";
 import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
 import type { RunnerLimits } from "../../router-service/engine/runner-limits.ts";

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import { type Checkpoint, openCheckpoint } from "../../core/model/checkpoint.ts";
+import { type Checkpoint, openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { BLOCK_SIZE, type ModelRunner } from "../../router-service/engine/model-runner.ts";
 import type { RunnerLimits } from "../../router-service/engine/runner-limits.ts";
 import { type Golden, readGoldens } from "./goldens.ts";

@@ -3,7 +3,7 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 
-import { SafetensorsFile } from "../../core/model/safetensors.ts";
+import { SafetensorsFile } from "../../core/model/checkpoint/safetensors.ts";
 import { f32FromBytes } from "../../core/tensor.ts";
 import { DEMO_MODEL, TINY_MODEL } from "../../bench/rig/cluster.ts";
 

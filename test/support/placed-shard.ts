@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import {
   dispatchOf,

@@ -5,8 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { brotliDecompressSync } from "node:zlib";
 
-import type { Tokenizer } from "../../core/model/text.ts";
-import { loadTokenizer } from "../../core/model/tokenizer.ts";
+import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
+import { loadTokenizer } from "../../core/model/tokenizer/tokenizer.ts";
 
 /** Where the tokenizers, their vectors and the chat templates lie. */
 export const TOKENIZERS = join(import.meta.dirname, "../tokenizers");

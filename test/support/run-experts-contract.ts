@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
 import type { ExpertWeights, StoredExpert } from "../../core/expert-device.ts";
-import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
-import { readExpert } from "../../core/model/weights.ts";
+import { readExpert } from "../../core/model/checkpoint/weights.ts";
 import { plainFloats } from "../../core/packing/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../core/tensor.ts";
 import type {

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, describe, test } from "node:test";
 
-import { openCheckpoint } from "../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
 import { DEMO_MODEL, TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { goldenSuite, LOGIT_TOLERANCE, type RunnerFactory } from "./golden-suite.ts";

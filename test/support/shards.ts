@@ -1,6 +1,6 @@
 /** Expert shards in the test's own process, and clusters over them. */
 
-import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint.ts";
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { createLogger } from "../../core/platform/log.ts";
 import type { ExpertsSetting } from "../../core/expert-formats.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 
 import { testValues } from "../../bench/rig/expert-reference.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
-import type { Checkpoint } from "../../core/model/checkpoint.ts";
+import type { Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { ranksOf } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";

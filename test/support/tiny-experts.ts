@@ -1,7 +1,7 @@
 /** The tiny model's experts: how many, how large, and placements of them. */
 
 import type { LayerReplicas } from "../../core/placement/placement.ts";
-import type { ClusterPlacement } from "../../router-service/cluster/plan.ts";
+import type { ClusterPlacement } from "../../router-service/cluster/planning/first-placement.ts";
 
 /** MoE layers of the tiny model. */
 export const NUM_LAYERS = 3;

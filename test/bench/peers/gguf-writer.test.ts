@@ -5,10 +5,10 @@ import { test, type TestContext } from "node:test";
 
 import { writeGguf } from "../../../bench/peers/gguf-file.ts";
 import { writeQwen2MoeGguf } from "../../../bench/peers/gguf-writer.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
-import { familyOf } from "../../../core/model/families.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
+import { familyOf } from "../../../core/model/families/families.ts";
 import { bytesOf, f16FromBytes, f32FromBytes, f32ToF16, toF32 } from "../../../core/tensor.ts";
-import { copyModel, temporaryDir } from "../../core/model/safetensors-writer.ts";
+import { copyModel, temporaryDir } from "../../core/model/checkpoint/safetensors-writer.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { readGguf } from "./gguf-reader.ts";
 

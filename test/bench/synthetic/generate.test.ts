@@ -5,12 +5,12 @@ import { test } from "node:test";
 
 import { readSyntheticConfig, shippedConfigs } from "../../../bench/synthetic/command.ts";
 import { withLayers, writeSynthetic } from "../../../bench/synthetic/generate.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import type { ModelConfig } from "../../../core/model/config.ts";
-import { expectedTensors, familyOf } from "../../../core/model/families.ts";
+import { expectedTensors, familyOf } from "../../../core/model/families/families.ts";
 import { parseModelConfig, readRawConfig } from "../../../core/model/load-config.ts";
 import { numElements, toF32 } from "../../../core/tensor.ts";
-import { temporaryDir } from "../../core/model/safetensors-writer.ts";
+import { temporaryDir } from "../../core/model/checkpoint/safetensors-writer.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 
 function parametersOf(config: ModelConfig): number {

@@ -3,9 +3,9 @@ import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import { MODEL_PARTS, modelSize, parameterCounts } from "../../../core/model/footprint.ts";
-import type { JsonObject } from "../../../core/model/json-file.ts";
+import type { JsonObject } from "../../../core/model/checkpoint/json-file.ts";
 import { parseModelConfig } from "../../../core/model/load-config.ts";
 import { DEMO_MODEL } from "../../../bench/rig/cluster.ts";
 

@@ -5,14 +5,14 @@ import { test } from "node:test";
 
 import { ModelConfigError } from "../../../core/model/config-error.ts";
 import { moeLayers } from "../../../core/model/config.ts";
-import { expectedTensors } from "../../../core/model/families.ts";
-import { JsonFileError } from "../../../core/model/json-file.ts";
+import { expectedTensors } from "../../../core/model/families/families.ts";
+import { JsonFileError } from "../../../core/model/checkpoint/json-file.ts";
 import {
   parseModelConfig,
   readGenerationConfig,
   readModelConfig,
 } from "../../../core/model/load-config.ts";
-import { temporaryDir } from "./safetensors-writer.ts";
+import { temporaryDir } from "./checkpoint/safetensors-writer.ts";
 
 const demoDir = join(import.meta.dirname, "../../../models/demo-moe");
 const goldenDir = join(import.meta.dirname, "../../goldens/qwen2_moe");

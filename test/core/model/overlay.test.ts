@@ -3,14 +3,14 @@ import { cp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, it, test } from "node:test";
 
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import type { ModelConfig } from "../../../core/model/config.ts";
 import { ModelConfigError } from "../../../core/model/config-error.ts";
-import type { JsonObject } from "../../../core/model/json-file.ts";
+import type { JsonObject } from "../../../core/model/checkpoint/json-file.ts";
 import { readModelConfig } from "../../../core/model/load-config.ts";
 import { parseOverlay } from "../../../core/model/overlay.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
-import { temporaryDir } from "./safetensors-writer.ts";
+import { temporaryDir } from "./checkpoint/safetensors-writer.ts";
 
 const tiny = await readModelConfig(TINY_MODEL);
 /** Layer 1 has no experts; the others have 12. */

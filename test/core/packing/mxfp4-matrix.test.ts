@@ -4,15 +4,15 @@ import { test } from "node:test";
 
 import type { StoredExpert } from "../../../core/expert-device.ts";
 import { EXPERT_FORMATS, type PackedMatrix } from "../../../core/expert-format.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
-import { readExpert } from "../../../core/model/weights.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
+import { readExpert } from "../../../core/model/checkpoint/weights.ts";
 import { plainFloats } from "../../../core/packing/mxfp4-matrix.ts";
 import { PackPool } from "../../../core/packing/pack-pool.ts";
 import { unpackMatrix } from "../../../core/packing/quantize.ts";
 import { bytesOf, type Mxfp4Matrix, toF32 } from "../../../core/tensor.ts";
 import { packExpert, packMatrix, WeightOverflowError } from "../../../core/weights.ts";
 import { testValues } from "../../../bench/rig/expert-reference.ts";
-import { decodeSafetensors } from "../model/safetensors-writer.ts";
+import { decodeSafetensors } from "../model/checkpoint/safetensors-writer.ts";
 
 const GPT_OSS = join(import.meta.dirname, "../../goldens/gpt_oss");
 

@@ -3,8 +3,8 @@
 import path from "node:path";
 
 import { readGenerationConfig, readModelConfig } from "../../../core/model/load-config.ts";
-import type { Tokenizer } from "../../../core/model/text.ts";
-import { loadTokenizer } from "../../../core/model/tokenizer.ts";
+import type { Tokenizer } from "../../../core/model/tokenizer/text.ts";
+import { loadTokenizer } from "../../../core/model/tokenizer/tokenizer.ts";
 import { createApi, type ApiOptions } from "../../../router-service/api/api.ts";
 import type { EngineOptions, RunningEngine } from "../../../router-service/engine/engine.ts";
 import { toyEngine } from "../../support/engine-requests.ts";

@@ -3,7 +3,7 @@ import { after, before, describe, it } from "node:test";
 
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import { PlacementError } from "../../../router-service/cluster/errors.ts";
-import type { ResendReason } from "../../../router-service/cluster/resend.ts";
+import type { ResendReason } from "../../../router-service/cluster/dispatch/resend.ts";
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard, type TestShard } from "../../support/shards.ts";

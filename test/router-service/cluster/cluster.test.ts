@@ -5,8 +5,8 @@ import { after, before, describe, it } from "node:test";
 
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import { DispatchFailedError, PlacementError } from "../../../router-service/cluster/errors.ts";
-import type { DispatchReport } from "../../../router-service/cluster/attempts.ts";
-import { reconnectPauseMs } from "../../../router-service/cluster/shard-client.ts";
+import type { DispatchReport } from "../../../router-service/cluster/dispatch/attempts.ts";
+import { reconnectPauseMs } from "../../../router-service/cluster/shards/shard-client.ts";
 import { UnavailableError } from "../../../router-service/engine/errors.ts";
 import { testValues } from "../../../bench/rig/expert-reference.ts";
 import { createGate, type Gate } from "../../support/gated-device.ts";

@@ -5,14 +5,14 @@ import { test } from "node:test";
 
 import { formatFromWire } from "../../../core/format-message.ts";
 import { formatsOf } from "../../../core/expert-formats.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../../core/model/config.ts";
-import { readExpert } from "../../../core/model/weights.ts";
+import { readExpert } from "../../../core/model/checkpoint/weights.ts";
 import { plainFloats } from "../../../core/packing/mxfp4-matrix.ts";
 import { bytesOf, toF32 } from "../../../core/tensor.ts";
 import { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
-import { planCluster } from "../../../router-service/cluster/plan.ts";
-import { shardPlacement } from "../../../router-service/cluster/shard-placement.ts";
+import { planCluster } from "../../../router-service/cluster/planning/first-placement.ts";
+import { shardPlacement } from "../../../router-service/cluster/shards/shard-placement.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import {
   asFormatKeeps,
@@ -23,7 +23,7 @@ import {
 } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues } from "../../support/run-experts-contract.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
-import { temporaryDir } from "../../core/model/safetensors-writer.ts";
+import { temporaryDir } from "../../core/model/checkpoint/safetensors-writer.ts";
 
 test("a cluster keeps experts of an MXFP4 checkpoint in MXFP4, unless a member asks for another format", async (t) => {
   const checkpoint = await openCheckpoint(join(import.meta.dirname, "../../goldens/gpt_oss"));

@@ -4,7 +4,7 @@ import { after } from "node:test";
 import { openGpu } from "../../../core/gpu/device.ts";
 import { moeLayers } from "../../../core/model/config.ts";
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
-import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
+import { createGpuRunner } from "../../../router-service/engine/gpu/gpu-runner.ts";
 import { localRankOptions } from "../../../router-service/local-rank.ts";
 import { goldenSuite, type RunnerFactory } from "../../support/golden-suite.ts";
 import { connectTestCluster, silentLogger, startTestShard } from "../../support/shards.ts";

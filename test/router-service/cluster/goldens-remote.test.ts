@@ -1,5 +1,5 @@
 // The seam to remote experts, family by family: what differs on it are biases, activations and layers without experts.
-import { createCpuRunner } from "../../../router-service/engine/cpu-runner.ts";
+import { createCpuRunner } from "../../../router-service/engine/cpu/cpu-runner.ts";
 import { goldenSuite } from "../../support/golden-suite.ts";
 import { onTwoShards } from "../../support/two-shards.ts";
 

@@ -1,7 +1,7 @@
 import { after } from "node:test";
 
 import { openGpu } from "../../../core/gpu/device.ts";
-import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
+import { createGpuRunner } from "../../../router-service/engine/gpu/gpu-runner.ts";
 import { goldenSuite } from "../../support/golden-suite.ts";
 import { FAMILY_GOLDENS } from "../../support/goldens.ts";
 import { onTwoShards } from "../../support/two-shards.ts";

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
-import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint.ts";
+import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
+import type { ClusterPlacement } from "../../../router-service/cluster/planning/first-placement.ts";
 import { localRankOptions } from "../../../router-service/local-rank.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";

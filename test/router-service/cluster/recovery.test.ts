@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { after, afterEach, before, beforeEach, describe, it } from "node:test";
 
-import type { DispatchReport } from "../../../router-service/cluster/attempts.ts";
+import type { DispatchReport } from "../../../router-service/cluster/dispatch/attempts.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
-import type { ClusterPlacement } from "../../../router-service/cluster/plan.ts";
-import type { ResendReason } from "../../../router-service/cluster/resend.ts";
+import type { ClusterPlacement } from "../../../router-service/cluster/planning/first-placement.ts";
+import type { ResendReason } from "../../../router-service/cluster/dispatch/resend.ts";
 import { type Alteration, alteringDevice } from "../../support/altered-device.ts";
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";

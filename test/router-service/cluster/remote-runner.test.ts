@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 
 import { openGpu } from "../../../core/gpu/device.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
-import { createGpuRunner } from "../../../router-service/engine/gpu-runner.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
+import { createGpuRunner } from "../../../router-service/engine/gpu/gpu-runner.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { createdDuring } from "../../support/created-objects.ts";
 import type { RunnerFactory } from "../../support/golden-suite.ts";

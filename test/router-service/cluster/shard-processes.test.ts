@@ -3,7 +3,7 @@ import { after, before, describe, it } from "node:test";
 
 import { Client, credentials, status } from "@grpc/grpc-js";
 
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
 import { DEMO_MODEL, TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { testValues } from "../../../bench/rig/expert-reference.ts";

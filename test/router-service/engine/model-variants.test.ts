@@ -5,11 +5,11 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { openGpu } from "../../../core/gpu/device.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint.ts";
-import { expectedTensors } from "../../../core/model/families.ts";
+import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
+import { expectedTensors } from "../../../core/model/families/families.ts";
 import { readModelConfig } from "../../../core/model/load-config.ts";
 import { bytesOf } from "../../../core/tensor.ts";
-import { encodeSafetensors, temporaryDir } from "../../core/model/safetensors-writer.ts";
+import { encodeSafetensors, temporaryDir } from "../../core/model/checkpoint/safetensors-writer.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { createCpuTestRunner } from "../../support/cpu-runner-factory.ts";
 import { randomValues } from "../../support/gpu-fixture.ts";

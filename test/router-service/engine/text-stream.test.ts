@@ -3,8 +3,8 @@ import { describe, it } from "node:test";
 
 import fc from "fast-check";
 
-import type { Tokenizer } from "../../../core/model/text.ts";
-import { loadTokenizer } from "../../../core/model/tokenizer.ts";
+import type { Tokenizer } from "../../../core/model/tokenizer/text.ts";
+import { loadTokenizer } from "../../../core/model/tokenizer/tokenizer.ts";
 import { InvalidRequestError } from "../../../router-service/engine/errors.ts";
 import type { SamplingParams } from "../../../router-service/engine/request.ts";
 import { createStopMatcher } from "../../../router-service/engine/stop-matcher.ts";

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
-import type { LaneOrder } from "../../../router-service/engine/gpu-lane.ts";
+import type { LaneOrder } from "../../../router-service/engine/gpu/gpu-lane.ts";
 import { runInTurns } from "../../../router-service/engine/turns.ts";
 
 const never = () => new AbortController().signal;

@@ -1,0 +1,138 @@
+/** What the planner is asked, from what a router knows of its shards and of the load that is ahead; pure. */
+
+import type { FormatOf } from "../../../core/expert-format.ts";
+import { moeLayers, type ModelConfig } from "../../../core/model/config.ts";
+import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
+import type { Policy } from "../../../core/placement/input.ts";
+import type {
+  Coactivation,
+  MoveBudget,
+  PlannedShard,
+  PlannerInput,
+  RouterCosts,
+} from "../../../core/placement/planner.ts";
+import { expertBytes } from "../../../core/weights.ts";
+import type { WireSetting } from "../../../core/wire-rows.ts";
+
+/** What is known of a shard; what was not measured is undefined. */
+export interface ShardFacts {
+  readonly rank: number;
+  readonly memoryBytes: number;
+  readonly draining: boolean;
+  readonly secondsPerPair: number | undefined;
+  /** Time of a dispatch, however few its rows. */
+  readonly rttSeconds: number | undefined;
+  readonly bytesPerSecond: number | undefined;
+  /** Bytes of experts that it loads in a second. */
+  readonly loadBytesPerSecond: number | undefined;
+  /** Standard deviation of its measured times, as a part of them; absent: 0. */
+  readonly spread?: number;
+}
+
+/** Load per step that is ahead, and the standard deviation of its error [numMoeLayers, numExperts]. */
+export interface ExpectedLoad {
+  readonly load: Float64Array;
+  readonly deviation: Float64Array;
+}
+
+/** What a plan is made from. */
+export interface PlanFacts {
+  readonly config: ModelConfig;
+  readonly formatOf: FormatOf;
+  readonly wire: WireSetting;
+  readonly shards: readonly ShardFacts[];
+  readonly expected: ExpectedLoad;
+  /** Loads of single steps of late; absent or none: not known [numMoeLayers, numExperts] each. */
+  readonly steps?: readonly Float64Array[];
+  /** Experts of one layer that the same token chooses; absent: not known. */
+  readonly together?: Coactivation;
+  /** What is held now; absent: nothing. */
+  readonly current?: Placement;
+  readonly moves: MoveBudget;
+  /** Copies of each expert at least, as far as memory goes. */
+  readonly minCopies: number;
+  /** How experts are placed; absent: auto. */
+  readonly policy?: Policy;
+}
+
+/** Where nothing was measured: a slow CPU, a local network, an SSD. */
+const DEFAULT_SECONDS_PER_PAIR = 1e-3;
+const DEFAULT_RTT_SECONDS = 5e-4;
+const DEFAULT_BYTES_PER_SECOND = 1e9;
+const DEFAULT_LOAD_BYTES_PER_SECOND = 2e8;
+
+/** A router's time for a message and its answer beside what the round trip has, and for each byte of them. */
+const SECONDS_PER_HOP = 1e-4;
+const SECONDS_PER_BYTE = 2.5e-9;
+
+const BYTES_PER_VALUE: Readonly<Record<WireSetting, number>> = { f32: 4, f16: 2, int8: 1 };
+
+/** The planner's input. A shard that was not measured counts as the median of those that were. */
+export function plannerInput(facts: PlanFacts): PlannerInput {
+  const { config, formatOf, expected, steps = [], together, current } = facts;
+  const { moves, minCopies, policy } = facts;
+  const { numExperts, numExpertsPerToken: topK } = config;
+  const layers = moeLayers(config);
+  const bytes = Float64Array.from({ length: layers.length * numExperts }, (_, cell) =>
+    expertBytes(config, formatOf(layers[Math.floor(cell / numExperts)], cell % numExperts)),
+  );
+  return {
+    layers,
+    numExperts,
+    topK,
+    load: expected.load,
+    uncertainty: expected.deviation,
+    // None given would be none judged by: the planner draws its own.
+    ...(steps.length > 0 && { steps }),
+    ...(together && { together }),
+    bytes,
+    shards: plannedShards(facts.shards),
+    router: routerCosts(config.hiddenSize, topK, facts.wire),
+    ...(current && { current }),
+    moves,
+    minCopies,
+    ...(policy && { policy }),
+  };
+}
+
+function plannedShards(shards: readonly ShardFacts[]): PlannedShard[] {
+  // Of the way to a router's own device nothing follows for others'.
+  const remote = shards.filter(({ rank }) => rank !== LOCAL_RANK);
+  const known = (of: (shard: ShardFacts) => number | undefined, otherwise: number) => {
+    const usual = median(remote.flatMap((shard) => of(shard) ?? [])) ?? otherwise;
+    return (shard: ShardFacts) => of(shard) ?? usual;
+  };
+  const secondsPerPair = known((one) => one.secondsPerPair, DEFAULT_SECONDS_PER_PAIR);
+  const rttSeconds = known((one) => one.rttSeconds, DEFAULT_RTT_SECONDS);
+  const bytesPerSecond = known((one) => one.bytesPerSecond, DEFAULT_BYTES_PER_SECOND);
+  const loadRate = known((one) => one.loadBytesPerSecond, DEFAULT_LOAD_BYTES_PER_SECOND);
+  return shards.map((shard) => ({
+    rank: shard.rank,
+    secondsPerPair: secondsPerPair(shard),
+    // In what a pair was measured to take.
+    secondsPerExpert: 0,
+    rttSeconds: rttSeconds(shard),
+    bytesPerSecond: bytesPerSecond(shard),
+    memoryBytes: shard.memoryBytes,
+    loadSecondsPerByte: 1 / loadRate(shard),
+    draining: shard.draining,
+    ...(shard.spread !== undefined && { spread: shard.spread }),
+  }));
+}
+
+/** A row is hidden states with ids of 2 and weights of 4 bytes; its partial sum is in f32. */
+function routerCosts(hiddenSize: number, topK: number, wire: WireSetting): RouterCosts {
+  const rowBytesOut = hiddenSize * BYTES_PER_VALUE[wire] + topK * 6;
+  const rowBytesIn = hiddenSize * 4;
+  return {
+    secondsPerHop: SECONDS_PER_HOP,
+    secondsPerRow: (rowBytesOut + rowBytesIn) * SECONDS_PER_BYTE,
+    rowBytesOut,
+    rowBytesIn,
+  };
+}
+
+function median(values: readonly number[]): number | undefined {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted.length === 0 ? undefined : sorted[Math.floor((sorted.length - 1) / 2)];
+}

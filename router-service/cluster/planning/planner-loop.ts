@@ -1,0 +1,344 @@
+/** Plans placements, in the one router that holds the lease: forecast, plan, stages, each adopted by all before the next. */
+
+import { errorMessage } from "../../../core/error-message.ts";
+import { PlacementError, PlannerInputError } from "../../../core/placement/errors.ts";
+import type { Plan } from "../../../core/placement/planner.ts";
+import type { Logger } from "../../../core/platform/log.ts";
+import { RedisUnavailableError } from "../../../core/platform/redis.ts";
+import { imbalanceOf } from "./assessment.ts";
+import { AwayShards } from "./away-shards.ts";
+import { Changes, waitFor } from "../changes.ts";
+import type { Cluster, ClusterChange } from "../cluster.ts";
+import { type FirstPlanOptions, planFirst } from "./cold-start.ts";
+import { sharedLocalBytes } from "../membership-static.ts";
+import type { ClusterPlacement } from "./first-placement.ts";
+import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
+import type { PlacementOutlook } from "./placement-outlook.ts";
+import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
+import { type PlanFacts, plannerInput } from "./planner-input.ts";
+import { findPlacement, type FoundPlacement } from "./placement-store.ts";
+import type { PlannerThread } from "./planner-thread.ts";
+import { planUnderway, type StageUnderway, underwayOf, upsetOf } from "./stage-underway.ts";
+import type { StoredPlacement } from "./stored-placement.ts";
+
+/** What the loop works with. */
+export interface PlannerLoopOptions
+  extends
+    Omit<PublisherOptions, "changes" | "timing" | "signal" | "onPublished" | "interrupted">,
+    Pick<FirstPlanOptions, "first" | "minShards"> {
+  readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange">;
+  readonly outlook: PlacementOutlook;
+  readonly thread: PlannerThread;
+  /** The store does not answer, and there is no need to wait for it. */
+  readonly mayStartAlone: () => boolean;
+  /** Seconds between two plans; 0: only where something has to move. */
+  readonly intervalSeconds: number;
+  readonly timing?: Partial<PlannerTiming>;
+  readonly log: Pick<Logger, "info" | "warn" | "debug">;
+}
+
+/** How long the loop waits for what, milliseconds. */
+export interface PlannerTiming {
+  /** From a change to the plan for it, so that changes that come together are planned for once. */
+  readonly settleMs: number;
+  /** A shard that is gone may be back within this time. */
+  readonly graceMs: number;
+  /** Pause after a failure. */
+  readonly retryMs: number;
+}
+
+const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
+
+/** A router that knows what a Redis has lost registers within this time, milliseconds. */
+const RECALL_MS = 6_000;
+
+/** Time that what a plan saves must be seen, in intervals: three looks, however many others come between. */
+const CONFIRMING_INTERVALS = 1.5;
+
+/** What the loop has come to. */
+export interface PlannerState {
+  /** This router plans. */
+  readonly leading: boolean;
+  /** Epoch that this router works by; 0 before the first. */
+  readonly epoch: number;
+  /** Placements that it published, and plans that were not worth their moves. */
+  readonly published: number;
+  readonly kept: number;
+  /** Expected seconds of a step's MoE layers as the last plan left it; undefined before the first. */
+  readonly stepSeconds: number | undefined;
+  /** (max − mean) / mean of the shards' seconds, as the last plan would have it; undefined before the first. */
+  readonly imbalance: number | undefined;
+  /** What the last look decided. */
+  readonly decision: string;
+  /** Why experts without a copy can not be placed; undefined where they can. */
+  readonly unplaceable: string | undefined;
+}
+
+/** The planner of one router. */
+export class PlannerLoop {
+  readonly #options: PlannerLoopOptions;
+  readonly #timing: PlannerTiming;
+  readonly #stop = new AbortController();
+  readonly #startedAt = performance.now();
+  readonly #away = new AwayShards();
+  readonly #running: Promise<void>;
+  #state: PlannerState = {
+    leading: false,
+    epoch: 0,
+    published: 0,
+    kept: 0,
+    stepSeconds: undefined,
+    imbalance: undefined,
+    decision: "nothing was planned yet",
+    unplaceable: undefined,
+  };
+  readonly #changes = new Changes();
+  readonly #publisher: PlacementPublisher;
+  /** What the store was told last of what can not be placed; null before. */
+  #told: string | undefined | null = null;
+  /** Why planning failed last: one that goes on failing would fill the log. */
+  #failure: string | undefined;
+  /** What the store held last that can not be read. */
+  #unreadable: string | undefined;
+  /** The last look that made a plan; undefined before the first. */
+  #lastLook: Look | undefined;
+  /** Something has changed for which a plan is due at once. */
+  #due = true;
+
+  constructor(options: PlannerLoopOptions) {
+    this.#options = options;
+    this.#timing = { ...TIMING, ...options.timing };
+    this.#publisher = new PlacementPublisher({
+      ...options,
+      changes: this.#changes,
+      signal: this.#stop.signal,
+      interrupted: () => this.#due,
+      onPublished: () => {
+        this.#state = { ...this.#state, published: this.#state.published + 1 };
+      },
+    });
+    options.cluster.onChange((change) => this.#onChange(change));
+    let localBytes = sharedLocalBytes(options.membership);
+    options.membership.onChange(() => {
+      const before = localBytes;
+      localBytes = sharedLocalBytes(options.membership);
+      if (localBytes === before) this.#changes.notify();
+      else this.wake();
+    });
+    options.lease.onLeading(() => this.wake());
+    this.#running = this.#run();
+  }
+
+  state(): PlannerState {
+    const { lease, cluster } = this.#options;
+    const epoch = cluster.current()?.placement.epoch ?? 0;
+    return { ...this.#state, leading: lease.token() !== undefined, epoch };
+  }
+
+  /** Has the loop plan now. */
+  wake(): void {
+    this.#due = true;
+    this.#changes.notify();
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort();
+    this.#changes.notify();
+    await this.#running;
+  }
+
+  #onChange({ kind }: ClusterChange): void {
+    if (kind === "adopted" || kind === "placed") this.#changes.notify();
+    else this.wake();
+  }
+
+  async #run(): Promise<void> {
+    const { intervalSeconds, log } = this.#options;
+    const everyMs = intervalSeconds === 0 ? 10_000 : intervalSeconds * 1000;
+    while (!this.#stop.signal.aborted) {
+      let nextMs = everyMs;
+      this.#due = false;
+      try {
+        nextMs = (await this.#look()) ?? everyMs;
+        await this.#tellUnplaceable();
+        this.#failure = undefined;
+      } catch (error) {
+        if (this.#stop.signal.aborted) return;
+        const reason = errorMessage(error);
+        if (!(error instanceof RedisUnavailableError) && this.#failure !== reason) {
+          log.warn({ err: error }, "planning failed");
+          this.#failure = reason;
+        }
+        nextMs = this.#timing.retryMs;
+      }
+      const { signal } = this.#stop;
+      await waitFor(this.#changes, () => this.#due, nextMs, signal);
+      if (this.#due) await waitFor(this.#changes, () => false, this.#timing.settleMs, signal);
+    }
+  }
+
+  /** Has all routers refuse requests that wait for what nobody has room for. */
+  async #tellUnplaceable(): Promise<void> {
+    const { lease, store, follower } = this.#options;
+    const { unplaceable } = this.#state;
+    const token = lease.token();
+    if (token === undefined || unplaceable === this.#told) return;
+    await store.setUnplaceable(unplaceable, token);
+    this.#told = unplaceable;
+    follower.look();
+  }
+
+  /** One look at things: plans and publishes where it is due. Milliseconds until the next one, where that is soon. */
+  async #look(): Promise<number | undefined> {
+    const { store, cluster, lease, mayStartAlone, log } = this.#options;
+    const inUse = cluster.current();
+    if (lease.token() === undefined) {
+      return inUse === undefined && mayStartAlone() ? this.#startAlone() : this.#timing.retryMs;
+    }
+    const found = await findPlacement(store);
+    const { stored, unreadable } = found;
+    if (unreadable !== undefined && unreadable !== this.#unreadable) {
+      log.warn({ reason: unreadable }, "a new placement replaces one that can not be read");
+    }
+    this.#unreadable = unreadable;
+    if (inUse === undefined)
+      return stored === undefined ? this.#planFirst(found) : this.#timing.settleMs;
+    const newest = this.#newestEpoch(found);
+    if (stored === undefined || found.epoch < newest) {
+      return this.#recall(found, inUse, newest);
+    }
+    return this.#replan(stored, inUse);
+  }
+
+  /** The newest epoch that the store or a router knows of, where nothing can be read also a shard; 0 where there is none. */
+  #newestEpoch({ stored, epoch }: FoundPlacement): number {
+    const { cluster, membership, store } = this.#options;
+    // Shards may serve other routers as well, whose epochs mean nothing here.
+    const members = store.shared && stored === undefined ? cluster.members() : [];
+    return Math.max(
+      epoch,
+      ...membership.routers().map((router) => router.epoch),
+      ...members.flatMap(({ status }) => status?.epochs ?? []),
+    );
+  }
+
+  /** Puts back what the routers work by and Redis has lost, under an epoch that is new to all where another may know it. */
+  async #recall(
+    { stored, after, unreadable }: FoundPlacement,
+    inUse: ClusterPlacement,
+    newest: number,
+  ): Promise<number> {
+    const isNewest = inUse.placement.epoch === newest && unreadable === undefined;
+    const epoch = isNewest ? newest : newest + 1;
+    // Without Redis, its one router worked by the first placement before its store knew of it.
+    const early = this.#options.store.shared
+      ? "planned before Redis knew of it"
+      : "the first placement";
+    const lost = stored === undefined ? early : "Redis lost what routers know";
+    const why = unreadable ?? lost;
+    const placement = { ...inUse.placement, epoch };
+    const published = await this.#publisher.publish(
+      { ...inUse, placement },
+      { why, after, stagesLeft: 0 },
+    );
+    return published ? this.#timing.settleMs : this.#timing.retryMs;
+  }
+
+  async #planFirst(found: FoundPlacement): Promise<number | undefined> {
+    const newest = this.#newestEpoch(found);
+    // Shards hold placements that a router knows: it is to put them back.
+    if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return this.#timing.retryMs;
+    const planned = this.#firstPlacement();
+    if (planned === undefined) return undefined;
+    const placement = { ...planned.placement, epoch: newest + 1 };
+    const terms = { why: this.#state.decision, after: found.after, stagesLeft: 0 };
+    await this.#publisher.publish({ ...planned, placement }, terms);
+    return undefined;
+  }
+
+  /** Works by the first placement without telling anybody: all routers of a list come to the same. */
+  async #startAlone(): Promise<number> {
+    const planned = this.#firstPlacement();
+    if (planned !== undefined) await this.#options.cluster.adopt(planned, this.#stop.signal);
+    return this.#timing.retryMs;
+  }
+
+  /** The first placement on the shards that are there; undefined where they are too few. */
+  #firstPlacement(): ClusterPlacement | undefined {
+    const { placed, decision, unplaceable } = planFirst(this.#options, Date.now());
+    if (unplaceable !== undefined && this.#state.decision !== unplaceable) {
+      this.#options.log.warn({ reason: unplaceable }, "no first placement");
+    }
+    this.#decided(decision, unplaceable);
+    return placed;
+  }
+
+  async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
+    const { outlook, follower, log, intervalSeconds } = this.#options;
+    const facts = await outlook.facts(inUse);
+    const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies);
+    const now = performance.now();
+    this.#away.note(need.lost, now);
+    const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
+    if (soonMs > 0) return soonMs;
+    const underway = underwayOf(stored.placement, inUse.placement, this.#lastLook?.shards);
+    if (underway !== undefined && upsetOf(underway, facts.shards) === undefined) {
+      const isStuck = follower.failure(underway.epoch) !== undefined;
+      if (!isStuck && Date.now() - stored.at < ADOPT_MS) return this.#timing.retryMs;
+    }
+    const isDue = isUrgent(need) || need.sparse > 0 || underway !== undefined;
+    if (intervalSeconds === 0 && !isDue) return undefined;
+    const plan = await this.#plan(facts, underway);
+    if (plan === undefined) return this.#timing.retryMs;
+    const { decision, look } = judge({
+      plan,
+      current: inUse.placement,
+      underway: underway?.stage,
+      facts,
+      last: this.#lastLook,
+      atMs: performance.now(),
+      leastMs: intervalSeconds * 1000 * CONFIRMING_INTERVALS,
+    });
+    const { publish, why } = decision;
+    this.#lastLook = look;
+    const { secondsBefore, secondsAfter, shards } = plan.why;
+    this.#state = {
+      ...this.#state,
+      kept: this.#state.kept + (publish ? 0 : 1),
+      stepSeconds: publish ? secondsAfter : (secondsBefore ?? secondsAfter),
+      imbalance: imbalanceOf(shards.map(({ seconds }) => seconds)),
+    };
+    this.#decided(why);
+    log.debug({ publish, why }, "planned");
+    if (!publish) return undefined;
+    const { epoch } = stored.placement;
+    const terms = { why, after: epoch, planned: facts.shards };
+    const outcome = await this.#publisher.publishStages(plan.stages, inUse, terms);
+    return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
+      outcome
+    ];
+  }
+
+  /** Undefined where there can be none, which is decided then. */
+  async #plan(facts: PlanFacts, underway: StageUnderway | undefined): Promise<Plan | undefined> {
+    const { thread, log, cluster } = this.#options;
+    try {
+      if (underway === undefined) return await thread.plan(plannerInput(facts));
+      return await planUnderway(facts, underway, cluster.members(), thread);
+    } catch (error) {
+      const isRoom = error instanceof PlacementError;
+      if (!isRoom && !(error instanceof PlannerInputError)) throw error;
+      if (this.#state.decision !== error.message) {
+        const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
+        log.warn({ reason: error.message }, said);
+      }
+      const mayWait = !isRoom || this.#away.mayReturn(performance.now());
+      this.#decided(error.message, mayWait ? undefined : error.message);
+      return undefined;
+    }
+  }
+
+  #decided(decision: string, unplaceable?: string): void {
+    this.#state = { ...this.#state, decision, unplaceable };
+  }
+}

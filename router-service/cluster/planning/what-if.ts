@@ -1,0 +1,138 @@
+/** Plans for other shards, another load, other bounds than there are; pure. */
+
+import type { Policy } from "../../../core/placement/input.ts";
+import type { PlanFacts, ShardFacts } from "./planner-input.ts";
+
+/** A shard that is other than it is, or one that is not there. What is absent stays as it is, or counts as usual. */
+export interface WhatIfShard {
+  readonly rank: number;
+  readonly memoryBytes?: number | undefined;
+  readonly secondsPerPair?: number | undefined;
+  readonly rttSeconds?: number | undefined;
+  readonly bytesPerSecond?: number | undefined;
+  readonly draining?: boolean | undefined;
+  /** It is not there. */
+  readonly absent?: boolean | undefined;
+}
+
+/** What is to be supposed; what is absent stays as it is. */
+export interface WhatIf {
+  readonly shards?: readonly WhatIfShard[] | undefined;
+  /** Tokens of a step: the load is scaled to it. */
+  readonly tokensPerStep?: number | undefined;
+  /** Pairs per step of the experts of some layers, by layer [numExperts]; the others stay as forecast. */
+  readonly load?: ReadonlyMap<number, readonly number[]> | undefined;
+  /** Plan as if nothing were held. */
+  readonly fromNothing?: boolean | undefined;
+  readonly minCopies?: number | undefined;
+  /** How experts are placed. */
+  readonly policy?: Policy | undefined;
+  /** Bytes that the plan may load beside what it must. */
+  readonly moveBytes?: number | undefined;
+  /** Steps that the placement is expected to stand. */
+  readonly steps?: number | undefined;
+}
+
+/** What is supposed contradicts the model or itself. */
+export class WhatIfError extends Error {
+  override readonly name = "WhatIfError";
+  /** Field at fault, as the API has it. */
+  readonly param: string;
+  constructor(param: string, message: string) {
+    super(`${param}: ${message}`);
+    this.param = param;
+  }
+}
+
+/** The facts as they are supposed to be. Throws WhatIfError. */
+export function suppose(facts: PlanFacts, layers: readonly number[], what: WhatIf): PlanFacts {
+  const { current, steps: seen, ...others } = facts;
+  const { tokensPerStep, fromNothing, moveBytes, steps, minCopies } = what;
+  const { numExperts, numExpertsPerToken: topK } = facts.config;
+  const load = supposedLoad(facts, layers, what);
+  if (tokensPerStep !== undefined) scale(load, numExperts, topK * tokensPerStep);
+  return {
+    ...others,
+    shards: supposedShards(facts.shards, what.shards ?? []),
+    expected: { load, deviation: facts.expected.deviation },
+    // Steps that were seen are none of a load that is supposed.
+    ...(seen && what.load === undefined && tokensPerStep === undefined && { steps: seen }),
+    ...(current && fromNothing !== true && { current }),
+    moves: {
+      bytes: moveBytes ?? facts.moves.bytes,
+      steps: steps ?? facts.moves.steps,
+    },
+    minCopies: minCopies ?? facts.minCopies,
+    ...(what.policy && { policy: what.policy }),
+  };
+}
+
+function supposedShards(
+  shards: readonly ShardFacts[],
+  changes: readonly WhatIfShard[],
+): ShardFacts[] {
+  const byRank = new Map(shards.map((shard) => [shard.rank, shard]));
+  const seen = new Set<number>();
+  for (const [index, change] of changes.entries()) {
+    const { rank, absent, ...values } = change;
+    if (seen.has(rank)) throw new WhatIfError(`shards[${index}].rank`, `${rank} is there twice`);
+    seen.add(rank);
+    const before = byRank.get(rank);
+    if (absent === true) {
+      if (!byRank.delete(rank)) {
+        const there = shards.map((shard) => shard.rank).join(", ") || "none";
+        throw new WhatIfError(`shards[${index}].rank`, `no shard has ${rank}, there are ${there}`);
+      }
+      continue;
+    }
+    const memoryBytes = values.memoryBytes ?? before?.memoryBytes;
+    if (memoryBytes === undefined) {
+      throw new WhatIfError(
+        `shards[${index}].memory_bytes`,
+        `is missing, there is no shard ${rank} whose memory is known`,
+      );
+    }
+    byRank.set(rank, {
+      rank,
+      memoryBytes,
+      draining: values.draining ?? before?.draining ?? false,
+      secondsPerPair: values.secondsPerPair ?? before?.secondsPerPair,
+      rttSeconds: values.rttSeconds ?? before?.rttSeconds,
+      bytesPerSecond: values.bytesPerSecond ?? before?.bytesPerSecond,
+      loadBytesPerSecond: before?.loadBytesPerSecond,
+      spread: before?.spread ?? 0,
+    });
+  }
+  return [...byRank.values()].sort((a, b) => a.rank - b.rank);
+}
+
+function supposedLoad(
+  { expected, config: { numExperts } }: PlanFacts,
+  layers: readonly number[],
+  { load }: WhatIf,
+): Float64Array {
+  const supposed = expected.load.slice();
+  for (const [layer, pairs] of load ?? []) {
+    const index = layers.indexOf(layer);
+    if (index < 0) {
+      throw new WhatIfError(`load.${layer}`, `is not an MoE layer, there are ${layers.join(", ")}`);
+    }
+    if (pairs.length !== numExperts) {
+      throw new WhatIfError(
+        `load.${layer}`,
+        `${pairs.length} values, the layer has ${numExperts} experts`,
+      );
+    }
+    supposed.set(pairs, index * numExperts);
+  }
+  return supposed;
+}
+
+/** Scales each layer that has load to `pairs` in all. */
+function scale(load: Float64Array, numExperts: number, pairs: number): void {
+  for (let from = 0; from < load.length; from += numExperts) {
+    const layer = load.subarray(from, from + numExperts);
+    const sum = layer.reduce((total, one) => total + one, 0);
+    if (sum > 0) for (let i = 0; i < numExperts; i++) layer[i] *= pairs / sum;
+  }
+}

@@ -1,0 +1,124 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { moeLayers } from "../../../../core/model/config.ts";
+import { readModelConfig } from "../../../../core/model/load-config.ts";
+import { LOCAL_RANK } from "../../../../core/placement/placement.ts";
+import { expertBytes } from "../../../../core/weights.ts";
+import {
+  type PlanFacts,
+  plannerInput,
+  type ShardFacts,
+} from "../../../../router-service/cluster/planning/planner-input.ts";
+import { suppose, WhatIfError } from "../../../../router-service/cluster/planning/what-if.ts";
+import { TINY_MODEL } from "../../../../bench/rig/cluster.ts";
+
+const config = await readModelConfig(TINY_MODEL);
+const layers = moeLayers(config);
+const cells = layers.length * config.numExperts;
+
+const shardOf = (rank: number, known: Partial<ShardFacts> = {}): ShardFacts => ({
+  rank,
+  memoryBytes: 1e6,
+  draining: false,
+  secondsPerPair: undefined,
+  rttSeconds: undefined,
+  bytesPerSecond: undefined,
+  loadBytesPerSecond: undefined,
+  ...known,
+});
+
+const factsOf = (shards: readonly ShardFacts[], others: Partial<PlanFacts> = {}): PlanFacts => ({
+  config,
+  formatOf: (layer) => (layer === layers[0] ? "int8" : "f16"),
+  wire: "f16",
+  shards,
+  expected: { load: new Float64Array(cells).fill(2), deviation: new Float64Array(cells) },
+  moves: { bytes: 5, steps: 7 },
+  minCopies: 1,
+  ...others,
+});
+
+test("shards that were not measured count as the median of those that were, routers' own devices aside", () => {
+  const { shards } = plannerInput(
+    factsOf([
+      shardOf(0, { secondsPerPair: 1e-3, rttSeconds: 1e-4, bytesPerSecond: 1e8 }),
+      shardOf(1),
+      shardOf(2, { secondsPerPair: 3e-3, rttSeconds: 2e-4, bytesPerSecond: 1e9 }),
+      shardOf(3, { secondsPerPair: 2e-3, rttSeconds: 3e-4, bytesPerSecond: 1e10 }),
+      shardOf(LOCAL_RANK, { secondsPerPair: 9, rttSeconds: 0, bytesPerSecond: Infinity }),
+    ]),
+  );
+  const [, unknown, , , local] = shards;
+  assert.equal(unknown.secondsPerPair, 2e-3);
+  assert.equal(unknown.rttSeconds, 2e-4);
+  assert.equal(unknown.bytesPerSecond, 1e9);
+  assert.deepEqual([local.rttSeconds, local.bytesPerSecond], [0, Infinity]);
+});
+
+test("each expert takes the bytes of its own format, and rows those of the wire", () => {
+  const input = plannerInput(factsOf([shardOf(0)]));
+  assert.equal(input.bytes[0], expertBytes(config, "int8"));
+  assert.equal(input.bytes[config.numExperts], expertBytes(config, "f16"));
+  assert.equal(input.router.rowBytesOut, config.hiddenSize * 2 + config.numExpertsPerToken * 6);
+  assert.equal(input.router.rowBytesIn, config.hiddenSize * 4);
+});
+
+test("steps that were seen are judged by, none where there are none or another load is supposed", () => {
+  const steps = [new Float64Array(cells).fill(1)];
+  const seen = factsOf([shardOf(0)], { steps });
+  assert.equal(plannerInput(seen).steps, steps);
+  assert.ok(!("steps" in plannerInput(factsOf([shardOf(0)], { steps: [] }))));
+  assert.equal(plannerInput(suppose(seen, layers, { minCopies: 2 })).steps, steps);
+  assert.ok(!("steps" in plannerInput(suppose(seen, layers, { tokensPerStep: 10 }))));
+});
+
+test("what is supposed changes shards, load and bounds, and leaves the rest as it is", () => {
+  const facts = factsOf([shardOf(0), shardOf(1), shardOf(2)], {
+    current: { epoch: 3, layers: new Map() },
+  });
+  const supposed = suppose(facts, layers, {
+    shards: [
+      { rank: 1, absent: true },
+      { rank: 2, memoryBytes: 9, draining: true },
+      { rank: 5, memoryBytes: 4, secondsPerPair: 0.5 },
+    ],
+    tokensPerStep: 10,
+    load: new Map([[layers[1], [1, ...Array.from({ length: config.numExperts - 1 }, () => 0)]]]),
+    fromNothing: true,
+    minCopies: 2,
+    moveBytes: 11,
+    policy: "eplb",
+  });
+  assert.equal(plannerInput(supposed).policy, "eplb");
+  assert.deepEqual(
+    supposed.shards.map(({ rank, memoryBytes, draining }) => [rank, memoryBytes, draining]),
+    [
+      [0, 1e6, false],
+      [2, 9, true],
+      [5, 4, false],
+    ],
+  );
+  const pairs = 10 * config.numExpertsPerToken;
+  assert.equal(supposed.expected.load[config.numExperts], pairs);
+  assert.equal(supposed.expected.load[config.numExperts + 1], 0);
+  assert.ok(Math.abs(supposed.expected.load[0] - pairs / config.numExperts) < 1e-9);
+  assert.equal(supposed.current, undefined);
+  assert.deepEqual([supposed.minCopies, supposed.moves], [2, { bytes: 11, steps: 7 }]);
+  assert.equal(facts.expected.load[0], 2, "the facts stay as they are");
+});
+
+for (const [what, whatIf, param] of [
+  ["a rank twice", { shards: [0, 0].map((rank) => ({ rank })) }, "shards[1].rank"],
+  ["a new shard without memory", { shards: [{ rank: 9 }] }, "shards[0].memory_bytes"],
+  ["that a shard is gone that is none", { shards: [{ rank: 9, absent: true }] }, "shards[0].rank"],
+  ["a layer that is none", { load: new Map([[99, [1]]]) }, "load.99"],
+  ["too few experts", { load: new Map([[layers[0], [1]]]) }, `load.${layers[0]}`],
+] as const) {
+  test(`supposing ${what} is refused by the field's name`, () => {
+    assert.throws(
+      () => suppose(factsOf([shardOf(0)]), layers, whatIf),
+      (error) => error instanceof WhatIfError && error.param === param,
+    );
+  });
+}
