@@ -1,4 +1,4 @@
-/** What a move of experts costs the tokens that are made meanwhile: `npm run bench -- moves`. */
+/** What moves of experts cost the tokens that are made meanwhile: `npm run bench -- moves`. */
 
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -6,9 +6,21 @@ import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
-import { drainShard, shardsOf, waitForConvergence } from "./rig/control-api.ts";
+import {
+  drainShard,
+  newCopies,
+  placementOf,
+  shardsOf,
+  waitForConvergence,
+} from "./rig/control-api.ts";
 import { ElasticCluster } from "./rig/elastic-cluster.ts";
-import { driveLoad, failureText, judgeLoad, runUndisturbed } from "./rig/load-driver.ts";
+import {
+  type DrivenRequest,
+  driveLoad,
+  failureText,
+  judgeLoad,
+  runUndisturbed,
+} from "./rig/load-driver.ts";
 import { waitFor } from "./rig/wait-for.ts";
 import { distribution } from "./load/statistics.ts";
 
@@ -17,9 +29,20 @@ const schema = z.object({
   device: z.enum(["webgpu", "cpu"]).default("cpu").meta({ description: "What computes" }),
   shards: z.int().min(2).default(2).meta({ description: "Shards at the start", placeholder: "N" }),
   streams: z.int().min(1).default(8).meta({ description: "Requests at a time", placeholder: "N" }),
-  outputLen: z.int().min(2).default(48).meta({
-    description: "Tokens of each",
+  outputLen: z.int().min(4).default(96).meta({
+    description: "Tokens of the longest answer; the others have half of that and more",
     placeholder: "N",
+  }),
+  microsPerPair: z.number().min(0).default(500).meta({
+    description:
+      "Time that a shard's device takes at least for one expert of a row, no core meanwhile",
+    unit: "µs",
+    placeholder: "N",
+  }),
+  diskMbps: z.number().positive().optional().meta({
+    description: "MB/s that the disk of each shard gives at most, so that experts come from peers",
+    placeholder: "N",
+    defaultText: "as fast as it is",
   }),
   seconds: z.number().positive().default(10).meta({
     description: "Rest before each move",
@@ -27,7 +50,7 @@ const schema = z.object({
     placeholder: "SECONDS",
   }),
   repeats: z.int().min(1).default(3).meta({
-    description: "Times that a shard joins and is drained again",
+    description: "Times that a shard joins and the oldest is drained",
     placeholder: "N",
   }),
 });
@@ -35,53 +58,86 @@ const schema = z.object({
 const about = {
   command: "npm run bench -- moves",
   summary:
-    "Gaps between tokens at rest and while a shard joins, gets experts, and gives them up again.",
+    "Gaps between tokens at rest, while a shard joins and gets experts, and while the oldest leaves and all of its experts move.",
 };
 
 /** Longest that a move may take, milliseconds. */
 const MOVE_MS = 120_000;
 
-/** Prompts that are sent over and over. */
-const PROMPTS = { count: 32, minLength: 16, maxLength: 48 };
+/** Lengths of the prompts that are sent over and over. */
+const PROMPT_LENGTHS = { minLength: 16, maxLength: 48 };
 
 /** A stretch of time, and the gaps of the tokens that came in it, milliseconds. */
 interface Stretch {
   readonly kind: "rest" | "join" | "drain";
-  readonly gaps: number[];
-  readonly startedAt: number;
-  endedAt: number;
+  /** Of tokens between which no prompt was under way. */
+  readonly decodeGaps: number[];
+  readonly allGaps: number[];
+  seconds: number;
+  /** Copies of experts that the placement has more at the end, and bytes that shards read from disk. */
+  loaded: number;
+  read: number;
 }
 
 /** Runs it and prints a table; the exit status: 1 where a request failed or had a wrong token. */
 export async function runMovesCommand(argv: string[]): Promise<number> {
   const settings = loadConfig(schema, about, argv);
-  const { model, device, shards } = settings;
+  const { model, device, shards, diskMbps } = settings;
   const cluster = await ElasticCluster.start({
     model,
     device,
     shards,
     redis: true,
+    shardScript: "bench/throttled-shard.ts",
+    shardFlags: () => [
+      `--micros-per-pair=${settings.microsPerPair}`,
+      ...(diskMbps === undefined ? [] : [`--disk-bytes-per-second=${diskMbps * 1e6}`]),
+    ],
     routerFlags: ["--plan-interval", "1"],
   });
   try {
     const [{ url }] = cluster.routers();
-    const sizes = { ...PROMPTS, maxTokens: settings.outputLen };
+    const count = 2 * settings.streams;
+    const sizes = { ...PROMPT_LENGTHS, count, maxTokens: settings.outputLen };
     const { prompts } = await runUndisturbed(url, 41, sizes, settings.streams);
     const stretches: Stretch[] = [];
     const over = new AbortController();
+    const prefills = new PrefillWatch();
     const load = driveLoad({
-      prompts,
+      prompts: prompts.map(({ ids, greedy }, index) => ({
+        ids,
+        // Of many lengths, so that answers do not end, and prompts begin, all at once.
+        greedy: greedy.slice(0, Math.ceil((greedy.length * (1 + index / count)) / 2)),
+      })),
       concurrency: settings.streams,
       target: () => url,
       until: over.signal,
-      // The first token of a request waited for its prefill, not for the one before.
-      onToken: ({ tokens }, gapMs) => tokens.length > 1 && stretches.at(-1)?.gaps.push(gapMs),
+      onToken: (request, gapMs) => {
+        const isDecode = prefills.isDecode(load.requests, request, gapMs);
+        // The first token of a request waited for its prefill, not for the one before.
+        if (request.tokens.length === 1) return;
+        stretches.at(-1)?.allGaps.push(gapMs);
+        if (isDecode) stretches.at(-1)?.decodeGaps.push(gapMs);
+      },
     });
     const measure = async (kind: Stretch["kind"], act: () => Promise<unknown>) => {
-      const stretch: Stretch = { kind, gaps: [], startedAt: performance.now(), endedAt: 0 };
+      const placement = await placementOf(url);
+      const reads = diskReads(cluster);
+      const startedAt = performance.now();
+      const stretch: Stretch = {
+        kind,
+        decodeGaps: [],
+        allGaps: [],
+        seconds: 0,
+        loaded: 0,
+        read: 0,
+      };
       stretches.push(stretch);
       await act();
-      stretch.endedAt = performance.now();
+      stretch.seconds = (performance.now() - startedAt) / 1000;
+      stretch.loaded = newCopies(placement, await placementOf(url));
+      for (const [rank, bytes] of diskReads(cluster))
+        stretch.read += bytes - (reads.get(rank) ?? 0);
     };
     const rest = () => measure("rest", () => delay(settings.seconds * 1000));
     for (let repeat = 0; repeat < settings.repeats; repeat++) {
@@ -92,8 +148,9 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
         await waitForConvergence(cluster, MOVE_MS);
       });
       await rest();
-      await measure("drain", () => drainShard(cluster, rank, MOVE_MS));
-      await cluster.stopShard(rank);
+      const [oldest] = cluster.shards();
+      await measure("drain", () => drainShard(cluster, oldest.rank, MOVE_MS));
+      await cluster.stopShard(oldest.rank);
     }
     over.abort();
     await load.done;
@@ -112,28 +169,71 @@ async function holdsExperts(url: string, rank: number): Promise<boolean> {
   return shards.some((shard) => shard.rank === rank && (shard.resident_bytes ?? 0) > 0);
 }
 
+/** Tells gaps of decode steps alone from those in which some prompt was computed. */
+class PrefillWatch {
+  #lastEndedAt = 0;
+
+  /** To be called with every token of every request, `gapMs` after the one before. */
+  isDecode(requests: readonly DrivenRequest[], { tokens }: DrivenRequest, gapMs: number): boolean {
+    const now = performance.now();
+    if (tokens.length === 1) this.#lastEndedAt = now;
+    const waits = requests
+      .slice(-64)
+      .some((one) => one.endedAt === undefined && one.tokens.length === 0);
+    return !waits && this.#lastEndedAt < now - gapMs;
+  }
+}
+
+/** Bytes that each living shard has read from its checkpoint since it came up, from what it logged. */
+function diskReads(cluster: ElasticCluster): Map<number, number> {
+  const reads = cluster.shards().map(({ rank, process }) => {
+    const bytes = process
+      .output()
+      .split("\n")
+      .flatMap((line) => {
+        if (!line.includes('"placement resident"')) return [];
+        return [(JSON.parse(line) as { checkpointBytesRead: number }).checkpointBytesRead];
+      });
+    return [rank, bytes.length === 0 ? 0 : bytes[bytes.length - 1] - bytes[0]] as const;
+  });
+  return new Map(reads);
+}
+
 /** Gaps at rest and in moves, in Markdown. */
 function table(stretches: readonly Stretch[]): string {
   const rows = (["rest", "join", "drain"] as const).map((kind) => {
     const those = stretches.filter((stretch) => stretch.kind === kind);
-    const gaps = those.flatMap((stretch) => stretch.gaps);
-    const seconds = those.reduce((sum, { startedAt, endedAt }) => sum + endedAt - startedAt, 0);
-    return { kind, gaps: distribution(gaps), count: gaps.length, seconds: seconds / 1000 };
+    const sum = (of: (stretch: Stretch) => number) =>
+      those.reduce((total, stretch) => total + of(stretch), 0);
+    return {
+      kind,
+      seconds: sum(({ seconds }) => seconds),
+      loaded: sum(({ loaded }) => loaded),
+      read: sum(({ read }) => read),
+      gaps: [
+        those.flatMap(({ decodeGaps }) => decodeGaps),
+        those.flatMap(({ allGaps }) => allGaps),
+      ],
+    };
   });
-  const before = rows[0].gaps.p99;
-  const lines = rows.map(({ kind, gaps, count, seconds }) =>
+  const before = rows[0].gaps.map((gaps) => distribution(gaps).p99);
+  const lines = rows.map(({ kind, seconds, loaded, read, gaps }) =>
     [
       kind,
       seconds.toFixed(1),
-      count,
-      gaps.median.toFixed(1),
-      gaps.p99.toFixed(1),
-      `${(gaps.p99 / before).toFixed(2)} ×`,
+      loaded,
+      (read / 2 ** 20).toFixed(1),
+      ...gaps.flatMap((values, which) => {
+        const { p50, p99 } = distribution(values);
+        const against = `${(p99 / before[which]).toFixed(2)} ×`;
+        return [values.length, p50.toFixed(1), p99.toFixed(1), against];
+      }),
     ].join(" | "),
   );
+  const of = ["gaps", "p50 ms", "p99 ms", "p99 against rest"].join(" | ");
   return [
-    "| while | s | tokens | TPOT p50 ms | TPOT p99 ms | p99 against rest |",
-    "| --- | --- | --- | --- | --- | --- |",
+    `| while | s | experts loaded | MiB from disk | decode steps: ${of} | with prompts: ${of} |`,
+    `|${" --- |".repeat(12)}`,
     ...lines.map((line) => `| ${line} |`),
   ].join("\n");
 }

@@ -1,10 +1,12 @@
-/** A shard whose device is as slow as told: `throttled-shard.ts`, with a shard's own flags and those below. */
+/** A shard whose device and disk are as slow as told: `throttled-shard.ts`, with a shard's own flags and those below. */
 
 import { setTimeout as delay } from "node:timers/promises";
 
 import { z } from "zod";
 
 import { NO_SLOT, type ExpertDevice } from "../core/expert-device.ts";
+import { type Checkpoint, openCheckpoint } from "../core/model/checkpoint.ts";
+import type { TensorSource } from "../core/model/model-family.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { expertAbout, expertConfigSchema } from "../expert-service/config.ts";
 import { openShardDevice, type ShardDevice } from "../expert-service/device.ts";
@@ -20,6 +22,11 @@ const schema = expertConfigSchema.extend({
     description: "Time that the device takes at least for any run, beside that",
     unit: "µs",
     placeholder: "N",
+  }),
+  diskBytesPerSecond: z.number().positive().default(Infinity).meta({
+    description: "Bytes of expert weights that the disk gives in a second at most",
+    placeholder: "N",
+    defaultText: "as fast as it is",
   }),
 });
 
@@ -60,10 +67,36 @@ function throttledShardDevice(device: ShardDevice, speed: Speed): ShardDevice {
   };
 }
 
-const { microsPerPair, microsPerRun, ...config } = loadConfig(schema, {
+/** A checkpoint whose expert weights come one after another, and no faster than told. */
+function slowlyRead(checkpoint: Checkpoint, bytesPerSecond: number): Checkpoint {
+  if (bytesPerSecond === Infinity) return checkpoint;
+  let tail: Promise<unknown> = Promise.resolve();
+  const read = async (sources: readonly TensorSource[]) => {
+    const startedAt = performance.now();
+    const before = checkpoint.bytesRead();
+    const matrices = await checkpoint.readMatrices(sources);
+    const seconds = (checkpoint.bytesRead() - before) / bytesPerSecond;
+    const left = startedAt + seconds * 1000 - performance.now();
+    if (left > 0) await delay(left);
+    return matrices;
+  };
+  return {
+    ...checkpoint,
+    readMatrices: (sources) => {
+      const result = tail.then(() => read(sources));
+      tail = result.catch(() => undefined);
+      return result;
+    },
+  };
+}
+
+const { microsPerPair, microsPerRun, diskBytesPerSecond, ...config } = loadConfig(schema, {
   ...expertAbout,
   command: "node bench/throttled-shard.ts",
 });
-await runShardProcess(config, async (...device) =>
-  throttledShardDevice(await openShardDevice(...device), { microsPerPair, microsPerRun }),
+await runShardProcess(
+  config,
+  async (...device) =>
+    throttledShardDevice(await openShardDevice(...device), { microsPerPair, microsPerRun }),
+  async (dir) => slowlyRead(await openCheckpoint(dir), diskBytesPerSecond),
 );

@@ -18,10 +18,12 @@ import { startShard } from "./shard.ts";
  * Runs a shard until its process is told to stop, or ends it where something fails on its way; resolves when the shard serves.
  * Rejects as opening the checkpoint and the device does.
  * @param openDevice opens what the shard computes on
+ * @param openModel opens what it reads experts from
  */
 export async function runShardProcess(
   config: ExpertConfig,
   openDevice: typeof openShardDevice = openShardDevice,
+  openModel: typeof openCheckpoint = openCheckpoint,
 ): Promise<void> {
   const logger = createLogger(`shard ${config.rank}`, config.logLevel);
   const lifecycle = startLifecycle(logger);
@@ -30,7 +32,7 @@ export async function runShardProcess(
   const telemetry = await startTelemetry("switchyard-shard", logger);
   lifecycle.onStop("telemetry", () => telemetry.shutdown());
 
-  const checkpoint = await openCheckpoint(config.model);
+  const checkpoint = await openModel(config.model);
   lifecycle.onStop("checkpoint", () => checkpoint.close());
 
   const device = await openDevice(config, checkpoint.config, logger);

@@ -61,6 +61,18 @@ export function ranksOf({ layers }: PlacementView): (number | "local")[] {
   return [...ranks].sort((a, b) => order(a) - order(b));
 }
 
+/** Copies that are in the second placement and not in the first, of the same layers. */
+export function newCopies(from: PlacementView, to: PlacementView): number {
+  let count = 0;
+  for (const [at, { experts }] of to.layers.entries()) {
+    for (const [expert, copies] of experts.entries()) {
+      const before = new Set(from.layers[at].experts[expert].map(({ rank }) => rank));
+      for (const { rank } of copies) if (!before.has(rank)) count++;
+    }
+  }
+  return count;
+}
+
 /** Has a living router drain a shard, and waits until all of them say that it may be stopped. */
 export async function drainShard(
   cluster: ElasticCluster,

@@ -1,7 +1,7 @@
 /** What a load came to under one way to place experts. */
 
 import { metricSamples } from "../rig/api.ts";
-import { placementOf, type PlacementView } from "../rig/control-api.ts";
+import { newCopies, placementOf, type PlacementView } from "../rig/control-api.ts";
 import { distribution, timePerOutputToken } from "../load/statistics.ts";
 import type { TaskRecord } from "./task-load.ts";
 
@@ -116,18 +116,6 @@ export class PolicyMeter {
     }
     this.#last = now;
   }
-}
-
-/** Copies that are in the second placement and not in the first. */
-function newCopies(from: PlacementView, to: PlacementView): number {
-  let count = 0;
-  for (const [at, { experts }] of to.layers.entries()) {
-    for (const [expert, copies] of experts.entries()) {
-      const before = new Set(from.layers[at].experts[expert].map(({ rank }) => rank));
-      for (const { rank } of copies) if (!before.has(rank)) count++;
-    }
-  }
-  return count;
 }
 
 /** The figures of all policies, in Markdown. */
