@@ -226,14 +226,15 @@ function table(stretches: readonly Stretch[]): string {
       ...gaps.flatMap((values, which) => {
         const { p50, p99 } = distribution(values);
         const against = `${(p99 / before[which]).toFixed(2)} ×`;
-        return [values.length, p50.toFixed(1), p99.toFixed(1), against];
+        const longest = values.reduce((most, value) => Math.max(most, value), 0);
+        return [values.length, p50.toFixed(1), p99.toFixed(1), against, longest.toFixed(1)];
       }),
     ].join(" | "),
   );
-  const of = ["gaps", "p50 ms", "p99 ms", "p99 against rest"].join(" | ");
+  const of = ["gaps", "p50 ms", "p99 ms", "p99 against rest", "longest ms"].join(" | ");
   return [
     `| while | s | experts loaded | MiB from disk | decode steps: ${of} | with prompts: ${of} |`,
-    `|${" --- |".repeat(12)}`,
+    `|${" --- |".repeat(14)}`,
     ...lines.map((line) => `| ${line} |`),
   ].join("\n");
 }
