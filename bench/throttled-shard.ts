@@ -5,8 +5,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
 
 import { NO_SLOT, type ExpertDevice } from "../core/expert-device.ts";
-import { type Checkpoint, openCheckpoint } from "../core/model/checkpoint.ts";
-import type { TensorSource } from "../core/model/model-family.ts";
+import { type Checkpoint, openCheckpoint } from "../core/model/checkpoint/checkpoint.ts";
+import type { TensorSource } from "../core/model/families/model-family.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { expertAbout, expertConfigSchema } from "../expert-service/config.ts";
 import { openShardDevice, type ShardDevice } from "../expert-service/device.ts";
