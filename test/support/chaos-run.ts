@@ -25,8 +25,8 @@ export interface ChaosOptions {
   readonly minRounds: number;
   /** Longest that the cluster may take to converge after a round, milliseconds. */
   readonly convergeMs: number;
-  /** Called after each round, and with what goes wrong before it. */
-  readonly onRound?: (report: RoundReport) => void;
+  /** Called after each round; the next begins when it is done. */
+  readonly onRound?: (report: RoundReport) => Promise<void>;
 }
 
 /** What became of a round. */
@@ -169,7 +169,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosVerdict> {
       const convergedAfterMs = performance.now() - endedAt;
       const report = { round, convergedAfterMs, tokens: tokens - tokensBefore };
       rounds.push(report);
-      options.onRound?.(report);
+      await options.onRound?.(report);
     }
   } finally {
     over.abort();

@@ -25,7 +25,7 @@ export interface ChaosLength {
   readonly shape: ChaosShape;
   readonly concurrency: number;
   readonly convergeMs: number;
-  /** Bytes by which a process that lives through the run may grow. */
+  /** Bytes by which a process may grow after the first round that it lives through. */
   readonly maxGrowthBytes: number;
   readonly onRound?: (report: RoundReport) => void;
 }
@@ -35,7 +35,9 @@ export interface ChaosLength {
  * no request lost but those of a killed router, nothing left over, and a placement that converges after each round.
  * Fails with the seed and what the processes wrote.
  */
-export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVerdict> {
+export async function assertSurvivesChaos(
+  length: ChaosLength,
+): Promise<ChaosVerdict & { readonly growth: readonly Growth[] }> {
   const { seed, durationMs, shape, concurrency, convergeMs } = length;
   const cluster = await ElasticCluster.start({
     shards: SHARDS,
@@ -50,7 +52,8 @@ export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVer
     const sizes = { count: 64, minLength: 4, maxLength: 40, maxTokens: 16 };
     const { prompts } = await runUndisturbed(cluster.routers()[0].url, seed, sizes);
     await waitForConvergence(cluster, convergeMs);
-    const before = await memoryOf(cluster);
+    const memory = new MemoryWatch(cluster);
+    await memory.look();
     const verdict = await runChaos({
       cluster,
       schedule: chaosSchedule(seed, shape),
@@ -59,7 +62,10 @@ export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVer
       durationMs,
       minRounds: CHAOS_TURN,
       convergeMs,
-      onRound: length.onRound,
+      onRound: async (report) => {
+        await memory.look();
+        length.onRound?.(report);
+      },
     });
     assert.deepEqual(verdict.load.wrong, [], "wrong tokens");
     assert.equal(verdict.lost.length, 0, failureText(verdict.lost));
@@ -70,8 +76,11 @@ export async function assertSurvivesChaos(length: ChaosLength): Promise<ChaosVer
     );
     assert.ok(Math.max(...resends) > 0, "no rows were sent again");
     await assertNothingLeft(cluster);
-    assertBounded(before, await memoryOf(cluster), length.maxGrowthBytes);
-    return verdict;
+    const growth = await memory.growth();
+    assert.ok(growth.length > 0, "no process has lived through a round");
+    for (const { name, bytes } of growth)
+      assert.ok(bytes <= length.maxGrowthBytes, `${name} has grown by ${bytes} bytes`);
+    return { ...verdict, growth };
   } catch (error) {
     const message = `chaos of seed ${seed}: ${String(error)}\n${cluster.output()}`;
     throw new Error(message, { cause: error });
@@ -108,23 +117,40 @@ async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
   );
 }
 
-/** Resident bytes of each process by name and pid. */
-async function memoryOf(cluster: ElasticCluster): Promise<Map<string, number>> {
-  const processes = [...cluster.routers(), ...cluster.shards()].map(({ process }) => process);
-  const entries = processes.map(
-    async ({ name, pid }) => [`${name}, pid ${pid}`, await residentBytes(pid)] as const,
-  );
-  return new Map(await Promise.all(entries));
+/** By how much a process has grown since the first round that it lived through. */
+export interface Growth {
+  readonly name: string;
+  readonly rounds: number;
+  readonly bytes: number;
 }
 
-/** Fails where a process that is in both has grown by more than `maxGrowth`. */
-function assertBounded(
-  before: ReadonlyMap<string, number>,
-  after: ReadonlyMap<string, number>,
-  maxGrowth: number,
-): void {
-  for (const [name, bytes] of after) {
-    const growth = bytes - (before.get(name) ?? bytes);
-    assert.ok(growth <= maxGrowth, `${name} has grown by ${growth} bytes`);
+/** Watches how much memory the processes of a cluster have. Processes come and go: each counts from its own first round. */
+class MemoryWatch {
+  readonly #cluster: ElasticCluster;
+  readonly #seen = new Map<number, { readonly bytes: number; rounds: number }>();
+
+  constructor(cluster: ElasticCluster) {
+    this.#cluster = cluster;
+  }
+
+  async look(): Promise<void> {
+    for (const { pid } of this.#processes()) {
+      const seen = this.#seen.get(pid);
+      if (seen === undefined) this.#seen.set(pid, { bytes: await residentBytes(pid), rounds: 0 });
+      else seen.rounds++;
+    }
+  }
+
+  /** Of the processes that live and have done so for a round or more. */
+  async growth(): Promise<Growth[]> {
+    const all = this.#processes().map(async ({ name, pid }) => {
+      const { bytes, rounds } = this.#seen.get(pid) ?? { bytes: 0, rounds: 0 };
+      return { name, rounds, bytes: (await residentBytes(pid)) - bytes };
+    });
+    return (await Promise.all(all)).filter(({ rounds }) => rounds > 0);
+  }
+
+  #processes() {
+    return [...this.#cluster.routers(), ...this.#cluster.shards()].map(({ process }) => process);
   }
 }
