@@ -306,9 +306,11 @@ const SOFTWARE_BANK_BYTES = 2 ** 24;
  * use, while everything waits. There a run over many buffers takes no longer than over few.
  */
 function bankBytesOf(gpu: Gpu, sizes: ExpertSizes, formats: readonly ExpertFormat[]): number {
-  if (!gpu.offers.software) return gpu.maxBindingBytes;
+  const { maxBufferSize, maxStorageBufferBindingSize } = gpu.device.limits;
+  const most = Math.min(maxBufferSize, maxStorageBufferBindingSize);
+  if (!gpu.offers.software) return most;
   const one = Math.max(...formats.map((format) => largestPart(sizes, format)));
-  return Math.min(gpu.maxBindingBytes, Math.max(one, SOFTWARE_BANK_BYTES));
+  return Math.min(most, Math.max(one, SOFTWARE_BANK_BYTES));
 }
 
 interface CompiledBank {
