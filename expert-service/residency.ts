@@ -138,11 +138,6 @@ export class Residency {
     this.#options.onChange?.();
   }
 
-  /** Whether an epoch's experts are all resident. */
-  isLive(epoch: number): boolean {
-    return this.#live.has(epoch);
-  }
-
   /** Live epochs, ascending. */
   epochs(): number[] {
     return [...this.#live.keys()].sort((a, b) => a - b);
