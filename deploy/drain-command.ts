@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 
 import { z } from "zod";
 
+import { MAX_SHARD_RANK } from "../core/placement/placement.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { createLogger } from "../core/platform/log.ts";
 import { startProgress } from "../core/platform/progress.ts";
@@ -13,7 +14,7 @@ import { askRouter, routerFlags } from "./router-client.ts";
 const LOOK_MS = 300;
 
 const schema = z.object({
-  rank: z.int().min(0).max(65_534).meta({
+  rank: z.int().min(0).max(MAX_SHARD_RANK).meta({
     description: "Number of the shard; must be given",
     placeholder: "RANK",
     positional: true,

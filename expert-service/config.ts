@@ -2,22 +2,16 @@
 
 import { z } from "zod";
 
-import { LOCAL_RANK } from "../core/placement/placement.ts";
+import { MAX_SHARD_RANK } from "../core/placement/placement.ts";
 import { isHostPort, portOption, serviceOptions } from "../core/platform/service-options.ts";
 
 /** Schema of a shard's settings; flags, variables and `--help` come from it. */
 export const expertConfigSchema = z.object({
   model: serviceOptions.model,
-  // The number after the largest is that of the routers' own devices.
-  rank: z
-    .int()
-    .min(0)
-    .max(LOCAL_RANK - 1)
-    .default(0)
-    .meta({
-      description: "Number of this shard, unique in its cluster",
-      placeholder: "N",
-    }),
+  rank: z.int().min(0).max(MAX_SHARD_RANK).default(0).meta({
+    description: "Number of this shard, unique in its cluster",
+    placeholder: "N",
+  }),
   host: serviceOptions.host,
   port: portOption(50061, "Port of the gRPC server that routers connect to"),
   device: serviceOptions.device,

@@ -6,6 +6,12 @@
  */
 export const LOCAL_RANK = 65_535;
 
+/** Rank of nobody, where a row has no shard that can take it. */
+export const NO_RANK = 65_534;
+
+/** Largest rank of a shard. */
+export const MAX_SHARD_RANK = NO_RANK - 1;
+
 /** One resident copy of a logical expert. */
 export interface Replica {
   /** The shard that has it, or LOCAL_RANK. */

@@ -3,6 +3,7 @@
 import { z } from "zod";
 
 import { POLICIES } from "../../core/placement/input.ts";
+import { MAX_SHARD_RANK } from "../../core/placement/placement.ts";
 import type { WhatIf } from "../cluster/planning/what-if.ts";
 
 const MAX_SHARDS = 4_096;
@@ -11,7 +12,7 @@ const MAX_SECONDS = 3_600;
 const MAX_AMOUNT = 1e15;
 
 const shardSchema = z.strictObject({
-  rank: z.int().min(0).max(65_534),
+  rank: z.int().min(0).max(MAX_SHARD_RANK),
   memory_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
   seconds_per_pair: z.number().positive().max(MAX_SECONDS).optional(),
   rtt_seconds: z.number().min(0).max(MAX_SECONDS).optional(),

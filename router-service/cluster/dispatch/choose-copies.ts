@@ -2,12 +2,14 @@
 
 import { assignPairs } from "../../../core/placement/assign-pairs.ts";
 import { type CopyTable, copyTable, type SplitCosts } from "../../../core/placement/copy-table.ts";
-import { type LayerReplicas, type Placement, ranksOf } from "../../../core/placement/placement.ts";
+import {
+  type LayerReplicas,
+  NO_RANK,
+  type Placement,
+  ranksOf,
+} from "../../../core/placement/placement.ts";
 import type { Routing } from "../../engine/run-experts.ts";
 import type { Reach } from "../reach.ts";
-
-/** Rank of no shard: the expert has no copy that can be used. */
-export const NO_RANK = 65_534;
 
 /**
  * Chooses the shard of each pair: an expert's tokens go round its usable copies, each as often as its share says.

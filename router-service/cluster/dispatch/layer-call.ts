@@ -1,12 +1,12 @@
 /** One layer of one batch on the shards: every row is computed by some copy of its experts, whatever shards do meanwhile. */
 
-import type { Placement } from "../../../core/placement/placement.ts";
+import { NO_RANK, type Placement } from "../../../core/placement/placement.ts";
 import type { WireRows } from "../../../core/wire-rows.ts";
 import { UnavailableError } from "../../engine/errors.ts";
 import type { Routing, StepRouting } from "../../engine/run-experts.ts";
 import type { Attempts, Part } from "./attempts.ts";
 import { changeOrAbort } from "../changes.ts";
-import { chooseCopies, type CopyChooser, NO_RANK } from "./choose-copies.ts";
+import { chooseCopies, type CopyChooser } from "./choose-copies.ts";
 import { allPairs, splitByRank, type ShardRows } from "./dispatch.ts";
 import type { LateWatch } from "./late-watch.ts";
 import type { Directory } from "../reach.ts";

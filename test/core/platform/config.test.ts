@@ -224,10 +224,10 @@ test("settings that the process could not keep are refused", () => {
 
 test("a shard that nobody could reach or call by its rank is refused", () => {
   const refused = ["--advertise=foo:99999", "--advertise=::1:50061", "--advertise=foo:0"];
-  for (const flag of [...refused, "--rank=65535", "--drain-timeout=2147484"]) {
+  for (const flag of [...refused, "--rank=65534", "--rank=65535", "--drain-timeout=2147484"]) {
     assert.equal(parseConfig(expertConfigSchema, [flag], {}).kind, "invalid", flag);
   }
-  for (const flag of ["--advertise=foo:65535", "--advertise=[::1]:50061", "--rank=65534"]) {
+  for (const flag of ["--advertise=foo:65535", "--advertise=[::1]:50061", "--rank=65533"]) {
     assert.equal(parseConfig(expertConfigSchema, [flag], {}).kind, "config", flag);
   }
 });
