@@ -83,7 +83,7 @@ function formatsIn({ config, overlay }: Checkpoint, common: ExpertFormat): Exper
   return formatsAmong(formatsOf(overlay, common), moeLayers(config), config.numExperts);
 }
 
-/** Checks the device's kernels and, where that is asked for, measures them; the device that was made for it is kept. */
+/** Checks the device's kernels and, where that is asked for, measures them; the device that was made for it is kept, unless it fails. */
 async function prepareDevice(options: ShardOptions, now: () => number) {
   const { checkpoint, device } = options;
   const formats = likelyFormats(options);
@@ -99,7 +99,12 @@ async function prepareDevice(options: ShardOptions, now: () => number) {
     memoryBytes: device.memoryBytes,
     now,
   });
-  return { made, pairsPerSecond: await inTime("the shard's first runs", measuring) };
+  try {
+    return { made, pairsPerSecond: await inTime("the shard's first runs", measuring) };
+  } catch (error) {
+    made.device.close();
+    throw error;
+  }
 }
 
 /**
@@ -197,7 +202,11 @@ export async function startShard(address: string, options: ShardOptions): Promis
     "switchyard.v1.ExpertService": "SERVING",
   });
   health.addToServer(server);
-  const port = await bindServer(server, address);
+  const port = await bindServer(server, address).catch(async (error: unknown) => {
+    service.close();
+    await residency.close();
+    throw error;
+  });
   const { adapter, memoryBytes } = device;
   return {
     port,

@@ -3,17 +3,20 @@ import { it } from "node:test";
 
 import { SILU } from "../../core/cpu/activation.ts";
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
+import type { ExpertDevice } from "../../core/expert-device.ts";
 import { EXPERT_FORMATS } from "../../core/expert-format.ts";
 import { expertBytes } from "../../core/weights.ts";
 import { advertisedAddress } from "../../expert-service/advertise.ts";
+import { openShardDevice } from "../../expert-service/device.ts";
 import { measurePairsPerSecond } from "../../expert-service/measure-speed.ts";
+import { startShard } from "../../expert-service/shard.ts";
 import { sumsOf } from "../support/placed-shard.ts";
 import {
   helloFor,
   openShardConnection,
   placedConnection,
 } from "../../bench/rig/shard-connection.ts";
-import { startTestShard } from "../support/shards.ts";
+import { silentLogger, startTestShard } from "../support/shards.ts";
 
 const SIZES = {
   hiddenSize: 64,
@@ -85,6 +88,44 @@ for (const device of ["cpu", "webgpu"] as const) {
     await shard.close();
   });
 }
+
+it("a shard that can not start leaves no device behind: its runs fail, or its address is taken", async () => {
+  const taken = await startTestShard();
+  const { checkpoint } = taken;
+  const inner = await openShardDevice(
+    { device: "cpu", memoryLimit: undefined },
+    checkpoint.config,
+    silentLogger,
+  );
+  const start = async (address: string, run?: ExpertDevice["run"]) => {
+    const made: ExpertDevice[] = [];
+    const create: typeof inner.create = async (formats) => {
+      const device = await inner.create(formats);
+      if (run !== undefined) device.run = run;
+      made.push(device);
+      return device;
+    };
+    const starting = startShard(address, {
+      rank: 1,
+      weights: "f32",
+      experts: "auto",
+      maxDispatches: 4,
+      checkpoint,
+      device: { ...inner, create },
+      logger: silentLogger,
+      onFailure: () => {},
+      measureSpeed: true,
+    });
+    const { message } = (await starting.catch((error: unknown) => error)) as Error;
+    const none = new Float32Array();
+    delete (made[0] as { run?: unknown }).run;
+    await assert.rejects(made[0].run(1, none, new Uint32Array(), none), /device is closed/);
+    return message;
+  };
+  assert.match(await start("127.0.0.1:0", () => Promise.reject(new Error("no run"))), /^no run$/);
+  assert.match(await start(taken.address), /can not listen on/);
+  await taken.close();
+});
 
 it("a shard is reached where it says, else where it listens; for every interface it names one that others see", () => {
   assert.equal(advertisedAddress("a.example:7", "127.0.0.1", 50), "a.example:7");
