@@ -38,7 +38,12 @@ export async function startRoutingRecorder(options: RecorderOptions): Promise<Ro
   const { file, shape } = options;
   try {
     const handle = await open(file, "wx");
-    await handle.write(headerOf(shape, 0), 0, HEADER_BYTES, 0);
+    try {
+      await writeAll(handle, headerOf(shape, 0), 0);
+    } catch (error) {
+      await handle.close();
+      throw error;
+    }
     return new FileRecorder(options, handle);
   } catch (error) {
     const reason =
@@ -64,6 +69,13 @@ function headerOf(shape: RoutingShape, tokens: number): Buffer {
   return header;
 }
 
+/** Writes all bytes at a place of the file: a write to a disk that is nearly full takes some of them, and only the next one fails. */
+async function writeAll(handle: FileHandle, bytes: Buffer, at: number): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    done += (await handle.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
+  }
+}
+
 class FileRecorder implements RoutingRecorder {
   readonly observer = {
     onStep: (step: Pick<RoutedStep, "numTokens" | "routing">) => this.#add(step),
@@ -79,6 +91,7 @@ class FileRecorder implements RoutingRecorder {
   #leftOut = 0;
   #writing: Promise<void> = Promise.resolve();
   #open = true;
+  #failed = false;
 
   constructor(options: RecorderOptions, handle: FileHandle) {
     const { layers, topK } = options.shape;
@@ -136,11 +149,12 @@ class FileRecorder implements RoutingRecorder {
   /** Writes tokens, then how many there are now: who reads between two appends finds all before. Never rejects. */
   async #append(bytes: Buffer, before: Promise<void>): Promise<void> {
     await before;
+    if (this.#failed) return;
     try {
-      const at = HEADER_BYTES + this.#written * this.#bytesPerToken;
-      await this.#handle.write(bytes, 0, bytes.length, at);
-      this.#written += bytes.length / this.#bytesPerToken;
-      await this.#handle.write(headerOf(this.#options.shape, this.#written), 0, HEADER_BYTES, 0);
+      const written = this.#written + bytes.length / this.#bytesPerToken;
+      await writeAll(this.#handle, bytes, this.#fileBytes());
+      await writeAll(this.#handle, headerOf(this.#options.shape, written), 0);
+      this.#written = written;
     } catch (error) {
       this.#fail(error);
     }
@@ -149,7 +163,8 @@ class FileRecorder implements RoutingRecorder {
 
   #end(): void {
     if (!this.#open) return;
-    this.#stop();
+    this.#open = false;
+    clearInterval(this.#timer);
     this.#flush();
     this.#writing = this.#finish(this.#writing);
   }
@@ -158,23 +173,26 @@ class FileRecorder implements RoutingRecorder {
     await before;
     const { file, log } = this.#options;
     try {
+      // What was begun and has failed would make the file one that nobody reads.
+      if (this.#failed) await this.#handle.truncate(this.#fileBytes()).catch(() => {});
       await this.#handle.close();
-      log.info({ file, tokens: this.#written, leftOut: this.#leftOut }, "routing recorded");
     } catch (error) {
-      this.#fail(error);
+      if (!this.#failed) this.#fail(error);
     }
+    if (this.#failed) return;
+    log.info({ file, tokens: this.#written, leftOut: this.#leftOut }, "routing recorded");
   }
 
-  /** Serving goes on without the recording. */
+  #fileBytes(): number {
+    return HEADER_BYTES + this.#written * this.#bytesPerToken;
+  }
+
+  /** Serving goes on without the recording; the file keeps what was written before. */
   #fail(error: unknown): void {
     const { file, log } = this.#options;
     log.warn({ file, err: error }, "routing is not recorded any more");
-    this.#stop();
+    this.#failed = true;
     this.#waiting = [];
-  }
-
-  #stop(): void {
-    this.#open = false;
-    clearInterval(this.#timer);
+    this.#end();
   }
 }

@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
+import { promisify } from "node:util";
 
 import { readTrace } from "../../deploy/routing-trace.ts";
 import { startRoutingRecorder } from "../../router-service/routing-recorder.ts";
@@ -52,6 +54,37 @@ test("a file that exists is not recorded over", async () => {
     startRoutingRecorder({ file, shape, maxTokens: 6, log: silentLogger }),
     /--record-routing .*there: the file exists/,
   );
+});
+
+test("a recording whose disk is full says so once, and keeps the tokens that it has whole", async () => {
+  const file = join(dir, "full");
+  const recorder = new URL("../../router-service/routing-recorder.ts", import.meta.url);
+  const script = `
+    const { startRoutingRecorder } = await import(${JSON.stringify(recorder.href)});
+    const say = ({ err, ...facts }, text) => console.log(JSON.stringify({ text, code: err?.code }));
+    const log = { info: say, warn: say };
+    const shape = { layers: [0, 1, 2, 3], numExperts: 8, topK: 8 };
+    const recorder = await startRoutingRecorder({ file: ${JSON.stringify(file)}, shape, maxTokens: 64, log });
+    const layer = { topK: 8, ids: new Uint32Array(40 * 8).fill(5) };
+    recorder.observer.onStep({ numTokens: 40, routing: new Map(shape.layers.map((one) => [one, layer])) });
+    await recorder.close();`;
+  // A block of 1024 bytes: the first write takes the half of the tokens, the next one none.
+  const argv = [
+    "-c",
+    'ulimit -f 1; exec "$0" --input-type=module -e "$1"',
+    process.execPath,
+    script,
+  ];
+  const { stdout } = await promisify(execFile)("bash", argv, { timeout: 10_000 });
+  assert.deepEqual(
+    stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as object),
+    [{ text: "routing is not recorded any more", code: "EFBIG" }],
+  );
+  const trace = await readTrace(file, { numMoeLayers: 4, numExperts: 8, topK: 8 });
+  assert.equal(trace.numTokens, 0);
 });
 
 test("what a router on shards records, switchyard plan replays", async () => {
