@@ -274,14 +274,16 @@ export class PlannerLoop {
   }
 
   async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
-    const { outlook, follower, log, intervalSeconds } = this.#options;
+    const { outlook, follower, routerId, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
     const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies);
     const now = performance.now();
     this.#away.note(need.lost, now);
     const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
     if (soonMs > 0) return soonMs;
-    const underway = underwayOf(stored.placement, inUse.placement, this.#lastLook?.shards);
+    // A look from before another router planned says nothing of what that one saw.
+    const planned = stored.plannedBy === routerId ? this.#lastLook?.shards : undefined;
+    const underway = underwayOf(stored.placement, inUse.placement, planned);
     if (underway !== undefined && upsetOf(underway, facts.shards) === undefined) {
       const isStuck = follower.failure(underway.epoch) !== undefined;
       if (!isStuck && Date.now() - stored.at < ADOPT_MS) return this.#timing.retryMs;
