@@ -6,6 +6,7 @@ import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
+import { metric } from "./rig/api.ts";
 import {
   drainShard,
   newCopies,
@@ -77,6 +78,8 @@ interface Stretch {
   /** Copies of experts that the placement has more at the end, and bytes that shards read from disk. */
   loaded: number;
   read: number;
+  /** Dispatches that were sent to another copy or once more. */
+  sentAgain: number;
 }
 
 /** Runs it and prints a table; the exit status: 1 where a request failed or had a wrong token. */
@@ -123,6 +126,7 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
     const measure = async (kind: Stretch["kind"], act: () => Promise<unknown>) => {
       const placement = await placementOf(url);
       const reads = diskReads(cluster);
+      const again = await sentAgain(url);
       const startedAt = performance.now();
       const stretch: Stretch = {
         kind,
@@ -131,11 +135,13 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
         seconds: 0,
         loaded: 0,
         read: 0,
+        sentAgain: 0,
       };
       stretches.push(stretch);
       await act();
       stretch.seconds = (performance.now() - startedAt) / 1000;
       stretch.loaded = newCopies(placement, await placementOf(url));
+      stretch.sentAgain = (await sentAgain(url)) - again;
       for (const [rank, bytes] of diskReads(cluster))
         stretch.read += bytes - (reads.get(rank) ?? 0);
     };
@@ -199,6 +205,11 @@ function diskReads(cluster: ElasticCluster): Map<number, number> {
   return new Map(reads);
 }
 
+/** Dispatches that a router has sent to another copy as well, or again, so far. */
+async function sentAgain(url: string): Promise<number> {
+  return (await metric(url, "moe_hedges_total")) + (await metric(url, "moe_resends_total"));
+}
+
 /** Gaps at rest and in moves, in Markdown. */
 function table(stretches: readonly Stretch[]): string {
   const rows = (["rest", "join", "drain"] as const).map((kind) => {
@@ -210,6 +221,7 @@ function table(stretches: readonly Stretch[]): string {
       seconds: sum(({ seconds }) => seconds),
       loaded: sum(({ loaded }) => loaded),
       read: sum(({ read }) => read),
+      again: sum(({ sentAgain }) => sentAgain),
       gaps: [
         those.flatMap(({ decodeGaps }) => decodeGaps),
         those.flatMap(({ allGaps }) => allGaps),
@@ -217,12 +229,13 @@ function table(stretches: readonly Stretch[]): string {
     };
   });
   const before = rows[0].gaps.map((gaps) => distribution(gaps).p99);
-  const lines = rows.map(({ kind, seconds, loaded, read, gaps }) =>
+  const lines = rows.map(({ kind, seconds, loaded, read, again, gaps }) =>
     [
       kind,
       seconds.toFixed(1),
       loaded,
       (read / 2 ** 20).toFixed(1),
+      again,
       ...gaps.flatMap((values, which) => {
         const { p50, p99 } = distribution(values);
         const against = `${(p99 / before[which]).toFixed(2)} ×`;
@@ -233,8 +246,8 @@ function table(stretches: readonly Stretch[]): string {
   );
   const of = ["gaps", "p50 ms", "p99 ms", "p99 against rest", "longest ms"].join(" | ");
   return [
-    `| while | s | experts loaded | MiB from disk | decode steps: ${of} | with prompts: ${of} |`,
-    `|${" --- |".repeat(14)}`,
+    `| while | s | experts loaded | MiB from disk | sent again | decode steps: ${of} | with prompts: ${of} |`,
+    `|${" --- |".repeat(15)}`,
     ...lines.map((line) => `| ${line} |`),
   ].join("\n");
 }

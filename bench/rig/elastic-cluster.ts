@@ -49,6 +49,13 @@ export interface ElasticRouter {
 /** How long processes may take until a cluster is healthy, milliseconds. */
 const HEALTHY_MS = 30_000;
 
+/** Waits for all, also where one fails: none is still on its way then, and left when the others are stopped. */
+async function all(starts: readonly Promise<unknown>[]): Promise<void> {
+  const settled = await Promise.allSettled(starts);
+  const failed = settled.find(({ status }) => status === "rejected");
+  if (failed?.status === "rejected") throw failed.reason;
+}
+
 /** The running cluster. */
 export class ElasticCluster {
   readonly redis: TestRedis | undefined;
@@ -70,8 +77,8 @@ export class ElasticCluster {
   static async start(options: ElasticOptions): Promise<ElasticCluster> {
     const cluster = new ElasticCluster(options, options.redis ? await startRedis() : undefined);
     try {
-      await Promise.all(Array.from({ length: options.shards }, () => cluster.addShard()));
-      await Promise.all(
+      await all(Array.from({ length: options.shards }, () => cluster.addShard()));
+      await all(
         Array.from({ length: options.routers ?? 1 }, (_, index) => cluster.startRouter(index)),
       );
       return cluster;

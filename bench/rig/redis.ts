@@ -29,7 +29,11 @@ export interface TestRedis {
 export async function startRedis(options: { readonly durable?: boolean } = {}): Promise<TestRedis> {
   const dir = mkdtempSync(join(tmpdir(), "switchyard-redis-"));
   const port = await freePort();
-  let child = await launch(dir, port, options.durable ?? false);
+  const removeFiles = () => rmSync(dir, { recursive: true, force: true });
+  let child = await launch(dir, port, options.durable ?? false).catch((error: unknown) => {
+    removeFiles();
+    throw error;
+  });
   const kill = async () => {
     if (child.exitCode !== null || child.signalCode !== null) return;
     const exited = new Promise((resolve) => child.once("exit", resolve));
@@ -48,7 +52,7 @@ export async function startRedis(options: { readonly durable?: boolean } = {}): 
     thaw: () => void child.kill("SIGCONT"),
     close: async () => {
       await kill();
-      rmSync(dir, { recursive: true, force: true });
+      removeFiles();
     },
   };
 }
