@@ -138,6 +138,9 @@ export class LocalRank implements ClusterMember {
 
   view(epoch: number | undefined): MemberView {
     const loading = epoch !== undefined && !this.#epochs.has(epoch);
+    const { steady } = this.#speed;
+    // It is measured only where it has experts: until then it must not count as far away as shards are.
+    const roundTripSeconds = steady.roundTripSeconds ?? 0;
     return {
       address: this.address,
       rank: LOCAL_RANK,
@@ -147,7 +150,7 @@ export class LocalRank implements ClusterMember {
       status: undefined,
       epochs: [...this.#epochs.keys()].sort((a, b) => a - b),
       speed: this.speed,
-      steady: { ...this.#speed.steady, bytesPerSecond: Infinity },
+      steady: { ...steady, roundTripSeconds, bytesPerSecond: Infinity },
       suspect: false,
       quarantinedUntil: undefined,
     };

@@ -58,6 +58,9 @@ describe("the router's own device in a cluster", () => {
 
   it("says what it offers, and computes what a placement gives it", async () => {
     assert.equal(local()?.hello?.memoryBytes, 30 * EXPERT_BYTES);
+    // Nothing was measured yet.
+    const { samples, roundTripSeconds, bytesPerSecond } = local()!.steady;
+    assert.deepEqual([samples, roundTripSeconds, bytesPerSecond], [0, 0, Infinity]);
     const expected = [await run(0), await run(1), await run(2)];
     dispatched.length = 0;
     await cluster.adopt(placedOn(2, (expert) => (expert < 5 ? LOCAL_RANK : 0)));
