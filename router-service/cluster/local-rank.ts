@@ -209,6 +209,7 @@ export class LocalRank implements ClusterMember {
       device: await this.#options.createDevice(this.#options.formats(common)),
       numExperts: sizes.numExperts,
       between: (task) => this.#inTurn(async () => task()),
+      gentle: () => this.#epochs.size > 0,
     }));
     await slots.arrange(wanted);
     const { device } = slots;
