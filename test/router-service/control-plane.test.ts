@@ -157,6 +157,23 @@ describe("two routers and their Redis", () => {
     await assertComputes(router, expected);
   });
 
+  it("take back what another one that planned meanwhile said of room", async () => {
+    const prefix = `switchyard:v1:{${checkpoint.modelHash}}`;
+    const said = async () => {
+      const [[text]] = (await redis.pipeline([
+        ["HMGET", `${prefix}:placement`, "unplaceable"],
+      ])) as [[Buffer | null]];
+      return text?.toString();
+    };
+    await waitFor("its own word", async () => (await said()) === undefined);
+    await redis.pipeline([
+      ["HSET", `${prefix}:placement`, "unplaceable", "no room"],
+      ["DEL", `${prefix}:lease`],
+    ]);
+    await waitFor("the correction", async () => (await said()) === undefined, 5_000);
+    assert.ok(isLeading(routers[0]));
+  });
+
   it("replace a placement that can not be read by one of a later epoch, and warn of it once", async () => {
     const [router] = routers;
     const key = `switchyard:v1:{${checkpoint.modelHash}}:placement`;

@@ -125,7 +125,11 @@ export class PlannerLoop {
       if (localBytes === before) this.#changes.notify();
       else this.wake();
     });
-    options.lease.onLeading(() => this.wake());
+    options.lease.onLeading(() => {
+      // Another router may have told it something else meanwhile.
+      this.#told = null;
+      this.wake();
+    });
     this.#running = this.#run();
   }
 
