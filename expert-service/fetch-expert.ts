@@ -54,7 +54,8 @@ export function createFetchExpert({
       return fail(call, status.FAILED_PRECONDITION, `model_hash: the shard has ${modelHash}`);
     }
     if (fetches >= MAX_FETCHES) {
-      return fail(call, status.RESOURCE_EXHAUSTED, `${fetches} experts are fetched already`);
+      const text = `${fetches} experts are fetched already, the limit is ${MAX_FETCHES}`;
+      return fail(call, status.RESOURCE_EXHAUSTED, text);
     }
     const format = formatFromWire(request.format);
     const reading = format === undefined ? undefined : read(layer, expertId, format);

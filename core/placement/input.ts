@@ -14,7 +14,7 @@ export type Policy = (typeof POLICIES)[number];
 /** Copies of the experts of each MoE layer: a placement without its epoch. */
 export type PlacedLayers = ReadonlyMap<number, LayerReplicas>;
 
-/** What a shard costs, as the routers measured it; of LOCAL_RANK the link is free: 0 s and Infinity bytes/s. */
+/** What a shard costs, as the routers measured it; of LOCAL_RANK the link is free: Infinity bytes/s. */
 export interface ShardCosts {
   readonly rank: number;
   /** Time that one row through one expert takes. */
