@@ -53,14 +53,15 @@ export class LateWatch {
   #look(now: number): void {
     this.#looksAt = Infinity;
     let next = Infinity;
+    const late: Awaited[] = [];
     for (const one of this.#awaited) {
       if (!one.matters) continue;
-      if (one.dueAt > now) {
-        next = Math.min(next, one.dueAt);
-      } else {
-        this.#awaited.delete(one);
-        one.onLate();
-      }
+      if (one.dueAt > now) next = Math.min(next, one.dueAt);
+      else late.push(one);
+    }
+    for (const one of late.sort((a, b) => a.dueAt - b.dueAt)) {
+      // Another's being late may have settled it.
+      if (this.#awaited.delete(one)) one.onLate();
     }
     if (next < Infinity) this.#lookAt(next);
   }
