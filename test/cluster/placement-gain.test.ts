@@ -9,14 +9,14 @@ import { waitFor } from "../../bench/rig/wait-for.ts";
 import { underLoad } from "../support/steady-load.ts";
 
 /** Longest time until both work by a better placement, milliseconds. */
-const CONVERGE_MS = 20_000;
+const CONVERGE_MS = 40_000;
 
 /** A link that is so slow costs more than a shard computes in the time, milliseconds each way. */
-const FAR_MS = 15;
+const FAR_MS = 25;
 
 describe(
   "two routers whose shards are both there, one of them far away",
-  { timeout: 40_000 },
+  { timeout: 90_000 },
   () => {
     let cluster: ElasticCluster;
     let prompts: readonly KnownPrompt[];
@@ -49,7 +49,7 @@ describe(
           CONVERGE_MS,
         );
       };
-      const requests = await underLoad(cluster, prompts, change, 2);
+      const requests = await underLoad(cluster, prompts, change, 4);
       assert.ok(requests > 4, `${requests} requests`);
       const leading = () => Promise.all(urls.map((url) => metric(url, "moe_planner_leader")));
       await waitFor("one that leads", async () => new Set(await leading()).size === 2);

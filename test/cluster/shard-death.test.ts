@@ -161,27 +161,34 @@ async function assertSurvives(
   );
 }
 
-/** Stops a shard for good when rows come to it that it does not read any more. */
-async function stopUnderRows({ process }: ElasticShard): Promise<void> {
-  const port = process.ready.port ?? 0;
-  await waitFor(
-    `rows for ${process.name}`,
+/** Stops one of the shards for good when rows come to it that it does not read any more; the first that this is true of. */
+async function stopUnderRows(shards: readonly ElasticShard[]): Promise<ElasticShard> {
+  return waitFor(
+    `rows for ${shards.map(({ process }) => process.name).join(" or ")}`,
     async () => {
-      process.kill("SIGSTOP");
-      const before = await unreadBytes(port);
-      const endsAt = performance.now() + ROWS_MS;
-      while (performance.now() < endsAt) {
-        if ((await unreadBytes(port)) - before >= ROWS_BYTES) return true;
-        await delay(1);
+      for (const shard of shards) {
+        if (await stopsUnderRows(shard)) return shard;
+        // A shard that is stopped most of the time is asked less and less.
+        await delay(5 * ROWS_MS);
       }
-      // It had its rows before, or gets none just now.
-      process.kill("SIGCONT");
-      // A shard that is stopped most of the time is asked less and less.
-      await delay(5 * ROWS_MS);
       return false;
     },
     MOMENT_MS,
   );
+}
+
+/** Stops a shard, for good where rows come to it; else it had its rows before, or gets none just now. */
+async function stopsUnderRows({ process }: ElasticShard): Promise<boolean> {
+  const port = process.ready.port ?? 0;
+  process.kill("SIGSTOP");
+  const before = await unreadBytes(port);
+  const endsAt = performance.now() + ROWS_MS;
+  while (performance.now() < endsAt) {
+    if ((await unreadBytes(port)) - before >= ROWS_BYTES) return true;
+    await delay(1);
+  }
+  process.kill("SIGCONT");
+  return false;
 }
 
 /** Requests are under way and none has a token yet. */
@@ -208,21 +215,20 @@ function describeKills(
     });
     after(() => subject?.cluster.close());
 
-    /** The shard with the most experts, but not the one that leaves: one that came back may have none yet. */
-    const victim = async (): Promise<ElasticShard> => {
+    /** The shards that hold experts, those with most first, but not the one that leaves: rows may go to few of them. */
+    const victims = async (): Promise<readonly ElasticShard[]> => {
       const { cluster, url } = subject;
       const { layers } = await placementOf(url);
       const copies = layers.flatMap(({ experts }) => experts.flat());
       const held = (rank: number) => copies.filter((copy) => copy.rank === rank).length;
-      const shards = cluster.shards().filter(({ rank }) => rank !== LEAVING);
-      return shards.sort((a, b) => held(b.rank) - held(a.rank))[0];
+      const shards = cluster.shards().filter(({ rank }) => rank !== LEAVING && held(rank) > 0);
+      return shards.sort((a, b) => held(b.rank) - held(a.rank));
     };
 
     /** Kills a shard that rows wait for. Gives how it comes back. */
     const kill = async (): Promise<() => Promise<unknown>> => {
       const { cluster } = subject;
-      const shard = await victim();
-      await stopUnderRows(shard);
+      const shard = await stopUnderRows(await victims());
       await cluster.killShard(shard.rank);
       return () => cluster.restartShard(shard);
     };
@@ -230,8 +236,7 @@ function describeKills(
     /** Kills a shard that rows and a move wait for, when another has what it gets by the move. Gives when that is over. */
     const killInMove = async (): Promise<() => Promise<unknown>> => {
       const { cluster, url } = subject;
-      const shard = await victim();
-      await stopUnderRows(shard);
+      const shard = await stopUnderRows(await victims());
       const drained = drainShard(cluster, LEAVING);
       drained.catch(() => undefined);
       await waitFor(
