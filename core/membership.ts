@@ -57,6 +57,32 @@ const shardSchema = z.object({
   epoch: z.number(),
 });
 
+/** Shards that are told of at most; who tells of more is not heard. */
+const MAX_TOLD_SHARDS = 4096;
+
+const measured = z.number().nonnegative().optional();
+
+const sightSchema = z.object({
+  /** Of late, through its model. */
+  tokensPerSecond: z.number().nonnegative(),
+  /** What it has measured of each shard; what it does not know is absent. */
+  shards: z
+    .array(
+      z.object({
+        rank: z.int().min(0).max(65535),
+        /** Time of a dispatch whatever its size. */
+        roundTripSeconds: measured,
+        bytesPerSecond: measured,
+        secondsPerPair: measured,
+        /** Answers that this was measured on. */
+        samples: z.number().nonnegative(),
+        /** Standard deviation of what dispatches took, as a part of it. */
+        spread: z.number().nonnegative(),
+      }),
+    )
+    .max(MAX_TOLD_SHARDS),
+});
+
 const routerSchema = z.object({
   kind: z.literal("router"),
   id: z.string(),
@@ -69,6 +95,8 @@ const routerSchema = z.object({
   epoch: z.number(),
   /** Memory of its own device that routed experts may take, bytes. */
   localBytes: z.number().default(0),
+  /** What it sees of the shards. One that can not be read is none: the router is there all the same. */
+  sight: sightSchema.optional().catch(undefined),
 });
 
 /** What a shard says of itself. */
@@ -76,6 +104,9 @@ export type ShardRegistration = Readonly<z.output<typeof shardSchema>>;
 
 /** What a router says of itself. */
 export type RouterRegistration = Readonly<z.output<typeof routerSchema>>;
+
+/** What a router sees of the shards, and how much of the traffic is its own. */
+export type RouterSight = Readonly<z.output<typeof sightSchema>>;
 
 /** What any member says of itself. */
 export type Registration = ShardRegistration | RouterRegistration;

@@ -32,6 +32,7 @@ import {
   placementKeys,
   type PlacementStore,
 } from "./cluster/planning/placement-store.ts";
+import { sightOf, TokenRate } from "./cluster/planning/router-sights.ts";
 import { PlannerLoop } from "./cluster/planning/planner-loop.ts";
 import { PlannerThread } from "./cluster/planning/planner-thread.ts";
 import { afterMove, firstStanding, standsFor } from "./cluster/planning/standing.ts";
@@ -54,7 +55,7 @@ export interface ControlPlaneOptions {
   >;
   readonly checkpoint: Pick<Checkpoint, "config" | "modelHash" | "overlay">;
   readonly shape: ModelShape;
-  readonly statistics: Pick<Statistics, "snapshot" | "pairs" | "steps">;
+  readonly statistics: Pick<Statistics, "snapshot" | "tokens" | "pairs" | "steps">;
   /** What this router expects to run next. */
   readonly queued: () => readonly QueuedTokens[];
   readonly cluster: Cluster;
@@ -120,6 +121,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     overlay,
     wire: settings.wire,
     cluster,
+    sights: () => membership.routers().flatMap(({ sight }) => sight ?? []),
     feed,
     steps: () => statistics.steps(),
     planIntervalSeconds: settings.planInterval,
@@ -182,12 +184,16 @@ function createShared(
   const { settings, checkpoint, cluster, routerId: id, logger } = options;
   const epoch = () => cluster.current()?.placement.epoch ?? 0;
   const localBytes = settings.localExperts;
+  const rate = new TokenRate();
+  const sight = () =>
+    sightOf(rate.at(performance.now() / 1000, options.statistics.tokens()), cluster.members());
   if (redis === undefined) {
     return {
       membership: createStaticMembership(settings.shards, () => ({
         id,
         epoch: epoch(),
         localBytes,
+        sight: sight(),
       })),
       store: createMemoryStore(),
       lease: createOwnLease(),
@@ -204,7 +210,7 @@ function createShared(
   const membership = createRedisMembership({
     redis,
     modelHash,
-    self: () => ({ ...registration, epoch: epoch(), localBytes }),
+    self: () => ({ ...registration, epoch: epoch(), localBytes, sight: sight() }),
     ...(!settings.discover && { shards: settings.shards }),
     log: logger,
   });

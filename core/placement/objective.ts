@@ -9,7 +9,8 @@
  *
  *   round trip + rows · bytes / bandwidth + experts touched · seconds per expert + pairs · seconds per pair
  *
- * where every load is split as well as the copies allow (balance.ts), as the routers do at every step.
+ * where round trip, bandwidth and seconds are the means of what all routers measured, weighted by their shares of the tokens
+ * (router-service/cluster/planning/router-sights.ts), and every load is split as well as the copies allow (balance.ts), as the routers do at every step.
  */
 
 import { meetings, rowsPerMeeting } from "./gathering.ts";

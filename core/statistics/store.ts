@@ -70,6 +70,8 @@ export interface Statistics {
   /** An engine's observer: takes a step's arrays over and returns at once. */
   readonly observer: { readonly onStep: (step: RoutedStep) => void };
   snapshot(): StatisticsSnapshot;
+  /** Tokens since the process started, of all tasks and phases. */
+  tokens(): number;
   /** Most frequent partners of every expert. */
   pairs(): PairTables;
   /** Pairs of single decode steps of late, in memory of this process only [numMoeLayers, numExperts] each; none before there are enough. */
@@ -146,6 +148,7 @@ export function createStatistics(options: StatisticsOptions): Statistics {
       steps: counters.steps[0],
       droppedTokens,
     }),
+    tokens: () => counters.series.reduce((sum, { cells }) => sum + cells[0], 0),
     pairs: () => ({ together: listsOf(counters.together), next: listsOf(counters.next) }),
     steps: () => samples.loads(),
     close: async () => {

@@ -96,7 +96,9 @@ class MemberWatch {
   routers(): RouterMember[] {
     const self = this.#options.self();
     const others = this.#routers.filter(({ id }) => id !== self.id);
-    return [self, ...others].map(({ id, epoch, localBytes }) => ({ id, epoch, localBytes }));
+    return [self, ...others].map(({ id, epoch, localBytes, sight }) =>
+      sight === undefined ? { id, epoch, localBytes } : { id, epoch, localBytes, sight },
+    );
   }
 
   onChange(callback: () => void): void {
@@ -142,7 +144,9 @@ class MemberWatch {
     }
     this.#routers = routers;
     this.seen = true;
-    const known = JSON.stringify([this.shards(), this.routers()]);
+    // What routers measure changes with every look, and is no reason to do anything.
+    const using = this.routers().map(({ id, epoch, localBytes }) => ({ id, epoch, localBytes }));
+    const known = JSON.stringify([this.shards(), using]);
     if (known === this.#known) return;
     this.#known = known;
     this.notify();

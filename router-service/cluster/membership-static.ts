@@ -1,5 +1,7 @@
 /** Who the shards and routers of a cluster are, and the list that an operator gives. */
 
+import type { RouterSight } from "../../core/membership.ts";
+
 /** A router that uses the placement. */
 export interface RouterMember {
   readonly id: string;
@@ -7,6 +9,8 @@ export interface RouterMember {
   readonly epoch: number;
   /** Memory of its own device that routed experts may take. */
   readonly localBytes: number;
+  /** What it has measured; absent: nothing is known of it. */
+  readonly sight?: RouterSight | undefined;
 }
 
 /** Memory that all routers' own devices have for routed experts: a copy there is on every one of them. */

@@ -1,6 +1,7 @@
 /** What a router knows that placements are planned from: its shards as they are, and the load that is ahead. */
 
 import { formatsOf } from "../../../core/expert-formats.ts";
+import type { RouterSight } from "../../../core/membership.ts";
 import type { ModelConfig } from "../../../core/model/config.ts";
 import type { ModelOverlay } from "../../../core/model/overlay.ts";
 import type { Policy } from "../../../core/placement/input.ts";
@@ -13,6 +14,7 @@ import type { Cluster } from "../cluster.ts";
 import type { MemberView } from "../cluster-member.ts";
 import type { ClusterPlacement } from "./first-placement.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
+import { speedForAll } from "./router-sights.ts";
 import { steadySecondsPerPair } from "../shards/steady-speed.ts";
 
 /** What an outlook is made of. */
@@ -21,6 +23,8 @@ export interface OutlookOptions {
   readonly overlay: ModelOverlay | undefined;
   readonly wire: WireSetting;
   readonly cluster: Pick<Cluster, "members">;
+  /** What each router sees of the shards, this one among them. */
+  readonly sights: () => readonly RouterSight[];
   readonly feed: LoadFeed;
   /** Loads of single steps of late [numMoeLayers, numExperts] each; none where they are too few. */
   readonly steps: () => readonly Float64Array[];
@@ -56,23 +60,29 @@ export function isUsable(member: MemberView, now: number): boolean {
 /** What the planner is told of usable shards. */
 function shardFacts(
   members: readonly MemberView[],
+  sights: readonly RouterSight[],
   loadBytesPerSecond: number | undefined,
 ): ShardFacts[] {
+  const speeds = members.map(({ rank = 0, steady }) => {
+    const forAll = speedForAll(sights, rank) ?? steady;
+    // To a router's own device there is no way.
+    return rank === LOCAL_RANK ? { ...forAll, bytesPerSecond: Infinity } : forAll;
+  });
   const secondsPerPair = steadySecondsPerPair(
-    members.map(({ hello, steady }) => ({
-      measured: steady,
+    members.map(({ hello }, i) => ({
+      measured: speeds[i],
       pairsPerSecond: hello?.pairsPerSecond ?? 0,
     })),
   );
-  return members.map(({ rank, hello, status, steady }, i) => ({
+  return members.map(({ rank, hello, status }, i) => ({
     rank: rank ?? 0,
     memoryBytes: hello?.memoryBytes ?? 0,
     draining: status?.draining ?? false,
     secondsPerPair: secondsPerPair[i],
-    rttSeconds: steady.roundTripSeconds,
-    bytesPerSecond: steady.bytesPerSecond,
+    rttSeconds: speeds[i].roundTripSeconds,
+    bytesPerSecond: speeds[i].bytesPerSecond,
     loadBytesPerSecond,
-    spread: steady.spread,
+    spread: speeds[i].spread,
   }));
 }
 
@@ -104,7 +114,10 @@ export class PlacementOutlook {
     const now = Date.now();
     const usable = cluster.members().filter((member) => isUsable(member, now));
     const loadSpeed = this.#options.loadBytesPerSecond();
-    const shards = sharedByAll(shardFacts(usable, loadSpeed), this.#options.localBytes());
+    const shards = sharedByAll(
+      shardFacts(usable, this.#options.sights(), loadSpeed),
+      this.#options.localBytes(),
+    );
     const loadRate = shards.reduce(
       (sum, { loadBytesPerSecond = LOAD_BYTES_PER_SECOND }) => sum + loadBytesPerSecond,
       0,

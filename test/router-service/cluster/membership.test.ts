@@ -4,6 +4,7 @@ import { after, test, type TestContext } from "node:test";
 import {
   announce,
   type RouterRegistration,
+  type RouterSight,
   type ShardRegistration,
   withdraw,
 } from "../../../core/membership.ts";
@@ -53,9 +54,12 @@ function membershipOf(
   t: TestContext,
   modelHash: string,
   id: string,
-  options: Partial<RedisMembershipOptions> & { readonly epoch?: () => number } = {},
+  options: Partial<RedisMembershipOptions> & {
+    readonly epoch?: () => number;
+    readonly sight?: () => RouterSight;
+  } = {},
 ): Membership {
-  const { epoch = () => 0, ...others } = options;
+  const { epoch = () => 0, sight, ...others } = options;
   const self = (): RouterRegistration => ({
     kind: "router",
     id,
@@ -64,6 +68,7 @@ function membershipOf(
     grpcAddress: "127.0.0.1:1",
     epoch: epoch(),
     localBytes: 7,
+    sight: sight?.(),
   });
   const membership = createRedisMembership({
     redis,
@@ -115,6 +120,21 @@ test("routers see which epoch the others use as soon as they say so", async (t) 
   assert.deepEqual(first.routers()[0], { id: "first", epoch: 4, localBytes: 7 });
   await first.close();
   await waitFor("its end", () => second.routers().length === 1);
+});
+
+test("routers hear what the others measured, and nothing is done anew for that", async (t) => {
+  let samples = 0;
+  const sight = () => ({ tokensPerSecond: 5, shards: [{ rank: 1, samples, spread: 0 }] });
+  const first = membershipOf(t, "sights", "first", { sight });
+  const second = membershipOf(t, "sights", "another");
+  const heard = () => second.routers().find(({ id }) => id === "first")?.sight;
+  await waitFor("the first router", () => heard() !== undefined);
+  let changes = 0;
+  second.onChange(() => changes++);
+  samples = 9;
+  first.announce();
+  await waitFor("its measurements", () => heard()?.shards[0].samples === 9, 900);
+  assert.equal(changes, 0);
 });
 
 test("shards of a list stay what they are, whoever registers", async (t) => {
