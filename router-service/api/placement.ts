@@ -95,7 +95,7 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
   try {
     const supposed = suppose(facts, layers, whatIfOf(fields));
     const plan = await source.thread.plan(plannerInput(supposed), MAX_QUESTIONS);
-    const before = supposed.current?.layers ?? new Map<number, never>();
+    const before = supposed.current?.layers ?? nothingHeld(facts.config.numExperts, layers);
     const last = plan.stages.at(-1) ?? plan.target;
     const need = needOf(before, supposed.shards, supposed.minCopies);
     const { sparse: sparseAfter } = needOf(last, supposed.shards, supposed.minCopies);
@@ -114,6 +114,12 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
     if (error instanceof PlannerInputError) throw new InvalidRequestError(error.message);
     throw error;
   }
+}
+
+/** Layers whose experts have no copies. */
+function nothingHeld(numExperts: number, layers: readonly number[]): PlacedLayers {
+  const none = Array.from({ length: numExperts }, () => []);
+  return new Map(layers.map((layer) => [layer, none]));
 }
 
 function planResult(

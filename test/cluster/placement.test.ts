@@ -115,6 +115,13 @@ describe("two routers, three shards and a Redis", () => {
       assert.equal(refused.status, 400, JSON.stringify(refused.body));
       assert.match((refused.body as { error: { message: string } }).error.message, said);
     }
+    const fresh = await postJson(`${url}/v1/placement/plan`, { from: "nothing" });
+    const { worth_it: worthLoading, why } = fresh.body as {
+      readonly worth_it: boolean;
+      readonly why: string;
+    };
+    assert.ok(worthLoading, why);
+    assert.match(why, /^\d+ experts have no copy; [1-9]\d* experts are loaded; .* take /);
     const text = await switchyard("plan", "--url", url, "--without", "0", "--memory", "8=1");
     assert.equal(text.code, 0, text.stderr);
     assert.match(text.stdout, /^this would be done:\n {2}.*shard 0 is gone/);

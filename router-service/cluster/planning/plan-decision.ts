@@ -235,10 +235,11 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
 }
 
 function needText({ lost, draining, homeless }: Need): string {
+  const elsewhere = lost.length + draining.length > 0 ? " elsewhere" : "";
   const parts = [
     ...(lost.length === 0 ? [] : [`${ranksText(lost)} gone`]),
     ...(draining.length === 0 ? [] : [`${ranksText(draining)} to leave`]),
-    ...(homeless === 0 ? [] : [`${homeless} experts have no copy elsewhere`]),
+    ...(homeless === 0 ? [] : [`${homeless} experts have no copy${elsewhere}`]),
   ];
   return parts.join(", ");
 }
