@@ -42,9 +42,12 @@ export interface LayerTime {
 export function layerTimes(input: CostInput, placed: PlacedLayers): LayerTime[] {
   const { policy = "auto", shards } = input;
   const ranks = shards.map(({ rank }) => rank);
+  // A layer's copies are of no use when its time is known: the next one's take their memory.
+  let pairs: Layer["pairs"] | undefined;
   return input.layers.map((number, index) => {
     const replicas = placed.get(number);
-    const layer = heldLayer(input, index, holdersIn(input, replicas));
+    const layer = heldLayer(input, index, holdersIn(input, replicas), pairs);
+    pairs = layer.pairs;
     if (policy === "auto") balance(layer);
     else splitByShares(layer, (expert, shard) => shareOn(replicas?.[expert], ranks[shard]));
     return timeOf(layer);
@@ -77,26 +80,36 @@ export function holdersIn(
   replicas: LayerReplicas | undefined,
 ): number[][] {
   const indexOf = new Map(shards.map(({ rank }, index) => [rank, index]));
-  return Array.from({ length: numExperts }, (_, expert) => {
-    const holders: number[] = [];
+  const holders: number[][] = [];
+  for (let expert = 0; expert < numExperts; expert++) {
+    const ofExpert: number[] = [];
     for (const { rank } of replicas?.[expert] ?? []) {
       const shard = indexOf.get(rank);
-      if (shard !== undefined) holders.push(shard);
+      if (shard !== undefined) ofExpert.push(shard);
     }
-    return holders;
-  });
+    holders.push(ofExpert);
+  }
+  return holders;
 }
 
-/** The layer at `index` with copies as given, not balanced yet. */
+/** The layer at `index` with copies as given, not balanced yet; `pairs` are another layer's, of no use any more. */
 export function heldLayer(
   input: CostInput,
   index: number,
   holders: readonly (readonly number[])[],
+  pairs?: Layer["pairs"],
 ): Layer {
-  const used = new Set(holders.flat()).size;
-  const layer = layerOf(input, index, used, expectedLoads(input, index));
-  for (const [expert, shards] of holders.entries()) {
-    for (const shard of shards) addCopy(layer, expert, shard);
+  const used = new Uint8Array(input.shards.length);
+  let numUsed = 0;
+  for (const shards of holders) {
+    for (const shard of shards) {
+      numUsed += 1 - used[shard];
+      used[shard] = 1;
+    }
+  }
+  const layer = layerOf(input, index, numUsed, expectedLoads(input, index), pairs);
+  for (let expert = 0; expert < holders.length; expert++) {
+    for (const shard of holders[expert]) addCopy(layer, expert, shard);
   }
   return layer;
 }
@@ -107,17 +120,19 @@ export function layerOf(
   index: number,
   numUsed: number,
   loads: JudgedLoads,
+  pairs?: Layer["pairs"],
 ): Layer {
-  return emptyLayer(
-    loads,
-    layerCosts(input, numUsed),
-    togetherness(input, index, secondsPerMeeting(input, numUsed)),
-  );
+  return emptyLayer(loads, {
+    costs: layerCosts(input, numUsed),
+    together: togetherness(input, index, secondsPerMeeting(input, numUsed)),
+    pairs,
+  });
 }
 
 /** The layer's copies as a placement has them, with the shares of the forecast's split. */
 export function replicasOf(layer: Layer, { shards }: Pick<PlannerInput, "shards">): LayerReplicas {
   return layer.holders.map((holders, expert) => {
+    if (holders.length === 1) return [{ rank: shards[holders[0]].rank, share: 1 }];
     const shares = sharesOf(layer, expert);
     return holders
       .map((shard, i) => ({ rank: shards[shard].rank, share: shares[i] }))

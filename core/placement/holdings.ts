@@ -20,40 +20,45 @@ export interface Copy {
 
 /** Copies that are held; they change. */
 export class Holdings {
-  readonly #ranks = new Map<number, Set<number>[]>();
+  readonly #layers: PlacedLayers;
+  /** Ranks of each expert that was looked at; of the others they are as at first. */
+  readonly #ranks = new Map<number, (Set<number> | undefined)[]>();
   readonly #free: Map<number, number>;
   readonly #limits: StageLimits;
-  /** Layers as toLayers answered them and nothing has changed since. */
+  /** Layers as toLayers last answered them. */
   readonly #built = new Map<number, LayerReplicas>();
+  /** Experts that have changed since then, by layer. */
+  readonly #changed = new Map<number, Set<number>>();
 
   constructor(layers: PlacedLayers, limits: StageLimits) {
+    this.#layers = layers;
     this.#limits = limits;
     this.#free = new Map(limits.memory);
     for (const [layer, replicas] of layers) {
-      this.#ranks.set(
-        layer,
-        replicas.map((copies) => new Set(copies.map(({ rank }) => rank))),
-      );
-      for (const [expert, copies] of replicas.entries()) {
-        for (const { rank } of copies) this.#take(rank, limits.bytes(layer, expert));
+      this.#ranks.set(layer, Array.from({ length: replicas.length }));
+      for (let expert = 0; expert < replicas.length; expert++) {
+        const bytes = limits.bytes(layer, expert);
+        for (const { rank } of replicas[expert]) this.#take(rank, bytes);
       }
     }
   }
 
   has({ layer, expert, rank }: Copy): boolean {
-    return this.#ranks.get(layer)?.[expert]?.has(rank) === true;
+    const ranks = this.#ranks.get(layer)?.[expert];
+    if (ranks !== undefined) return ranks.has(rank);
+    return this.#layers.get(layer)?.[expert]?.some((copy) => copy.rank === rank) === true;
   }
 
   /** Ranks that hold the expert. */
   ranksOf(layer: number, expert: number): ReadonlySet<number> {
-    return this.#ranks.get(layer)![expert];
+    return this.#setOf(layer, expert);
   }
 
   /** Copies in order of layer, expert and their adding. */
   *copies(): Generator<Copy> {
     for (const [layer, experts] of this.#ranks) {
-      for (const [expert, ranks] of experts.entries()) {
-        for (const rank of ranks) yield { layer, expert, rank };
+      for (const expert of experts.keys()) {
+        for (const rank of this.#setOf(layer, expert)) yield { layer, expert, rank };
       }
     }
   }
@@ -74,16 +79,15 @@ export class Holdings {
   }
 
   add(copy: Copy): void {
-    const experts = this.#ranks.get(copy.layer);
-    if (experts === undefined) throw new RangeError(`layer ${copy.layer} is not placed`);
-    experts[copy.expert].add(copy.rank);
-    this.#built.delete(copy.layer);
+    if (!this.#ranks.has(copy.layer)) throw new RangeError(`layer ${copy.layer} is not placed`);
+    this.#setOf(copy.layer, copy.expert).add(copy.rank);
+    this.#change(copy);
     this.#take(copy.rank, this.#limits.bytes(copy.layer, copy.expert));
   }
 
   remove(copy: Copy): void {
-    this.#ranks.get(copy.layer)![copy.expert].delete(copy.rank);
-    this.#built.delete(copy.layer);
+    this.#setOf(copy.layer, copy.expert).delete(copy.rank);
+    this.#change(copy);
     this.#take(copy.rank, -this.#limits.bytes(copy.layer, copy.expert));
   }
 
@@ -109,20 +113,40 @@ export class Holdings {
    */
   toLayers(first: PlacedLayers, second: PlacedLayers): PlacedLayers {
     return new Map(
-      [...this.#ranks].map(([layer, experts]) => {
-        const built =
-          this.#built.get(layer) ??
-          experts.map((ranks, expert) =>
-            sharedAs(
-              [...ranks].sort((a, b) => a - b),
-              first.get(layer)?.[expert] ?? [],
-              second.get(layer)?.[expert] ?? [],
-            ),
-          );
-        this.#built.set(layer, built);
-        return [layer, built];
-      }),
+      [...this.#layers.keys()].map((layer) => [
+        layer,
+        this.#build(layer, first.get(layer) ?? [], second.get(layer) ?? []),
+      ]),
     );
+  }
+
+  #build(layer: number, first: LayerReplicas, second: LayerReplicas): LayerReplicas {
+    const before = this.#built.get(layer);
+    const changed = this.#changed.get(layer);
+    if (before !== undefined && changed === undefined) return before;
+    const replicas = this.#layers.get(layer)!.map((copies, expert) => {
+      if (before !== undefined && changed?.has(expert) !== true) return before[expert];
+      const ranks = this.#ranks.get(layer)![expert] ?? copies.map(({ rank }) => rank);
+      return sharedAs(
+        [...ranks].sort((a, b) => a - b),
+        first[expert] ?? [],
+        second[expert] ?? [],
+      );
+    });
+    this.#built.set(layer, replicas);
+    this.#changed.delete(layer);
+    return replicas;
+  }
+
+  #setOf(layer: number, expert: number): Set<number> {
+    const experts = this.#ranks.get(layer)!;
+    return (experts[expert] ??= new Set(this.#layers.get(layer)![expert].map(({ rank }) => rank)));
+  }
+
+  #change({ layer, expert }: Copy): void {
+    const changed = this.#changed.get(layer);
+    if (changed === undefined) this.#changed.set(layer, new Set([expert]));
+    else changed.add(expert);
   }
 
   #take(rank: number, bytes: number): void {
@@ -135,6 +159,7 @@ function sharedAs(
   ranks: readonly number[],
   ...models: readonly LayerReplicas[number][]
 ): readonly Replica[] {
+  if (ranks.length === 1) return [{ rank: ranks[0], share: 1 }];
   for (const copies of models) {
     const shares = ranks.map((rank) => copies.find((copy) => copy.rank === rank)?.share ?? 0);
     const total = shares.reduce((sum, share) => sum + share, 0);

@@ -57,11 +57,10 @@ export interface Layer {
 /** Copies of one expert at most: hot ones have no use for more, and arrays stay small. */
 const MAX_COPIES = 64;
 
-/** A layer in which nothing is held. */
+/** A layer in which nothing is held; `pairs` are those of another layer as large, which is of no use any more. */
 export function emptyLayer(
   { loads, weights }: JudgedLoads,
-  costs: LayerCosts,
-  together?: Togetherness,
+  { costs, together, pairs }: Pick<Layer, "costs" | "together"> & Partial<Pick<Layer, "pairs">>,
 ): Layer {
   const numExperts = loads[0].length;
   const numShards = costs.fixed.length;
@@ -76,7 +75,8 @@ export function emptyLayer(
     held: Array.from({ length: numShards }, () => []),
     shared: [],
     maxCopies,
-    pairs: loads.map(() => new Float64Array(numExperts * maxCopies)),
+    // What copies take is written as they come.
+    pairs: pairs ?? loads.map(() => new Float64Array(numExperts * maxCopies)),
     seconds: loads.map(() => new Float64Array(numShards)),
     together,
   };

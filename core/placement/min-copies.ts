@@ -14,6 +14,7 @@ export function withMinCopies(
   limits: StageLimits,
   before: PlacedLayers = new Map(),
 ): PlacedLayers {
+  if (minCopies < 2) return placed;
   const held = new Holdings(placed, limits);
   const added = new Set<string>();
   for (let copies = 2; copies <= minCopies; copies++) {

@@ -2,6 +2,7 @@
 
 import { Holdings, type Copy, type StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers } from "./input.ts";
+import type { Replica } from "./placement.ts";
 
 /** Loads, then drops, that lead from one placement to the other; by layer, expert and rank. */
 export function movesBetween(current: PlacedLayers, target: PlacedLayers): Move[] {
@@ -19,9 +20,12 @@ function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["ki
   for (const [layer, replicas] of layers) {
     const there = others.get(layer);
     if (there === replicas) continue;
-    for (const [expert, copies] of replicas.entries()) {
+    for (let expert = 0; expert < replicas.length; expert++) {
+      const copies = replicas[expert];
+      const before = there?.[expert];
+      if (before === copies) continue;
       for (const { rank } of copies) {
-        if (there?.[expert]?.some((copy) => copy.rank === rank) === true) continue;
+        if (before !== undefined && holds(before, rank)) continue;
         moves.push({ kind, layer, expert, rank });
       }
     }
@@ -29,10 +33,15 @@ function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["ki
   return moves;
 }
 
+function holds(copies: readonly Replica[], rank: number): boolean {
+  for (const copy of copies) if (copy.rank === rank) return true;
+  return false;
+}
+
 /** What is under way: it changes from stage to stage. */
 interface Journey {
   readonly held: Holdings;
-  readonly wanted: Holdings;
+  readonly target: PlacedLayers;
   /** Copies that are to be loaded. */
   incoming: Copy[];
   /** Copies that are to go. */
@@ -54,7 +63,7 @@ export function stagesOf(
 ): PlacedLayers[] {
   const journey: Journey = {
     held: new Holdings(current, limits),
-    wanted: new Holdings(target, limits),
+    target,
     incoming: copiesBeside(target, current, "load"),
     outgoing: copiesBeside(current, target, "drop"),
     displaced: new Set(),
@@ -95,9 +104,9 @@ function loadWhatFits(journey: Journey): number {
 }
 
 /** True where a copy of the expert is held at a rank that is to have one. */
-function hasWanted({ held, wanted }: Journey, { layer, expert }: Copy): boolean {
-  for (const rank of held.ranksOf(layer, expert)) {
-    if (wanted.has({ layer, expert, rank })) return true;
+function hasWanted({ held, target }: Journey, { layer, expert }: Copy): boolean {
+  for (const { rank } of target.get(layer)![expert]) {
+    if (held.has({ layer, expert, rank })) return true;
   }
   return false;
 }

@@ -1,21 +1,25 @@
 /** What a plan is expected to bring, and what it asks of the shards. */
 
 import { savingDeviation } from "./doubt.ts";
-import { holdersIn, layerTimes, stepSeconds } from "./cost.ts";
+import { layerTimes, stepSeconds } from "./cost.ts";
 import type { StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers, PlanReason, PlannerInput } from "./input.ts";
 import { movesBetween } from "./moves.ts";
+import type { Replica } from "./placement.ts";
 
 /** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
 export function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {
   const live = new Set(shards.map(({ rank }) => rank));
+  const areLive = ({ rank }: Replica) => live.has(rank);
   return new Map(
     layers.map((layer) => {
       const replicas = current?.layers.get(layer);
       return [
         layer,
         Array.from({ length: numExperts }, (_, expert) => {
-          const copies = (replicas?.[expert] ?? []).filter(({ rank }) => live.has(rank));
+          const all = replicas?.[expert] ?? [];
+          if (all.length === 1 && all[0].share === 1 && areLive(all[0])) return all;
+          const copies = all.filter(areLive);
           const sum = copies.reduce((total, { share }) => total + share, 0);
           return copies.map(({ rank, share }) => ({
             rank,
@@ -107,13 +111,16 @@ function bytesHeld(
 ): { readonly experts: number; readonly bytes: number }[] {
   const held = input.shards.map(() => ({ experts: 0, bytes: 0 }));
   let cell = 0;
+  const byRank = new Map(input.shards.map(({ rank }, shard) => [rank, held[shard]]));
   for (const layer of input.layers) {
-    for (const shards of holdersIn(input, placed.get(layer))) {
-      for (const shard of shards) {
-        held[shard].experts++;
-        held[shard].bytes += input.bytes[cell];
+    const replicas = placed.get(layer);
+    for (let expert = 0; expert < input.numExperts; expert++, cell++) {
+      for (const { rank } of replicas?.[expert] ?? []) {
+        const shard = byRank.get(rank);
+        if (shard === undefined) continue;
+        shard.experts++;
+        shard.bytes += input.bytes[cell];
       }
-      cell++;
     }
   }
   return held;
