@@ -11,7 +11,7 @@ import {
   planPlacement,
   type PlacedLayers,
 } from "../../../core/placement/planner.ts";
-import { seededRandom } from "../../../core/random.ts";
+import { drawNormal, seededRandom } from "../../../core/random.ts";
 import { lossRecovery } from "../../../core/placement/recovery.ts";
 import { plannerInput } from "./inputs.ts";
 
@@ -121,6 +121,37 @@ test("under the same load next to nothing is loaded again, and nothing where loa
     0,
   );
 });
+
+const SIZES = [
+  { numLayers: 48, numExperts: 128, numShards: 16, slots: 9, seeds: 1 },
+  { numLayers: 26, numExperts: 64, numShards: 8, slots: 10, seeds: 2 },
+  { numLayers: 8, numExperts: 32, numShards: 6, slots: 7, seeds: 6 },
+];
+for (const { numLayers, numExperts, numShards, slots, seeds } of SIZES) {
+  test(`nothing is loaded again under the same load, and under another only what saves a part of the step: ${numLayers} × ${numExperts} × ${numShards}`, () => {
+    for (let seed = 1; seed <= seeds; seed++) {
+      const normal = seededRandom(seed);
+      const skewed = Array.from({ length: numLayers }, () =>
+        Array.from({ length: numExperts }, () => 100 * Math.exp(drawNormal(normal))),
+      );
+      const input = plannerInput({
+        loads: skewed,
+        room: Array.from({ length: numShards }, () => numLayers * slots),
+        moves: { bytes: Infinity, steps: STEPS },
+      });
+      const current = { epoch: 1, layers: planPlacement(input).target };
+      const again = planPlacement({ ...input, current });
+      assert.deepEqual([loads(again), again.stages.length], [0, 0], `seed ${seed}`);
+      for (const drift of [0.05, 0.4]) {
+        const load = input.load.map((pairs) => pairs * Math.exp(drift * drawNormal(normal)));
+        const next = planPlacement({ ...input, load, current });
+        const { secondsBefore, secondsAfter } = next.why;
+        if (loads(next) > 0) assert.ok(secondsAfter <= 0.98 * secondsBefore!, `seed ${seed}`);
+        if (drift === 0.4) assert.ok(loads(next) > 0, `seed ${seed}`);
+      }
+    }
+  });
+}
 
 test("a plan loads no more than its move budget beside what it must", () => {
   const input = plannerInput({ loads: LOADS, room: [14, 14, 14] });
