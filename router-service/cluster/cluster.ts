@@ -23,7 +23,7 @@ import { createRemoteExperts } from "./dispatch/remote-experts.ts";
 import { Roster } from "./roster.ts";
 import { shardPlacement } from "./shards/shard-placement.ts";
 
-/** Without any shard for this long, requests are refused. */
+/** Without any shard for this long, new requests are refused; those that run wait until their own deadlines. */
 const NO_SHARD_MS = 5_000;
 
 /** What a cluster is made of. */
@@ -41,6 +41,8 @@ export interface ClusterOptions extends PlanInput, RecoveryObserver {
   readonly dispatchTimeoutMs: number;
   /** Milliseconds that a layer of a step waits for its experts to have a copy again. */
   readonly copyWaitMs: number;
+  /** Milliseconds without any shard after which new requests are refused; absent: 5000. */
+  readonly noShardMs?: number;
   readonly logger: Logger;
   /** Copies of an expert take their planned shares of its rows; default: each row goes where it is done soonest. */
   readonly splitByShares?: boolean;
@@ -90,7 +92,7 @@ export interface Cluster {
   ready(): Promise<void>;
   /** Which shards experts are without; undefined where every expert has a living copy. */
   missingReason(): string | undefined;
-  /** Why requests are to be refused: experts never had copies, nobody has room for them, or no shard is left. */
+  /** Why new requests are to be refused: experts never had copies, nobody has room for them, or no shard is left. */
   unavailableReason(): string | undefined;
   /** When the rows of a step were last with the shards, milliseconds of performance.now(); now, where some are. */
   lastBusyAt(): number;
@@ -204,11 +206,15 @@ class ShardCluster implements Cluster {
   }
 
   unavailableReason(): string | undefined {
+    return this.#hopelessReason() ?? (this.#noShard.holds ? this.missingReason() : undefined);
+  }
+
+  /** Why experts without a copy will not get one: they never had any, or nobody has room for them. */
+  #hopelessReason(): string | undefined {
     const missing = this.missingReason();
     if (missing === undefined) return undefined;
     if (!this.#wasReady) return missing;
-    if (this.#isUnplaceable.holds) return this.#unplaceable;
-    return this.#noShard.holds ? missing : undefined;
+    return this.#isUnplaceable.holds ? this.#unplaceable : undefined;
   }
 
   lastBusyAt(): number {
@@ -233,7 +239,7 @@ class ShardCluster implements Cluster {
       },
       changes: this.#changes,
       hopeless: () =>
-        this.#stop.signal.aborted ? "the router is stopping" : this.unavailableReason(),
+        this.#stop.signal.aborted ? "the router is stopping" : this.#hopelessReason(),
       missing: () => this.missingReason(),
       failed: (rank, epoch, reason) => this.#onFailed(rank, epoch, reason),
       forgive: (rank) => this.#roster.find(rank)?.forgive(),
@@ -285,7 +291,7 @@ class ShardCluster implements Cluster {
   /** Takes note where no shard is left, but not at once: links break all together and come back. */
   #watchShards(): void {
     if (this.#roster.hasShard) this.#noShard.end();
-    else this.#noShard.begin(NO_SHARD_MS);
+    else this.#noShard.begin(this.#options.noShardMs ?? NO_SHARD_MS);
   }
 
   #notify(change: ClusterChange): void {

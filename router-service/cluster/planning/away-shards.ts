@@ -18,8 +18,12 @@ export class AwayShards {
     return Math.max(0, ...this.#since.values().map((since) => since + graceMs - now));
   }
 
-  /** One of them may still be started again at its place, so that nobody else needs room for its experts. */
-  mayReturn(now: number): boolean {
+  /**
+   * One of them may still be started again at its place, so that nobody else needs room for its experts: for a while where
+   * `left` shards are there, as long as it takes where none is.
+   */
+  mayReturn(now: number, left: number): boolean {
+    if (left === 0) return true;
     return this.#since.values().some((since) => now - since < PATIENCE_MS);
   }
 }

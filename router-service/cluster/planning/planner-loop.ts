@@ -338,7 +338,7 @@ export class PlannerLoop {
         const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
         log.warn({ reason: error.message }, said);
       }
-      const mayWait = !isRoom || this.#away.mayReturn(performance.now());
+      const mayWait = !isRoom || this.#away.mayReturn(performance.now(), facts.shards.length);
       this.#decided(error.message, mayWait ? undefined : error.message);
       return undefined;
     }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, afterEach, before, beforeEach, describe, it } from "node:test";
 
 import type { DispatchReport } from "../../../router-service/cluster/dispatch/attempts.ts";
-import type { Cluster } from "../../../router-service/cluster/cluster.ts";
+import type { Cluster, ClusterOptions } from "../../../router-service/cluster/cluster.ts";
 import type { ClusterPlacement } from "../../../router-service/cluster/planning/first-placement.ts";
 import type { ResendReason } from "../../../router-service/cluster/dispatch/resend.ts";
 import { type Alteration, alteringDevice } from "../../support/altered-device.ts";
@@ -49,7 +49,7 @@ describe("rows whose shard fails them", () => {
   };
   const connect = async (
     stored: ClusterPlacement,
-    waits: { readonly dispatchTimeoutMs?: number; readonly copyWaitMs?: number } = {},
+    waits: Partial<Pick<ClusterOptions, "dispatchTimeoutMs" | "copyWaitMs" | "noShardMs">> = {},
   ) => {
     cluster = await connectTestCluster(
       shards.map(({ address }) => address),
@@ -195,7 +195,7 @@ describe("rows whose shard fails them", () => {
   });
 
   describe("with one copy of each expert", () => {
-    before(() => connect(placed(4, halves)));
+    before(() => connect(placed(4, halves), { noShardMs: 200 }));
     after(() => cluster.close());
 
     it("wait for a shard that comes back", async () => {
@@ -236,6 +236,20 @@ describe("rows whose shard fails them", () => {
       assert.equal(cluster.unavailableReason(), undefined);
       cluster.setUnplaceable(undefined);
       assert.deepEqual(await run(cluster), expected);
+    });
+
+    it("wait on where no shard is left, while new requests are refused, until one comes back", async () => {
+      await Promise.all(shards.map((shard) => shard.close()));
+      await waitFor("the loss", () => cluster.missingReason() !== undefined);
+      const abort = new AbortController();
+      let ended = false;
+      const running = run(cluster, abort.signal).finally(() => (ended = true));
+      await waitFor("the refusal", () => cluster.unavailableReason() !== undefined);
+      assert.match(cluster.unavailableReason() ?? "", /experts without a living copy/);
+      assert.ok(!ended, "what runs is not refused");
+      await Promise.all([restart(0), restart(1)]);
+      assert.deepEqual(await running, expected);
+      assert.equal(cluster.unavailableReason(), undefined);
     });
 
     it("are given up with their step", async () => {
