@@ -115,7 +115,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     onChange: () => membership.announce(),
     log: logger,
   });
-  const feed = createLoadFeed({ shape, modelHash, statistics, queued, ...(redis && { redis }) });
+  const counts = { shape, modelHash, statistics, queued };
+  const feed = createLoadFeed({ ...counts, ...(redis && { redis }) });
   const outlook = new PlacementOutlook({
     config,
     overlay,
@@ -123,6 +124,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     cluster,
     sights: () => membership.routers().flatMap(({ sight }) => sight ?? []),
     feed,
+    ownFeed: redis && createLoadFeed(counts),
     steps: () => statistics.steps(),
     planIntervalSeconds: settings.planInterval,
     minCopies: settings.minCopies,

@@ -7,7 +7,7 @@ import type { FlushOutcome, LoadWindow } from "../../core/statistics/store.ts";
 import type { DispatchReport } from "../cluster/dispatch/attempts.ts";
 import type { ClusterChange } from "../cluster/cluster.ts";
 import type { RecoveryObserver } from "../cluster/dispatch/layer-call.ts";
-import type { PlannerState } from "../cluster/planning/planner-loop.ts";
+import type { PlannerState } from "../cluster/planning/planner-state.ts";
 import type { EngineObserver, StepReport } from "../engine/observer.ts";
 import type { PromptReport } from "./serving.ts";
 import { recoveryMetrics } from "./recovery-metrics.ts";

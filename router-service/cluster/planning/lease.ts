@@ -9,6 +9,8 @@ import { RedisUnavailableError, type RedisConnection } from "../../../core/platf
 export interface Lease {
   /** What the placement store asks for before it takes a placement; undefined while this router does not lead. */
   token(): string | undefined;
+  /** Whether this router led when it last heard of the lease: it may have run out since, unheard, while Redis is away. */
+  ledLast(): boolean;
   /** Tries to lead now rather than at the next turn. */
   campaign(): void;
   /** Registers what to call when this router begins to lead. */
@@ -22,6 +24,7 @@ export function createOwnLease(): Lease {
   const token = randomUUID();
   return {
     token: () => token,
+    ledLast: () => true,
     campaign: () => undefined,
     onLeading: (callback) => callback(),
     close: async () => undefined,
@@ -68,6 +71,10 @@ class RedisLease implements Lease {
   readonly #timer: NodeJS.Timeout;
   readonly #callbacks: (() => void)[] = [];
   #token: string | undefined;
+  #ledLast = false;
+  /** `performance.now()` when Redis, which had answered before, was last found away. */
+  #awayAt = -Infinity;
+  #wasThere = false;
   /** `performance.now()` until which the lease certainly holds. */
   #holdsUntil = 0;
   #running: Promise<void> | undefined;
@@ -88,6 +95,10 @@ class RedisLease implements Lease {
 
   token(): string | undefined {
     return performance.now() < this.#holdsUntil ? this.#token : undefined;
+  }
+
+  ledLast(): boolean {
+    return this.#ledLast;
   }
 
   campaign(): void {
@@ -121,8 +132,14 @@ class RedisLease implements Lease {
 
   async #attempt(): Promise<void> {
     const { redis, key, eligible = () => true } = this.#options;
-    if (!redis.isReady()) return;
     const sentAt = performance.now();
+    if (!redis.isReady()) {
+      if (this.#wasThere) this.#awayAt = sentAt;
+      return;
+    }
+    this.#wasThere = true;
+    // The one that led goes first: it may have planned for itself meanwhile.
+    if (!this.#ledLast && sentAt - this.#awayAt < this.#holdMs) return;
     if (!eligible()) {
       await this.#release();
       return;
@@ -133,11 +150,13 @@ class RedisLease implements Lease {
         this.#refused = false;
         return;
       }
+      this.#ledLast = false;
       this.#lose();
     }
     const token = randomUUID();
     const [taken] = await redis.pipeline([["SET", key, token, "NX", "PX", this.#holdMs]]);
     this.#refused = false;
+    this.#ledLast = taken !== null;
     if (taken === null) return;
     this.#token = token;
     this.#holdsUntil = sentAt + this.#holdMs;
@@ -149,6 +168,7 @@ class RedisLease implements Lease {
 
   async #release(): Promise<void> {
     const token = this.#token;
+    this.#ledLast = false;
     this.#lose();
     if (token === undefined || !this.#options.redis.isReady()) return;
     // Unanswered: it ends by itself.

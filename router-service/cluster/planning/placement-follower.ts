@@ -30,7 +30,7 @@ export class PlacementFollower {
   readonly #options: FollowerOptions;
   readonly #timer: NodeJS.Timeout;
   #looking: Promise<void> | undefined;
-  #adoption: { readonly epoch: number; readonly abort: AbortController } | undefined;
+  #adoption: { readonly stored: StoredPlacement; readonly abort: AbortController } | undefined;
   #adopting: Promise<void> = Promise.resolve();
   #stored: StoredPlacement | undefined;
   #failure: { readonly epoch: number; readonly at: number; readonly reason: string } | undefined;
@@ -50,6 +50,22 @@ export class PlacementFollower {
   /** The last placement that was adopted, with why it was planned; undefined before the first. */
   stored(): StoredPlacement | undefined {
     return this.#stored;
+  }
+
+  /** The placement that is being adopted, else the last one that was. */
+  newest(): StoredPlacement | undefined {
+    return this.#adoption?.stored ?? this.#stored;
+  }
+
+  /** Has the router work by a placement of its own that the store can not be told of, as it is away. */
+  take(stored: StoredPlacement): void {
+    if (!this.#closed) this.#begin(stored);
+  }
+
+  /** Takes note of what the store can not be told of: why no shard has room; undefined where that is over. */
+  takeUnplaceable(reason: string | undefined): void {
+    if (reason !== this.#unplaceable) this.#options.cluster.setUnplaceable(reason);
+    this.#unplaceable = reason;
   }
 
   /** Why the router can not work by this epoch; undefined while it may. */
@@ -88,22 +104,37 @@ export class PlacementFollower {
   }
 
   async #look(): Promise<void> {
-    const { store, cluster } = this.#options;
-    const used = Math.max(cluster.current()?.placement.epoch ?? 0, this.#adoption?.epoch ?? 0);
+    const { store } = this.#options;
     const { epoch, unplaceable } = await store.look();
-    if (unplaceable !== this.#unplaceable) cluster.setUnplaceable(unplaceable);
-    this.#unplaceable = unplaceable;
+    const used = this.#usedEpoch();
+    this.takeUnplaceable(unplaceable);
     // The one in use is read once for its reasons. Redis may have lost what the routers know.
     const known = epoch === used && this.#stored?.placement.epoch === epoch;
-    if (epoch === 0 || epoch < used || known || this.#adoption?.epoch === epoch) return;
+    if (epoch === 0 || epoch < used || known || this.#adoptionEpoch() === epoch) return;
     const failed = this.#failure;
     if (failed?.epoch === epoch && performance.now() - failed.at < RETRY_MS) return;
     const stored = await store.read();
     this.#unreadable = undefined;
     if (stored === undefined || this.#closed) return;
+    // One of its own may have come meanwhile.
+    if (stored.placement.epoch >= this.#usedEpoch()) this.#begin(stored);
+  }
+
+  #adoptionEpoch(): number {
+    return this.#adoption?.stored.placement.epoch ?? 0;
+  }
+
+  /** The newest epoch that the router works by or is on its way to; 0 before the first. */
+  #usedEpoch(): number {
+    const current = this.#options.cluster.current()?.placement.epoch ?? 0;
+    return Math.max(current, this.#adoptionEpoch());
+  }
+
+  #begin(stored: StoredPlacement): void {
+    const { epoch } = stored.placement;
     this.#adoption?.abort.abort(new Error(`placement ${epoch} follows`));
     const abort = new AbortController();
-    this.#adoption = { epoch: stored.placement.epoch, abort };
+    this.#adoption = { stored, abort };
     this.#adopting = this.#adopting.then(() => this.#adopt(stored, abort.signal));
   }
 
@@ -126,7 +157,7 @@ export class PlacementFollower {
       if (this.#failure?.epoch !== epoch) log.warn({ epoch, reason }, "placement not adopted");
       this.#failure = { epoch, at: performance.now(), reason };
     } finally {
-      if (this.#adoption?.epoch === epoch) this.#adoption = undefined;
+      if (this.#adoptionEpoch() === epoch) this.#adoption = undefined;
     }
     onChange();
   }

@@ -26,6 +26,8 @@ export interface OutlookOptions {
   /** What each router sees of the shards, this one among them. */
   readonly sights: () => readonly RouterSight[];
   readonly feed: LoadFeed;
+  /** What this router alone has counted; absent: the feed needs no Redis. */
+  readonly ownFeed?: LoadFeed | undefined;
   /** Loads of single steps of late [numMoeLayers, numExperts] each; none where they are too few. */
   readonly steps: () => readonly Float64Array[];
   /** Seconds between two plans. */
@@ -105,7 +107,7 @@ export class PlacementOutlook {
     this.#options = options;
   }
 
-  /** What a plan from `current` is made from. Rejects where the statistics were never read and Redis is away. */
+  /** What a plan from `current` is made from. */
   async facts(current: ClusterPlacement): Promise<PlanFacts> {
     const { config, overlay, wire, cluster, planIntervalSeconds, minCopies, policy } =
       this.#options;
@@ -141,7 +143,7 @@ export class PlacementOutlook {
     };
   }
 
-  /** What the load ahead is expected to be. Rejects as `facts`. */
+  /** What the load ahead is expected to be. */
   async forecast(): Promise<LoadForecast> {
     return (await this.#read()).forecast;
   }
@@ -162,8 +164,12 @@ export class PlacementOutlook {
     try {
       this.#last = await this.#options.feed.read(Date.now() / 1000);
     } catch (error) {
-      // The last one is better than none.
-      if (!(error instanceof RedisUnavailableError) || this.#last === undefined) throw error;
+      if (!(error instanceof RedisUnavailableError)) throw error;
+      // The last one is better than none, and this router's own as well.
+      const { ownFeed } = this.#options;
+      if (this.#last !== undefined) return this.#last;
+      if (ownFeed === undefined) throw error;
+      return ownFeed.read(Date.now() / 1000);
     }
     return this.#last;
   }

@@ -18,7 +18,7 @@ export interface PublisherOptions {
   readonly lease: Lease;
   readonly membership: Membership;
   readonly cluster: Pick<Cluster, "current" | "members">;
-  readonly follower: Pick<PlacementFollower, "look" | "failure">;
+  readonly follower: Pick<PlacementFollower, "look" | "take" | "failure">;
   /** Name of this router in the placements that it plans. */
   readonly routerId: string;
   /** Notified when a shard, a router or the lease changes. */
@@ -27,7 +27,8 @@ export interface PublisherOptions {
   readonly signal: AbortSignal;
   /** Something has changed that a new plan is due for. */
   readonly interrupted: () => boolean;
-  readonly onPublished: () => void;
+  /** Called with its epoch. */
+  readonly onPublished: (epoch: number) => void;
   readonly log: Pick<Log, "info" | "warn">;
 }
 
@@ -79,8 +80,18 @@ export class PlacementPublisher {
       return false;
     }
     log.info({ epoch, why, stagesLeft }, "placement published");
-    onPublished();
+    onPublished(epoch);
     follower.look();
+    return true;
+  }
+
+  /** Has this router alone work by a placement while the store is away; whether it is to. */
+  #take({ placement, weights, experts }: ClusterPlacement, why: string, stagesLeft: number) {
+    const { store, routerId, follower, log } = this.#options;
+    if (!store.isAway()) return false;
+    const facts = { placement, weights, experts, plannedBy: routerId, why, stagesLeft };
+    follower.take({ ...facts, at: Date.now() });
+    log.info({ epoch: placement.epoch, why, stagesLeft }, "placement taken while Redis is away");
     return true;
   }
 
@@ -95,18 +106,23 @@ export class PlacementPublisher {
       readonly why: string;
       readonly after: number;
       readonly planned: readonly SeenShard[];
+      /** The store is away: the epoch of this router's own that follows another; absent: stages are published. */
+      readonly epochAlone?: ((after: number) => number) | undefined;
     },
   ): Promise<MoveOutcome> {
-    const { why, planned } = terms;
+    const { why, planned, epochAlone } = terms;
     let { after } = terms;
     for (const [index, layers] of stages.entries()) {
-      const epoch = after + 1;
+      const epoch = epochAlone?.(after) ?? after + 1;
       const stagesLeft = stages.length - 1 - index;
       const stage = { ...inUse, placement: { epoch, layers } };
       const before = this.#options.cluster.current() ?? inUse;
-      if (!(await this.publish(stage, { why, after, stagesLeft }))) return "failed";
+      const stands = epochAlone
+        ? this.#take(stage, why, stagesLeft)
+        : await this.publish(stage, { why, after, stagesLeft });
+      if (!stands) return "failed";
       const underway = { epoch, inUse: before.placement.layers, stage: layers, planned };
-      const adopted = await this.#adopted(underway);
+      const adopted = await this.#adopted(underway, epochAlone !== undefined);
       if (adopted !== "done") return adopted;
       after = epoch;
       if (stagesLeft > 0 && this.#options.interrupted()) return "interrupted";
@@ -120,7 +136,7 @@ export class PlacementPublisher {
    * for a moment, shards that are to leave or have joined for SLOW_MS. Others that take too long are left behind: shards
    * keep for them what they use.
    */
-  async #adopted(underway: StageUnderway): Promise<MoveOutcome> {
+  async #adopted(underway: StageUnderway, alone: boolean): Promise<MoveOutcome> {
     const { cluster, membership, follower, interrupted, changes, signal, log } = this.#options;
     const { epoch } = underway;
     const own = () => (cluster.current()?.placement.epoch ?? 0) >= epoch;
@@ -137,6 +153,8 @@ export class PlacementPublisher {
       upset = this.#upsetOf(underway);
     }
     if (!own()) return upset !== undefined && !over() ? "interrupted" : "failed";
+    // Others can not hear of it.
+    if (alone) return "done";
     const behind = () =>
       membership.routers().filter((router) => router.epoch > 0 && router.epoch < epoch);
     const done = () => behind().length === 0 || interrupted();

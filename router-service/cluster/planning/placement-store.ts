@@ -44,6 +44,8 @@ export class UnreadablePlacementError extends Error {
 export interface PlacementStore {
   /** Other routers may publish to it. */
   readonly shared: boolean;
+  /** It can not be reached now. */
+  isAway(): boolean;
   /** What stands, in short. */
   look(): Promise<StoreLook>;
   /** The placement that stands; undefined where there is none. */
@@ -102,6 +104,7 @@ export function createMemoryStore(): PlacementStore {
   const epoch = () => current?.placement.epoch ?? 0;
   return {
     shared: false,
+    isAway: () => false,
     look: async () => ({ epoch: epoch(), unplaceable }),
     read: async () => current,
     publish: async (stored, { after }) => {
@@ -157,6 +160,7 @@ export function createRedisStore(redis: RedisConnection, modelHash: string): Pla
   };
   return {
     shared: true,
+    isAway: () => !redis.isReady(),
     look: async () => {
       const [epoch, unplaceable] = await fieldsOf("epoch", "unplaceable");
       const known = epochOf(epoch);

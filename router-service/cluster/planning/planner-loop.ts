@@ -14,9 +14,12 @@ import { sharedLocalBytes } from "../membership-static.ts";
 import type { ClusterPlacement } from "./first-placement.ts";
 import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
 import type { PlacementOutlook } from "./placement-outlook.ts";
+import type { PlacementFollower } from "./placement-follower.ts";
 import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
 import { type PlanFacts, plannerInput } from "./planner-input.ts";
+import { newestEpoch, Outage } from "./outage.ts";
 import { findPlacement, type FoundPlacement } from "./placement-store.ts";
+import { NOTHING_PLANNED, type PlannerState, type PlannerTiming, TIMING } from "./planner-state.ts";
 import type { PlannerThread } from "./planner-thread.ts";
 import { planUnderway, type StageUnderway, underwayOf, upsetOf } from "./stage-underway.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
@@ -24,9 +27,13 @@ import type { StoredPlacement } from "./stored-placement.ts";
 /** What the loop works with. */
 export interface PlannerLoopOptions
   extends
-    Omit<PublisherOptions, "changes" | "timing" | "signal" | "onPublished" | "interrupted">,
+    Omit<PublisherOptions, "changes" | "signal" | "onPublished" | "interrupted">,
     Pick<FirstPlanOptions, "first" | "minShards"> {
   readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange">;
+  readonly follower: Pick<
+    PlacementFollower,
+    "look" | "take" | "failure" | "stored" | "newest" | "takeUnplaceable"
+  >;
   readonly outlook: PlacementOutlook;
   readonly thread: PlannerThread;
   /** The store does not answer, and there is no need to wait for it. */
@@ -37,42 +44,11 @@ export interface PlannerLoopOptions
   readonly log: Pick<Logger, "info" | "warn" | "debug">;
 }
 
-/** How long the loop waits for what, milliseconds. */
-export interface PlannerTiming {
-  /** From a change to the plan for it, so that changes that come together are planned for once. */
-  readonly settleMs: number;
-  /** A shard that is gone may be back within this time. */
-  readonly graceMs: number;
-  /** Pause after a failure. */
-  readonly retryMs: number;
-}
-
-const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
-
 /** A router that knows what a Redis has lost registers within this time, milliseconds. */
 const RECALL_MS = 6_000;
 
 /** Time that what a plan saves must be seen, in intervals: three looks, however many others come between. */
 const CONFIRMING_INTERVALS = 1.5;
-
-/** What the loop has come to. */
-export interface PlannerState {
-  /** This router plans. */
-  readonly leading: boolean;
-  /** Epoch that this router works by; 0 before the first. */
-  readonly epoch: number;
-  /** Placements that it published, and plans that were not worth their moves. */
-  readonly published: number;
-  readonly kept: number;
-  /** Expected seconds of a step's MoE layers as the last plan left it; undefined before the first. */
-  readonly stepSeconds: number | undefined;
-  /** (max − mean) / mean of the shards' seconds, as the last plan would have it; undefined before the first. */
-  readonly imbalance: number | undefined;
-  /** What the last look decided. */
-  readonly decision: string;
-  /** Why experts without a copy can not be placed; undefined where they can. */
-  readonly unplaceable: string | undefined;
-}
 
 /** The planner of one router. */
 export class PlannerLoop {
@@ -82,22 +58,16 @@ export class PlannerLoop {
   readonly #startedAt = performance.now();
   readonly #away = new AwayShards();
   readonly #running: Promise<void>;
-  #state: PlannerState = {
-    leading: false,
-    epoch: 0,
-    published: 0,
-    kept: 0,
-    stepSeconds: undefined,
-    imbalance: undefined,
-    decision: "nothing was planned yet",
-    unplaceable: undefined,
-  };
+  #state = NOTHING_PLANNED;
   readonly #changes = new Changes();
   readonly #publisher: PlacementPublisher;
   /** What the store was told last of what can not be placed; null before. */
   #told: string | undefined | null = null;
   /** Why planning failed last: one that goes on failing would fill the log. */
   #failure: string | undefined;
+  readonly #outage = new Outage(Math.random);
+  /** The newest epoch that the store was seen to hold. */
+  #storeEpoch = 0;
   /** What the store held last that can not be read. */
   #unreadable: string | undefined;
   /** The last look that made a plan; undefined before the first. */
@@ -113,7 +83,8 @@ export class PlannerLoop {
       changes: this.#changes,
       signal: this.#stop.signal,
       interrupted: () => this.#due,
-      onPublished: () => {
+      onPublished: (epoch) => {
+        this.#storeEpoch = epoch;
         this.#state = { ...this.#state, published: this.#state.published + 1 };
       },
     });
@@ -122,8 +93,8 @@ export class PlannerLoop {
     options.membership.onChange(() => {
       const before = localBytes;
       localBytes = sharedLocalBytes(options.membership);
-      if (localBytes === before) this.#changes.notify();
-      else this.wake();
+      if (localBytes !== before || this.#isBehind()) this.wake();
+      else this.#changes.notify();
     });
     options.lease.onLeading(() => {
       // Another router may have told it something else meanwhile.
@@ -156,6 +127,12 @@ export class PlannerLoop {
     else this.wake();
   }
 
+  /** A router works by what it planned while the store was away. */
+  #isBehind(): boolean {
+    const { store, membership } = this.#options;
+    return !store.isAway() && membership.routers().some(({ epoch }) => epoch > this.#storeEpoch);
+  }
+
   async #run(): Promise<void> {
     const { intervalSeconds, log } = this.#options;
     const everyMs = intervalSeconds === 0 ? 10_000 : intervalSeconds * 1000;
@@ -186,7 +163,7 @@ export class PlannerLoop {
     const { lease, store, follower } = this.#options;
     const { unplaceable } = this.#state;
     const token = lease.token();
-    if (token === undefined || unplaceable === this.#told) return;
+    if (token === undefined || unplaceable === this.#told || store.isAway()) return;
     await store.setUnplaceable(unplaceable, token);
     this.#told = unplaceable;
     follower.look();
@@ -196,34 +173,35 @@ export class PlannerLoop {
   async #look(): Promise<number | undefined> {
     const { store, cluster, lease, mayStartAlone, log } = this.#options;
     const inUse = cluster.current();
+    if (inUse !== undefined && store.isAway()) return this.#lookAlone(inUse);
+    this.#outage.end();
     if (lease.token() === undefined) {
       return inUse === undefined && mayStartAlone() ? this.#startAlone() : this.#timing.retryMs;
     }
     const found = await findPlacement(store);
     const { stored, unreadable } = found;
+    this.#storeEpoch = found.epoch;
     if (unreadable !== undefined && unreadable !== this.#unreadable) {
       log.warn({ reason: unreadable }, "a new placement replaces one that can not be read");
     }
     this.#unreadable = unreadable;
     if (inUse === undefined)
       return stored === undefined ? this.#planFirst(found) : this.#timing.settleMs;
-    const newest = this.#newestEpoch(found);
+    const newest = newestEpoch(found, this.#options);
     if (stored === undefined || found.epoch < newest) {
       return this.#recall(found, inUse, newest);
     }
     return this.#replan(stored, inUse);
   }
 
-  /** The newest epoch that the store or a router knows of, where nothing can be read also a shard; 0 where there is none. */
-  #newestEpoch({ stored, epoch }: FoundPlacement): number {
-    const { cluster, membership, store } = this.#options;
-    // Shards may serve other routers as well, whose epochs mean nothing here.
-    const members = store.shared && stored === undefined ? cluster.members() : [];
-    return Math.max(
-      epoch,
-      ...membership.routers().map((router) => router.epoch),
-      ...members.flatMap(({ status }) => status?.epochs ?? []),
-    );
+  /** While the store is away: what can not wait is planned for this router alone. Milliseconds until the next look. */
+  async #lookAlone(inUse: ClusterPlacement): Promise<number> {
+    const { follower } = this.#options;
+    const unknown = { plannedBy: "", why: "", at: 0, stagesLeft: 0 };
+    const stored = follower.newest() ?? { ...inUse, ...unknown };
+    const { epoch } = stored.placement;
+    const after = newestEpoch({ stored: undefined, epoch }, this.#options);
+    return (await this.#replan(stored, inUse, after)) ?? this.#timing.retryMs;
   }
 
   /** Puts back what the routers work by and Redis has lost, under an epoch that is new to all where another may know it. */
@@ -239,7 +217,9 @@ export class PlannerLoop {
       ? "planned before Redis knew of it"
       : "the first placement";
     const lost = stored === undefined ? early : "Redis lost what routers know";
-    const why = unreadable ?? lost;
+    const own = this.#options.follower.stored();
+    const isAlone = own?.placement.epoch === inUse.placement.epoch && this.#outage.gave(newest);
+    const why = unreadable ?? (isAlone ? own.why : lost);
     const placement = { ...inUse.placement, epoch };
     const published = await this.#publisher.publish(
       { ...inUse, placement },
@@ -249,7 +229,7 @@ export class PlannerLoop {
   }
 
   async #planFirst(found: FoundPlacement): Promise<number | undefined> {
-    const newest = this.#newestEpoch(found);
+    const newest = newestEpoch(found, this.#options);
     // Shards hold placements that a router knows: it is to put them back.
     if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return this.#timing.retryMs;
     const planned = this.#firstPlacement();
@@ -277,14 +257,24 @@ export class PlannerLoop {
     return placed;
   }
 
-  async #replan(stored: StoredPlacement, inUse: ClusterPlacement): Promise<number | undefined> {
-    const { outlook, follower, routerId, log, intervalSeconds } = this.#options;
+  /** `aloneAfter` is given while the store is away: the newest epoch that is known of. */
+  async #replan(
+    stored: StoredPlacement,
+    inUse: ClusterPlacement,
+    aloneAfter?: number,
+  ): Promise<number | undefined> {
+    const { outlook, follower, lease, routerId, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
     const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies);
     const now = performance.now();
     this.#away.note(need.lost, now);
     const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
     if (soonMs > 0) return soonMs;
+    if (aloneAfter !== undefined) {
+      const waitMs = this.#outage.waitMs(isUrgent(need), lease.ledLast(), now);
+      if (waitMs === undefined) follower.takeUnplaceable(undefined);
+      if (waitMs !== 0) return waitMs;
+    }
     // A look from before another router planned says nothing of what that one saw.
     const planned = stored.plannedBy === routerId ? this.#lastLook?.shards : undefined;
     const underway = underwayOf(stored.placement, inUse.placement, planned);
@@ -295,6 +285,7 @@ export class PlannerLoop {
     const isDue = isUrgent(need) || need.sparse > 0 || underway !== undefined;
     if (intervalSeconds === 0 && !isDue) return undefined;
     const plan = await this.#plan(facts, underway);
+    if (aloneAfter !== undefined) follower.takeUnplaceable(this.#state.unplaceable);
     if (plan === undefined) return this.#timing.retryMs;
     const { decision, look } = judge({
       plan,
@@ -317,8 +308,16 @@ export class PlannerLoop {
     this.#decided(why);
     log.debug({ publish, why }, "planned");
     if (!publish) return undefined;
-    const { epoch } = stored.placement;
-    const terms = { why, after: epoch, planned: facts.shards };
+    const epochAlone = (after: number) => this.#outage.epochAfter(after);
+    const terms =
+      aloneAfter === undefined
+        ? { why, after: stored.placement.epoch, planned: facts.shards }
+        : {
+            why: `${why}; while Redis was away`,
+            after: aloneAfter,
+            planned: facts.shards,
+            epochAlone,
+          };
     const outcome = await this.#publisher.publishStages(plan.stages, inUse, terms);
     return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
       outcome

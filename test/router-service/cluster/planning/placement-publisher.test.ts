@@ -54,7 +54,7 @@ async function slowMove() {
       current: () => ({ ...inUse, placement: current }),
       members: () => [0, 1, 2, 3].map((rank) => memberOf(rank, stateOf(rank))),
     },
-    follower: { look: () => {}, failure: () => undefined },
+    follower: { look: () => {}, take: () => {}, failure: () => undefined },
     routerId: "router",
     changes,
     signal: stop.signal,
