@@ -80,7 +80,8 @@ export class Residency {
 
   /**
    * Loads what a router's placement says beside what is live, and answers when all is resident. One that is live already
-   * is free. A newer placement takes the place of one that is being loaded while another epoch is live.
+   * is free. A newer placement takes the place of one that is being loaded while another epoch is live, where no other
+   * router waits for that.
    * Rejects with PlacementRefusedError, for an epoch below the router's last one too, or for another placement of an
    * epoch that other routers work by; PlacementSupersededError; OutOfDeviceMemoryError where it does not fit beside the
    * epochs in use; what loading rejects with. Live epochs stay as they are then.
@@ -105,7 +106,10 @@ export class Residency {
     this.#uses.place(router, epoch, placement.oldestLiveEpoch);
     try {
       if (!same) await this.#load(wanted, target);
-      else if (target !== undefined) await target.done.promise;
+      else if (target !== undefined) {
+        this.#supersede();
+        await target.done.promise;
+      }
       this.#tidySoon();
     } catch (error) {
       this.#uses.refuse(router, epoch);
@@ -127,6 +131,7 @@ export class Residency {
   release(router: object, oldestLiveEpoch: number, abandoned: readonly number[] = []): void {
     for (const epoch of abandoned) this.#uses.refuse(router, epoch);
     this.#uses.release(router, oldestLiveEpoch);
+    this.#supersede();
     this.#tidySoon();
     this.#options.onChange?.();
   }
@@ -134,6 +139,7 @@ export class Residency {
   /** A router's stream has ended: what only it used may go. */
   leave(router: object): void {
     this.#uses.leave(router);
+    this.#supersede();
     this.#tidySoon();
     this.#options.onChange?.();
   }
@@ -204,22 +210,29 @@ export class Residency {
 
   async #load(placement: CheckedPlacement, instead: Target | undefined): Promise<void> {
     const { epoch } = placement;
-    const [first] = this.#targets;
-    for (const target of this.#targets) {
-      const older = target.placement.epoch;
-      // A router may need the only epoch that is on its way as well as a newer one.
-      const alone = target === first && this.#live.size === 0 && this.#uses.needs(older);
-      if (target !== instead && (older > epoch || alone)) continue;
-      target.stop.abort(new PlacementSupersededError(older, epoch));
-    }
+    instead?.stop.abort(new PlacementSupersededError(epoch, epoch));
     const target = {
       placement,
       done: Promise.withResolvers<void>(),
       stop: new AbortController(),
     };
     this.#targets.push(target);
+    this.#supersede();
     this.#start();
     await target.done.promise;
+  }
+
+  /** Gives up loading what every router that waited for it has left for a newer placement. */
+  #supersede(): void {
+    const [first] = this.#targets;
+    const newest = Math.max(0, ...this.#targets.map(({ placement }) => placement.epoch));
+    for (const target of this.#targets) {
+      const { epoch } = target.placement;
+      // A router may need the only epoch that is on its way as well as a newer one.
+      const alone = target === first && this.#live.size === 0 && this.#uses.needs(epoch);
+      if (epoch === newest || alone || this.#uses.isAwaited(epoch)) continue;
+      target.stop.abort(new PlacementSupersededError(epoch, newest));
+    }
   }
 
   #tidySoon(): void {

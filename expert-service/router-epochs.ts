@@ -59,6 +59,11 @@ export class EpochsInUse {
     return this.#routers.keys().some((router) => router !== except && this.needsOf(router, epoch));
   }
 
+  /** Whether a router gave a placement of this epoch last. */
+  isAwaited(epoch: number): boolean {
+    return this.#routers.keys().some((router) => this.newest(router) === epoch);
+  }
+
   /** Whether every connected router has said that it dispatches to later epochs only; false where none is connected. */
   isOver(epoch: number): boolean {
     const routers = [...this.#routers.values()];

@@ -214,6 +214,39 @@ describe("a placement beside a live one", () => {
     );
   });
 
+  it("is loaded before a newer one of another router, until its own router has left it", async () => {
+    for (const abandons of [false, true]) {
+      const gate = createGate();
+      gate.open();
+      await withShard(
+        async (shard) => {
+          const first = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+          const second = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+          gate.shut();
+          first.send({ $case: "dispatch", value: dispatchOf([1, 2, 65535, 65535]) });
+          await waitFor("a run that holds loading up", () => gate.begun() > 0);
+          first.send({ $case: "placement", value: later(shard.checkpoint, 2, [1, 2, 3]) });
+          // Its answer says that the placement has arrived.
+          assert.equal(await refusedCode(first, 9, [1, 1, 1, 1]), WRONG_EPOCH);
+          second.send({ $case: "placement", value: later(shard.checkpoint, 3, [1, 2, 4]) });
+          assert.equal(await refusedCode(second, 9, [1, 1, 1, 1]), WRONG_EPOCH);
+          if (abandons) {
+            first.send({ $case: "release", value: { oldestLiveEpoch: 1, abandonedEpochs: [2] } });
+            assert.equal(await refusedCode(first, 9, [1, 1, 1, 1]), WRONG_EPOCH);
+          }
+          gate.open();
+          await first.next("partialSum");
+          if (abandons) assert.equal((await first.next("placementRefused")).supersededBy, 3);
+          else assert.equal((await first.next("placementAck")).epoch, 2);
+          assert.equal((await second.next("placementAck")).epoch, 3);
+          first.close();
+          second.close();
+        },
+        { wrapDevice: gate.wrap },
+      );
+    }
+  });
+
   it("whose loading fails leaves the live one as it was, nothing of its own, and no progress that never ends", async () => {
     const gate = createGate();
     const shown: string[] = [];
