@@ -19,7 +19,7 @@ import {
   type ShardAbilities,
 } from "./placement-check.ts";
 import { EpochsInUse } from "./router-epochs.ts";
-import type { SlotExpert } from "../core/residency/slots.ts";
+import { wantedBy } from "./wanted-experts.ts";
 
 /** What computes a dispatch of an epoch and layer. */
 export interface HeldLayer {
@@ -53,8 +53,6 @@ interface Target {
   readonly done: PromiseWithResolvers<void>;
   readonly stop: AbortController;
 }
-
-type Wanted = ReadonlyMap<number, readonly SlotExpert[]>;
 
 /** Holds a shard's experts; starts empty. */
 export class Residency {
@@ -363,20 +361,4 @@ export class Residency {
       gentle: this.#gentle,
     });
   }
-}
-
-/** Every expert that some of the placements name, by layer, each format of it once. */
-function wantedBy(placements: readonly CheckedPlacement[]): Wanted {
-  const wanted = new Map<number, Map<string, SlotExpert>>();
-  for (const { layers, formatOf } of placements) {
-    for (const [layer, experts] of layers) {
-      const of = wanted.get(layer) ?? new Map<string, SlotExpert>();
-      wanted.set(layer, of);
-      for (const expert of experts) {
-        const format = formatOf(layer, expert);
-        of.set(`${expert} ${format}`, { expert, format });
-      }
-    }
-  }
-  return new Map([...wanted].map(([layer, of]) => [layer, [...of.values()]]));
 }
