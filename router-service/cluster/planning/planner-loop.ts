@@ -217,9 +217,8 @@ export class PlannerLoop {
       ? "planned before Redis knew of it"
       : "the first placement";
     const lost = stored === undefined ? early : "Redis lost what routers know";
-    const own = this.#options.follower.stored();
-    const isAlone = own?.placement.epoch === inUse.placement.epoch && this.#outage.gave(newest);
-    const why = unreadable ?? (isAlone ? own.why : lost);
+    const own = this.#outage.gave(inUse.placement.epoch) && this.#options.follower.stored()?.why;
+    const why = unreadable ?? (own || lost);
     const placement = { ...inUse.placement, epoch };
     const published = await this.#publisher.publish(
       { ...inUse, placement },
