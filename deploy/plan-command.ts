@@ -80,6 +80,11 @@ const schema = z.object({
       "Memory of a replay's shards beyond what all experts take, as a part of it; --memory goes before",
     placeholder: "PART",
   }),
+  attentionMs: z.number().min(0).max(1e6).default(0).meta({
+    description: "Time of a replay's step beside its MoE layers: predicted TPOT is both",
+    unit: "milliseconds",
+    placeholder: "MS",
+  }),
   window: z.int().min(64).max(1e7).default(2048).meta({
     description: "Tokens of the replay after which a new plan is made",
     unit: "tokens",
@@ -96,8 +101,8 @@ const about = {
   command: "switchyard plan",
   summary: "Says where experts would live if things were otherwise; nothing is changed.",
   notes:
-    "With --trace, each window is planned on those before it and judged by its own steps: predicted time of the MoE\n" +
-    "layers (their part of TPOT), imbalance, rows sent and bytes moved of static runs, EPLB and the planner.",
+    "With --trace, each window is planned on those before it and judged by its own steps: predicted TPOT (the MoE layers'\n" +
+    "time and --attention-ms), imbalance, rows sent and bytes moved of static runs, EPLB and the planner.",
 };
 
 /** Runs the command; answers its exit code: 0, or 1 where there is no plan, with the reason on stderr. */
@@ -122,9 +127,8 @@ async function report(config: PlanConfig): Promise<string> {
 }
 
 /** Throws Error for what a replay has no place for: it would be another question's answer. */
-function refuseWithTrace({ without, draining, fromNothing, minCopies, policy }: PlanConfig): void {
+function refuseWithTrace({ draining, fromNothing, minCopies, policy }: PlanConfig): void {
   const given = {
-    "--without": without.length > 0,
     "--draining": draining.length > 0,
     "--from-nothing": fromNothing,
     "--min-copies": minCopies !== undefined,
@@ -178,6 +182,8 @@ function replaySettings(config: PlanConfig): Omit<ReplaySettings, "trace"> {
   return {
     model,
     shards,
+    without: config.without.map(Number),
+    attentionMs: config.attentionMs,
     redundancy,
     window,
     tokensPerStep,

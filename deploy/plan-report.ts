@@ -39,13 +39,15 @@ export function formatReplay({
   windowTokens,
   stepTokens,
   shards,
+  attentionSeconds,
   results,
 }: ReplayReport): string {
-  const header = ["", "per step", "p99", "imbalance", "rows per token", "moved"];
+  const header = ["", "TPOT", "p99", "MoE layers", "imbalance", "rows per token", "moved"];
   const rows = results.map((result) => [
     result.policy,
+    secondsText(result.meanTpotSeconds),
+    secondsText(result.p99TpotSeconds),
     secondsText(result.meanSeconds),
-    secondsText(result.p99Seconds),
     result.imbalance.toFixed(3),
     result.rowsPerToken.toFixed(2),
     bytesText(result.movedBytes),
@@ -66,6 +68,9 @@ export function formatReplay({
         .join("  "),
     ),
     ...missing,
+    ...(attentionSeconds === 0
+      ? ["TPOT without attention: --attention-ms says what it takes."]
+      : []),
     "",
   ].join("\n");
 }

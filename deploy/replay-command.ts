@@ -21,6 +21,10 @@ export interface ReplaySettings extends ExpertsFlags {
   readonly trace: string;
   readonly model: string;
   readonly shards: number;
+  /** Ranks that are gone: the others have the memory that they had beside them. */
+  readonly without: readonly number[];
+  /** Milliseconds of a step beside its MoE layers. */
+  readonly attentionMs: number;
   /** Part of all experts' bytes that shards have room for beyond them. */
   readonly redundancy: number;
   /** Tokens between two plans. */
@@ -32,6 +36,12 @@ export interface ReplaySettings extends ExpertsFlags {
   readonly bytesPerSecond: readonly (number | undefined)[] | undefined;
 }
 
+/** What one policy's steps take in all, each giving every sequence a token: predicted TPOT. */
+export interface PredictedTpot extends ReplayResult {
+  readonly meanTpotSeconds: number;
+  readonly p99TpotSeconds: number;
+}
+
 /** What a replay came to. */
 export interface ReplayReport {
   readonly model: string;
@@ -39,14 +49,15 @@ export interface ReplayReport {
   readonly windowTokens: number;
   readonly stepTokens: number;
   readonly shards: number;
-  readonly results: readonly ReplayResult[];
+  readonly attentionSeconds: number;
+  readonly results: readonly PredictedTpot[];
 }
 
 const SECONDS_PER_PAIR = 5e-5;
 const RTT_SECONDS = 3e-4;
 const BYTES_PER_SECOND = 1e9;
 
-/** Replays a trace, with a progress on stderr. Rejects where model or trace can not be read, or the trace is too short. */
+/** Replays a trace, with a progress on stderr. Rejects where model or trace can not be read, the trace is too short, or shards lack room. */
 export async function runReplay(settings: ReplaySettings): Promise<ReplayReport> {
   const { tokensPerStep, shards: numShards } = settings;
   const config = await readModelConfig(settings.model);
@@ -67,7 +78,9 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     Array.from({ length: numExperts }, (_, expert) => expertBytes(config, formatOf(layer, expert)));
   const allBytes = layers.flatMap(bytesOf).reduce((sum, bytes) => sum + bytes, 0);
   const even = Math.ceil((allBytes / numShards) * (1 + settings.redundancy));
-  const shards = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
+  const unknown = settings.without.find((rank) => rank >= numShards);
+  if (unknown !== undefined) throw new Error(`--without ${unknown}: --shards ${numShards}`);
+  const all = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
     rank,
     memoryBytes: settings.memoryBytes?.[rank] ?? even,
     draining: false,
@@ -76,6 +89,11 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     bytesPerSecond: settings.bytesPerSecond?.[rank] ?? BYTES_PER_SECOND,
     loadBytesPerSecond: undefined,
   }));
+  const shards = all.filter(({ rank }) => !settings.without.includes(rank));
+  const offered = shards.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+  if (offered < allBytes) {
+    throw new Error(`all experts take ${allBytes} bytes; ${shards.length} shards offer ${offered}`);
+  }
   const cells = layers.length * numExperts;
   const input = plannerInput({
     config,
@@ -94,12 +112,19 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     (done) => progress.update(done),
   );
   progress.finish();
+  const attentionSeconds = settings.attentionMs / 1000;
   return {
     model: settings.model,
     tokens: trace.numTokens,
     windowTokens,
     stepTokens: tokensPerStep,
-    shards: numShards,
-    results,
+    shards: shards.length,
+    attentionSeconds,
+    results: results.map((result) =>
+      Object.assign({}, result, {
+        meanTpotSeconds: result.meanSeconds + attentionSeconds,
+        p99TpotSeconds: result.p99Seconds + attentionSeconds,
+      }),
+    ),
   };
 }

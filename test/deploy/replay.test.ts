@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 
 import { RECORDED_SHAPE, readRecorded } from "../../bench/routing/recorded.ts";
-import { runReplay } from "../../deploy/replay-command.ts";
+import { type ReplayReport, runReplay } from "../../deploy/replay-command.ts";
 import { replay, type ReplayCluster, type RoutingTrace } from "../../deploy/replay.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { runCommand } from "../support/run-command.ts";
@@ -109,8 +109,19 @@ describe("switchyard plan --trace", () => {
   it("prints a line for each policy, and JSON where asked for", async () => {
     const trace = writeTrace("good.safetensors", shape, (i) => (i % 4) * 3 + (i % 3));
     const flags = ["--trace", trace, "--shards", "2", "--window", "64", "--tokens-per-step", "16"];
-    const [text, json] = await Promise.all([plan(...flags), plan(...flags, "--json")]);
+    const fewer = [...flags, "--memory", "9", "--without", "1", "--attention-ms", "2.5", "--json"];
+    const runs = [flags, [...flags, "--json"], fewer, [...flags, "--without", "1"]];
+    const [text, json, without, noRoom] = await Promise.all(runs.map((argv) => plan(...argv)));
     assert.equal(text.code, 0, text.stderr);
+    assert.match(text.stdout, /TPOT +p99 +MoE layers/);
+    assert.match(text.stdout, /^TPOT without attention: --attention-ms/m);
+    const one = JSON.parse(without.stdout) as ReplayReport;
+    assert.equal(one.shards, 1, without.stderr);
+    for (const { meanSeconds, p99Seconds, meanTpotSeconds, p99TpotSeconds } of one.results) {
+      assert.equal(meanTpotSeconds, meanSeconds + 0.0025);
+      assert.equal(p99TpotSeconds, p99Seconds + 0.0025);
+    }
+    assert.match(noRoom.stderr, /all experts take \d+ bytes; 1 shards offer \d+/);
     for (const policy of ["static", "eplb", "ours"])
       assert.match(text.stdout, new RegExp(`^${policy} `, "m"));
     const { tokens, results } = JSON.parse(json.stdout) as {
@@ -134,6 +145,8 @@ describe("switchyard plan --trace", () => {
         trace,
         model: dir,
         ...sizes,
+        without: [],
+        attentionMs: 0,
         expertsBits: "auto",
         expertsGroup: "32",
         memoryBytes: undefined,
@@ -148,9 +161,9 @@ describe("switchyard plan --trace", () => {
   });
 
   it("refuses what only a router's plan has a place for", async () => {
-    const { code, stderr } = await plan("--trace", "any", "--policy", "eplb", "--without", "1");
+    const { code, stderr } = await plan("--trace", "any", "--policy", "eplb", "--draining", "1");
     assert.equal(code, 1);
-    assert.match(stderr, /^switchyard plan: --without, --policy: of a router's plan/);
+    assert.match(stderr, /^switchyard plan: --draining, --policy: of a router's plan/);
   });
 
   const MISTAKES: readonly [what: string, argv: () => readonly string[], said: RegExp][] = [
