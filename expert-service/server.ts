@@ -22,6 +22,7 @@ import {
 import type { ShardPlacement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type {
   Dispatch,
+  FormatSpeed,
   ReleaseEpochs,
   RouterHello,
   RouterMessage,
@@ -61,6 +62,8 @@ export interface ExpertServiceOptions {
   readonly incarnation: string;
   /** Experts of a step's row that the shard computes in a second; 0 where it was not measured. */
   readonly pairsPerSecond: number;
+  /** The same by format; none where it was not measured. */
+  readonly formatSpeeds: readonly FormatSpeed[];
   /** What the shard says of itself now. */
   readonly status: () => ShardStatus;
   /** A router asks the shard to leave, or to stay after all. */
@@ -206,7 +209,7 @@ class RouterStream {
     }
     clearTimeout(this.#helloTimer);
     const { rank, modelHash, weights, experts, device, logger } = this.#options;
-    const { incarnation, pairsPerSecond } = this.#options;
+    const { incarnation, pairsPerSecond, formatSpeeds } = this.#options;
     const ours = {
       protocolVersion: PROTOCOL_VERSION,
       modelHash,
@@ -219,6 +222,7 @@ class RouterStream {
       conformanceTolerance: device.tolerance(),
       incarnation,
       pairsPerSecond,
+      formatSpeeds: [...formatSpeeds],
       crc32: 0,
     } satisfies ShardHello;
     ours.crc32 = helloCrc(ours);

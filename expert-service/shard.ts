@@ -22,7 +22,7 @@ import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
 import { HostCache } from "./host-cache.ts";
 import { createLoader, type LoaderOptions } from "./loader.ts";
-import { measurePairsPerSecond } from "./measure-speed.ts";
+import { measureSpeed } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
 import { addExpertService } from "./server.ts";
@@ -88,19 +88,19 @@ async function prepareDevice(options: ShardOptions, now: () => number) {
   const { checkpoint, device } = options;
   const formats = likelyFormats(options);
   await device.check(formats);
-  if (options.measureSpeed !== true) return { made: undefined, pairsPerSecond: 0 };
+  if (options.measureSpeed !== true) return { made: undefined, speed: undefined };
   const made = { device: await device.create(formats), formats };
   const { config } = checkpoint;
-  const measuring = measurePairsPerSecond(made.device, {
+  const measuring = measureSpeed(made.device, {
     sizes: config,
-    format: formats[0],
+    formats,
     numExperts: config.numExperts,
     topK: config.numExpertsPerToken,
     memoryBytes: device.memoryBytes,
     now,
   });
   try {
-    return { made, pairsPerSecond: await inTime("the shard's first runs", measuring) };
+    return { made, speed: await inTime("the shard's first runs", measuring) };
   } catch (error) {
     made.device.close();
     throw error;
@@ -114,7 +114,8 @@ async function prepareDevice(options: ShardOptions, now: () => number) {
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
   const { rank, weights, experts, checkpoint, device, logger } = options;
   const now = () => performance.now();
-  const { made, pairsPerSecond } = await prepareDevice(options, now);
+  const { made, speed } = await prepareDevice(options, now);
+  const pairsPerSecond = speed?.pairsPerSecond ?? 0;
   const batcher = new Batcher({
     hiddenSize: checkpoint.config.hiddenSize,
     maxDispatches: options.maxDispatches,
@@ -189,6 +190,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
     now,
     incarnation,
     pairsPerSecond,
+    formatSpeeds: speed?.formats ?? [],
     status: shardStatus,
     onDrain: drain,
     read: (layer, expert, format) => {

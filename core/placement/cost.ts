@@ -18,6 +18,7 @@ export type CostInput = Pick<
   | "uncertainty"
   | "steps"
   | "together"
+  | "reads"
   | "shards"
   | "router"
   | "policy"
@@ -126,6 +127,7 @@ export function layerOf(
     costs: layerCosts(input, numUsed),
     together: togetherness(input, index, secondsPerMeeting(input, numUsed)),
     pairs,
+    reads: input.reads?.subarray(index * input.numExperts, (index + 1) * input.numExperts),
   });
 }
 

@@ -18,8 +18,17 @@ export function savingDeviation(
 ): number {
   if (input.shards.every(({ spread = 0 }) => spread === 0)) return 0;
   const saving = (shards: readonly PlannedShard[]) => {
-    const { layers, numExperts, topK, load, router } = input;
-    const forecast = { layers, numExperts, topK, load, router, shards, steps: [] };
+    const { layers, numExperts, topK, load, router, reads } = input;
+    const forecast = {
+      layers,
+      numExperts,
+      topK,
+      load,
+      router,
+      shards,
+      steps: [],
+      ...(reads && { reads }),
+    };
     return stepSeconds(forecast, current) - stepSeconds(forecast, target);
   };
   const usual = saving(input.shards);
@@ -41,6 +50,7 @@ function slowed(shard: PlannedShard, deviations: number): PlannedShard {
   return {
     ...shard,
     secondsPerPair: shard.secondsPerPair * factor,
+    secondsPerExpert: shard.secondsPerExpert * factor,
     rttSeconds: shard.rttSeconds * factor,
     bytesPerSecond: shard.bytesPerSecond / factor,
   };

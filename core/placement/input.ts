@@ -80,6 +80,8 @@ export interface PlannerInput {
   readonly together?: Coactivation;
   /** Device memory of each expert, bytes [numMoeLayers, numExperts]. */
   readonly bytes: Float64Array;
+  /** What touching each expert takes, as a multiple of a shard's secondsPerExpert; absent: 1 [numMoeLayers, numExperts]. */
+  readonly reads?: Float64Array;
   /** In any order, no rank twice; LOCAL_RANK is one of them where the routers have room. */
   readonly shards: readonly PlannedShard[];
   readonly router: RouterCosts;

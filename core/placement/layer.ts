@@ -36,6 +36,8 @@ export interface Layer {
   readonly costs: LayerCosts;
   /** Pairs per step, the forecast first [numLoads][numExperts]. */
   readonly loads: readonly Float64Array[];
+  /** What touching each takes, as a multiple of perExpert; undefined: 1 [numExperts]. */
+  readonly reads: Float64Array | undefined;
   /** What the slowest shard under each load counts; the sum is 1 [numLoads]. */
   readonly weights: readonly number[];
   /** Shards that hold each expert [numExperts]. */
@@ -60,7 +62,12 @@ const MAX_COPIES = 64;
 /** A layer in which nothing is held; `pairs` are those of another layer as large, which is of no use any more. */
 export function emptyLayer(
   { loads, weights }: JudgedLoads,
-  { costs, together, pairs }: Pick<Layer, "costs" | "together"> & Partial<Pick<Layer, "pairs">>,
+  {
+    costs,
+    together,
+    reads,
+    pairs,
+  }: Pick<Layer, "costs" | "together" | "reads"> & Partial<Pick<Layer, "pairs">>,
 ): Layer {
   const numExperts = loads[0].length;
   const numShards = costs.fixed.length;
@@ -70,6 +77,7 @@ export function emptyLayer(
     numShards,
     costs,
     loads,
+    reads,
     weights,
     holders: Array.from({ length: numExperts }, () => []),
     held: Array.from({ length: numShards }, () => []),
@@ -137,10 +145,11 @@ export function removeCopy(layer: Layer, expert: number, shard: number): void {
 }
 
 /** Adds or takes away what touching the expert costs its holders; each of n copies is taken to get an n-th of the load. */
-function addTouches({ holders, loads, seconds, costs }: Layer, expert: number, sign: number): void {
+function addTouches(layer: Layer, expert: number, sign: number): void {
+  const { holders, loads, seconds, costs, reads } = layer;
   const ofExpert = holders[expert];
   for (const shard of ofExpert) {
-    const each = costs.perExpert[shard];
+    const each = costs.perExpert[shard] * (reads?.[expert] ?? 1);
     if (each === 0) continue;
     for (let l = 0; l < loads.length; l++) {
       seconds[l][shard] += sign * each * touches(loads[l][expert] / ofExpert.length);

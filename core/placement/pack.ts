@@ -1,22 +1,25 @@
 /** A first placement of a layer: each expert once, then free room filled with copies of what the slowest shard waits for. */
 
 import { balanceExpert, balanceLoad, indexOfMost } from "./balance.ts";
-import { addCopy, holds, touches, type Layer } from "./layer.ts";
+import { addCopy, holds, removeCopy, touches, type Layer } from "./layer.ts";
 import type { LayerCopy, Room } from "./propose.ts";
+
+/** Part of the slowest seconds that is no more than what splits leave open. */
+const SLOWER = 1e-3;
 
 /**
  * Puts every expert that has no copy, the most loaded first, where it is done soonest, and takes the room. Answers the
  * experts that no shard has room for.
  */
 export function packMissing(layer: Layer, { shards, sizes, free }: Room): number[] {
-  const { holders, held, costs, loads, seconds } = layer;
+  const { holders, held, costs, loads, seconds, reads } = layer;
   const { fixed, perPair, perExpert } = costs;
   const [load] = loads;
   const missing = [...holders.keys()].filter((expert) => holders[expert].length === 0);
   missing.sort((a, b) => load[b] - load[a] || a - b);
   return missing.filter((expert) => {
     const pairs = load[expert];
-    const touched = touches(pairs);
+    const touched = touches(pairs) * (reads?.[expert] ?? 1);
     let best = -1;
     let soonest = Infinity;
     for (let i = 0; i < shards.length; i++) {
@@ -58,19 +61,31 @@ export function packMinCopies(layer: Layer, room: Room): void {
   }
 }
 
-/** Fills the room that is left: each copy is of the expert that keeps the slowest shard busiest, on the fastest with room. */
+/**
+ * Fills the room that is left: each copy is of the expert that keeps the slowest shard busiest, on the fastest with room.
+ * Every copy is read on its own: the first that makes the slowest shard slower goes again, and is the last.
+ */
 export function fillWithCopies(layer: Layer, room: Room): void {
   const { sizes, free } = room;
   const smallest = sizes.reduce((least, size) => Math.min(least, size), Infinity);
   const open = room.shards.filter((shard) => free[shard] >= smallest);
+  const isRead = layer.costs.perExpert.some((seconds) => seconds > 0);
+  let last: (LayerCopy & { readonly slowBefore: number }) | undefined;
   while (open.length > 0) {
-    balanceLoad(layer, 0, 4, 1e-2);
+    const slow = balanceLoad(layer, 0, 4, 1e-2);
+    if (isRead && last !== undefined && slow > last.slowBefore * (1 + SLOWER)) {
+      removeCopy(layer, last.expert, last.shard);
+      free[last.shard] += sizes[last.expert];
+      balanceLoad(layer, 0, 4, 1e-2);
+      return;
+    }
     const [seconds] = layer.seconds;
     open.sort((a, b) => seconds[a] - seconds[b] || a - b);
     const copy = worstCopy(layer, room, open);
     if (copy === undefined) return;
     addCopy(layer, copy.expert, copy.shard);
     free[copy.shard] -= sizes[copy.expert];
+    last = { ...copy, slowBefore: slow };
     if (free[copy.shard] < smallest) open.splice(open.indexOf(copy.shard), 1);
   }
 }

@@ -39,6 +39,7 @@ describe("a shard's hello", () => {
       memoryBytes: 123_456_789,
       conformanceTolerance: 0,
       pairsPerSecond: 0,
+      formatSpeeds: [],
     });
     connection.close();
   });

@@ -4,11 +4,11 @@ import { it } from "node:test";
 import { SILU } from "../../core/cpu/activation.ts";
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import type { ExpertDevice } from "../../core/expert-device.ts";
-import { EXPERT_FORMATS } from "../../core/expert-format.ts";
+import { EXPERT_FORMATS, type ExpertFormat } from "../../core/expert-format.ts";
 import { expertBytes } from "../../core/weights.ts";
 import { advertisedAddress } from "../../expert-service/advertise.ts";
 import { openShardDevice } from "../../expert-service/device.ts";
-import { measurePairsPerSecond } from "../../expert-service/measure-speed.ts";
+import { measureSpeed } from "../../expert-service/measure-speed.ts";
 import { startShard } from "../../expert-service/shard.ts";
 import { sumsOf } from "../support/placed-shard.ts";
 import {
@@ -25,48 +25,90 @@ const SIZES = {
   expertBias: true,
 } as const;
 
+/** A device whose clock goes on by so many milliseconds with each run; what it computes must be finite. */
+function clockedDevice(runMs: (slots: Uint32Array, run: number, format: ExpertFormat) => number) {
+  const inner = createCpuExpertDevice(SIZES);
+  const seen = { clock: 0, runs: 0 };
+  let format: ExpertFormat = "f32";
+  const device = Object.create(inner, {
+    run: {
+      value: async (...call: Parameters<typeof inner.run>) => {
+        const sums = await inner.run(...call);
+        assert.ok(sums.every(Number.isFinite));
+        seen.clock += runMs(call[2], seen.runs++, format);
+        return sums;
+      },
+    },
+    allocate: {
+      value: (layer: number, formats: readonly ExpertFormat[]) => {
+        [format] = formats;
+        inner.allocate(layer, formats);
+      },
+    },
+    loadPacked: { value: inner.loadPacked.bind(inner) },
+    free: { value: inner.free.bind(inner) },
+  }) as typeof inner;
+  return { device, inner, seen };
+}
+
+const MEASURED = { sizes: SIZES, numExperts: 12, topK: 4, memoryBytes: 1e9 } as const;
+
 it("a device's speed is the pairs of its median run, in every format, and leaves nothing on it", async () => {
   for (const format of EXPERT_FORMATS) {
-    const inner = createCpuExpertDevice(SIZES);
-    let clock = 0;
-    let pairs = 0;
-    let runs = 0;
-    const device = Object.create(inner, {
-      run: {
-        value: async (...call: Parameters<typeof inner.run>) => {
-          const sums = await inner.run(...call);
-          assert.ok(sums.every(Number.isFinite), format);
-          pairs = call[2].length;
-          // The first run is slow, as on a GPU; then 10 ms, every third one 40.
-          clock += runs === 0 ? 900 : runs % 3 === 0 ? 40 : 10;
-          runs++;
-          return sums;
-        },
-      },
-      allocate: { value: inner.allocate.bind(inner) },
-      loadPacked: { value: inner.loadPacked.bind(inner) },
-      free: { value: inner.free.bind(inner) },
-    }) as typeof inner;
-    const speed = await measurePairsPerSecond(device, {
-      sizes: SIZES,
-      format,
-      numExperts: 12,
-      topK: 4,
+    // The first run is slow, as on a GPU; then 10 ms, every third one 40.
+    const { device, inner, seen } = clockedDevice((_, run) =>
+      run === 0 ? 900 : run % 3 === 0 ? 40 : 10,
+    );
+    const { pairsPerSecond, formats } = await measureSpeed(device, {
+      ...MEASURED,
+      formats: [format],
       memoryBytes: 5 * expertBytes(SIZES, format),
-      now: () => clock,
+      now: () => seen.clock,
     });
-    assert.equal(pairs, 32);
-    assert.equal(speed, pairs / 0.01);
-    assert.ok(runs > 3 && runs < 25, `${runs} runs`);
+    assert.equal(pairsPerSecond, 32 / 0.01);
+    assert.equal(formats[0].format, format);
+    assert.ok(seen.runs > 3 && seen.runs < 30, `${seen.runs} runs`);
     assert.equal(inner.residentBytes(), 0);
   }
 });
 
+it("what reading an expert takes is told apart from its pairs and the run's own time, in each format", async () => {
+  const { device, seen } = clockedDevice((slots, _, format) => {
+    const [each, read] = format === "f32" ? [0.2, 0.7] : [0.3, 0.1];
+    return 3 + read * new Set(slots).size + each * slots.length;
+  });
+  const { formats } = await measureSpeed(device, {
+    ...MEASURED,
+    formats: ["f32", "int8"],
+    now: () => seen.clock,
+  });
+  const micros = formats.map(({ secondsPerExpert, secondsPerPair }) =>
+    [secondsPerExpert, secondsPerPair].map((seconds) => Math.round(1e6 * seconds)),
+  );
+  assert.deepEqual(micros, [
+    [700, 200],
+    [100, 300],
+  ]);
+});
+
+it("a slow device is measured by few runs, and in its commonest format alone", async () => {
+  const { device, seen } = clockedDevice(() => 200);
+  const { pairsPerSecond, formats } = await measureSpeed(device, {
+    ...MEASURED,
+    formats: ["f32", "int8", "f16"],
+    now: () => seen.clock,
+  });
+  assert.equal(pairsPerSecond, 32 / 0.2);
+  assert.equal(formats.length, 1);
+  assert.equal(seen.runs, 4);
+  assert.ok(formats[0].secondsPerPair > 0, "a pair takes something even where size shows nothing");
+});
+
 it("a device that no expert fits on has no speed", async () => {
   const device = createCpuExpertDevice(SIZES);
-  const options = { sizes: SIZES, format: "f32", numExperts: 4, topK: 2 } as const;
   const now = () => performance.now();
-  assert.equal(await measurePairsPerSecond(device, { ...options, memoryBytes: 99, now }), 0);
+  const options = { ...MEASURED, formats: ["f32"], memoryBytes: 99, now } as const;
+  assert.deepEqual(await measureSpeed(device, options), { pairsPerSecond: 0, formats: [] });
 });
 
 for (const device of ["cpu", "webgpu"] as const) {
@@ -80,6 +122,10 @@ for (const device of ["cpu", "webgpu"] as const) {
       connection.close();
     }
     assert.ok(hellos[0].pairsPerSecond > 0);
+    assert.ok(hellos[0].formatSpeeds.length > 0);
+    for (const { format, secondsPerPair, secondsPerExpert } of hellos[0].formatSpeeds) {
+      assert.ok(secondsPerPair > 0 && secondsPerExpert >= 0, `${format} ${secondsPerPair}`);
+    }
     assert.match(hellos[0].incarnation, /^[0-9a-f-]{36}$/);
     assert.deepEqual(hellos[1], hellos[0]);
     const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);

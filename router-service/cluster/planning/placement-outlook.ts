@@ -85,6 +85,7 @@ function shardFacts(
     bytesPerSecond: speeds[i].bytesPerSecond,
     loadBytesPerSecond,
     spread: speeds[i].spread,
+    formats: hello?.formatSpeeds ?? [],
   }));
 }
 

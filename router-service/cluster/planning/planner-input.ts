@@ -11,7 +11,9 @@ import type {
   PlannerInput,
   RouterCosts,
 } from "../../../core/placement/planner.ts";
+import { formatCosts, type FormatCosts } from "./format-costs.ts";
 import { expertBytes } from "../../../core/weights.ts";
+import type { FormatSpeed } from "../../../proto/gen/switchyard/v1/expert.ts";
 import type { WireSetting } from "../../../core/wire-rows.ts";
 
 /** What is known of a shard; what was not measured is undefined. */
@@ -27,6 +29,8 @@ export interface ShardFacts {
   readonly loadBytesPerSecond: number | undefined;
   /** Standard deviation of its measured times, as a part of them; absent: 0. */
   readonly spread?: number;
+  /** What it declares of experts in each format; absent: nothing. */
+  readonly formats?: readonly FormatSpeed[];
 }
 
 /** Load per step that is ahead, and the standard deviation of its error [numMoeLayers, numExperts]. */
@@ -73,20 +77,29 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
   const { moves, minCopies, policy } = facts;
   const { numExperts, numExpertsPerToken: topK } = config;
   const layers = moeLayers(config);
-  const bytes = Float64Array.from({ length: layers.length * numExperts }, (_, cell) =>
-    expertBytes(config, formatOf(layers[Math.floor(cell / numExperts)], cell % numExperts)),
+  const formats = Array.from({ length: layers.length * numExperts }, (_, cell) =>
+    formatOf(layers[Math.floor(cell / numExperts)], cell % numExperts),
   );
+  const bytes = Float64Array.from(formats, (format) => expertBytes(config, format));
+  const costs = formatCosts(
+    { formats, load: expected.load },
+    facts.shards.map((shard) => shard.formats ?? []),
+  );
+  // A pair of an expert in another format counts as so many of the commonest.
+  const worked = (load: Float64Array) =>
+    costs.work === undefined ? load : load.map((pairs, cell) => pairs * costs.work![cell]);
   return {
     layers,
     numExperts,
     topK,
-    load: expected.load,
-    uncertainty: expected.deviation,
+    load: worked(expected.load),
+    uncertainty: worked(expected.deviation),
     // None given would be none judged by: the planner draws its own.
-    ...(steps.length > 0 && { steps }),
+    ...(steps.length > 0 && { steps: costs.work === undefined ? steps : steps.map(worked) }),
     ...(together && { together }),
     bytes,
-    shards: plannedShards(facts.shards),
+    ...(costs.reads && { reads: costs.reads }),
+    shards: plannedShards(facts.shards, costs),
     router: routerCosts(config.hiddenSize, topK, facts.wire),
     ...(current && { current }),
     moves,
@@ -95,7 +108,7 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
   };
 }
 
-function plannedShards(shards: readonly ShardFacts[]): PlannedShard[] {
+function plannedShards(shards: readonly ShardFacts[], costs: FormatCosts): PlannedShard[] {
   // Of the way to a router's own device nothing follows for others'.
   const remote = shards.filter(({ rank }) => rank !== LOCAL_RANK);
   const known = (of: (shard: ShardFacts) => number | undefined, otherwise: number) => {
@@ -106,11 +119,9 @@ function plannedShards(shards: readonly ShardFacts[]): PlannedShard[] {
   const rttSeconds = known((one) => one.rttSeconds, DEFAULT_RTT_SECONDS);
   const bytesPerSecond = known((one) => one.bytesPerSecond, DEFAULT_BYTES_PER_SECOND);
   const loadRate = known((one) => one.loadBytesPerSecond, DEFAULT_LOAD_BYTES_PER_SECOND);
-  return shards.map((shard) => ({
+  return shards.map((shard): PlannedShard => ({
     rank: shard.rank,
-    secondsPerPair: secondsPerPair(shard),
-    // In what a pair was measured to take.
-    secondsPerExpert: 0,
+    ...costs.divide(secondsPerPair(shard), shard.formats ?? []),
     rttSeconds: rttSeconds(shard),
     bytesPerSecond: bytesPerSecond(shard),
     memoryBytes: shard.memoryBytes,

@@ -101,6 +101,7 @@ function supposedShards(
       bytesPerSecond: values.bytesPerSecond ?? before?.bytesPerSecond,
       loadBytesPerSecond: before?.loadBytesPerSecond,
       spread: before?.spread ?? 0,
+      ...(before?.formats && { formats: before.formats }),
     });
   }
   return [...byRank.values()].sort((a, b) => a.rank - b.rank);

@@ -138,6 +138,19 @@ export interface ShardHello {
   pairsPerSecond: number;
   /** CRC-32 (IEEE) of this message as it is encoded without this field: a rank that is wrong would stay wrong. */
   crc32: number;
+  /** The same by format, commonest first, and what reading an expert takes apart from its rows; none where not measured. */
+  formatSpeeds: FormatSpeed[];
+}
+
+/**
+ * What a run with experts in a format takes: seconds_per_expert for each that any row is for, seconds_per_pair for each
+ * row of each.
+ */
+export interface FormatSpeed {
+  /** A name in core/expert-format.ts. */
+  format: string;
+  secondsPerExpert: number;
+  secondsPerPair: number;
 }
 
 /** What a shard says of itself unasked: once a second, and at once where draining or what it holds changes. */
@@ -661,6 +674,7 @@ function createBaseShardHello(): ShardHello {
     incarnation: "",
     pairsPerSecond: 0,
     crc32: 0,
+    formatSpeeds: [],
   };
 }
 
@@ -701,6 +715,9 @@ export const ShardHello: MessageFns<ShardHello> = {
     }
     if (message.crc32 !== 0) {
       writer.uint32(101).fixed32(message.crc32);
+    }
+    for (const v of message.formatSpeeds) {
+      FormatSpeed.encode(v!, writer.uint32(106).fork()).join();
     }
     return writer;
   },
@@ -814,6 +831,14 @@ export const ShardHello: MessageFns<ShardHello> = {
             message.crc32 = reader.fixed32();
             continue;
           }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.formatSpeeds.push(FormatSpeed.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -843,6 +868,86 @@ export const ShardHello: MessageFns<ShardHello> = {
     message.incarnation = object.incarnation ?? "";
     message.pairsPerSecond = object.pairsPerSecond ?? 0;
     message.crc32 = object.crc32 ?? 0;
+    message.formatSpeeds = object.formatSpeeds?.map((e) => FormatSpeed.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseFormatSpeed(): FormatSpeed {
+  return { format: "", secondsPerExpert: 0, secondsPerPair: 0 };
+}
+
+export const FormatSpeed: MessageFns<FormatSpeed> = {
+  encode(message: FormatSpeed, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.format !== "") {
+      writer.uint32(10).string(message.format);
+    }
+    if (message.secondsPerExpert !== 0) {
+      writer.uint32(21).float(message.secondsPerExpert);
+    }
+    if (message.secondsPerPair !== 0) {
+      writer.uint32(29).float(message.secondsPerPair);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): FormatSpeed {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFormatSpeed();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.format = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 21) {
+              break;
+            }
+
+            message.secondsPerExpert = reader.float();
+            continue;
+          }
+          case 3: {
+            if (tag !== 29) {
+              break;
+            }
+
+            message.secondsPerPair = reader.float();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<FormatSpeed>, I>>(base?: I): FormatSpeed {
+    return FormatSpeed.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<FormatSpeed>, I>>(object: I): FormatSpeed {
+    const message = createBaseFormatSpeed();
+    message.format = object.format ?? "";
+    message.secondsPerExpert = object.secondsPerExpert ?? 0;
+    message.secondsPerPair = object.secondsPerPair ?? 0;
     return message;
   },
 };

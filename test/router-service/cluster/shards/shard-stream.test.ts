@@ -201,5 +201,6 @@ const SHARD_HELLO = {
   conformanceTolerance: 0,
   incarnation: "1",
   pairsPerSecond: 0,
+  formatSpeeds: [],
   crc32: 0,
 };
