@@ -22,7 +22,7 @@ export const expertConfigSchema = z.object({
   expertsGroup: serviceOptions.expertsGroup,
   memoryLimit: z.int().min(1).optional().meta({
     description:
-      "Device memory that expert weights may take; while experts move, that of one layer more for a moment",
+      "Device memory that expert weights may take; on a GPU one layer's part of it, half at most, stays free for moves",
     unit: "bytes",
     placeholder: "BYTES",
     defaultText: "the largest buffer that the adapter takes; half of the free memory on the CPU",

@@ -19,6 +19,8 @@ export interface ShardDevice {
   readonly shaderF16: boolean;
   /** Memory that expert weights may take, bytes. */
   readonly memoryBytes: number;
+  /** A limit was set, and a layer whose slots change takes memory for both for a moment. */
+  readonly holdsTwice: boolean;
   /** Takes experts in any format without being made for it. */
   readonly anyFormat: boolean;
   /** Largest binding of the adapter, bytes; Infinity on the CPU. */
@@ -71,6 +73,7 @@ function gpuShardDevice(
     adapter: gpu.adapter,
     shaderF16: gpu.shaderF16,
     memoryBytes: memoryLimit ?? gpu.device.limits.maxBufferSize,
+    holdsTwice: memoryLimit !== undefined,
     anyFormat: false,
     bindingBytes: gpu.maxBindingBytes,
     lost: gpu.lost,
@@ -96,6 +99,8 @@ function cpuShardDevice(model: ModelConfig, memoryLimit?: number): ShardDevice {
     adapter: "cpu",
     shaderF16: false,
     memoryBytes,
+    // Experts are not copied there.
+    holdsTwice: false,
     anyFormat: true,
     bindingBytes: Number.POSITIVE_INFINITY,
     lost: new Promise(() => {}),

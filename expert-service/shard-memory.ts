@@ -8,6 +8,14 @@ export function expertWorkBytes(sizes: ExpertSizes, pairs: number): number {
   return pairs * 4 * (sizes.expertIntermediateSize + sizes.hiddenSize);
 }
 
+/**
+ * What experts may take of a memory limit, so that no move exceeds it: beside all of them there is room for a layer's slots
+ * once more, of the largest layer, or of all that are held where that is less.
+ */
+export function steadyMemory(limitBytes: number, largestLayerBytes: number): number {
+  return Math.max(limitBytes - largestLayerBytes, Math.floor(limitBytes / 2));
+}
+
 /** Bytes of a shard's buffers on a GPU beside its experts: rows, sums, their read-back, and what experts work in. */
 export function shardBufferBytes(sizes: ExpertSizes): number {
   const pairs = pairsAtOnce(sizes);

@@ -22,6 +22,8 @@ import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
 import { HostCache } from "./host-cache.ts";
 import { createLoader, type LoaderOptions } from "./loader.ts";
+import { steadyMemory } from "./shard-memory.ts";
+import { expertBytes } from "../core/weights.ts";
 import { measureSpeed } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
@@ -73,14 +75,32 @@ const DRAIN_POLL_MS = 50;
 const RUN_DEADLINE_MS = 60_000;
 
 /** The formats that the cluster will most likely decide on, commonest first; any other is checked before it computes. */
-function likelyFormats({ weights, experts, checkpoint, device }: ShardOptions): ExpertFormat[] {
+function likelyFormats(options: ShardOptions): ExpertFormat[] {
+  return formatsIn(options.checkpoint, likelyCommon(options));
+}
+
+function likelyCommon({ weights, experts, checkpoint, device }: ShardOptions): ExpertFormat {
   const likely = weights === "auto" ? (device.shaderF16 ? "f16" : "f32") : weights;
-  return formatsIn(checkpoint, commonFormat(experts, likely, checkpoint.storedExperts));
+  return commonFormat(experts, likely, checkpoint.storedExperts);
 }
 
 /** The formats of a cluster's experts, commonest first, where `common` is that of those that the overlay says nothing of. */
 function formatsIn({ config, overlay }: Checkpoint, common: ExpertFormat): ExpertFormat[] {
   return formatsAmong(formatsOf(overlay, common), moeLayers(config), config.numExperts);
+}
+
+/** The device as routers are told of it: a move's second copy of a layer is within its limit too, in the likely formats. */
+function withinLimit(options: ShardOptions): ShardDevice {
+  const { checkpoint, device } = options;
+  if (!device.holdsTwice) return device;
+  const { config, overlay } = checkpoint;
+  const formatOf = formatsOf(overlay, likelyCommon(options));
+  const layerBytes = moeLayers(config).map((layer) => {
+    const experts = Array.from({ length: config.numExperts }, (_, expert) => expert);
+    return experts.reduce((sum, expert) => sum + expertBytes(config, formatOf(layer, expert)), 0);
+  });
+  const memoryBytes = steadyMemory(device.memoryBytes, Math.max(0, ...layerBytes));
+  return { ...device, memoryBytes };
 }
 
 /** Checks the device's kernels and, where that is asked for, measures them; the device that was made for it is kept, unless it fails. */
@@ -112,7 +132,8 @@ async function prepareDevice(options: ShardOptions, now: () => number) {
  * Rejects where they do not (ConformanceError), or the address is taken.
  */
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
-  const { rank, weights, experts, checkpoint, device, logger } = options;
+  const { rank, weights, experts, checkpoint, logger } = options;
+  const device = withinLimit(options);
   const now = () => performance.now();
   const { made, speed } = await prepareDevice(options, now);
   const pairsPerSecond = speed?.pairsPerSecond ?? 0;

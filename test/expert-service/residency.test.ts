@@ -73,6 +73,7 @@ test("whatever routers do in whatever order, what they were told is resident is,
           device: {
             adapter: "cpu",
             shaderF16: false,
+            holdsTwice: false,
             anyFormat: true,
             memoryBytes,
             bindingBytes: Infinity,
