@@ -3,14 +3,14 @@
 import { crc32 } from "node:zlib";
 
 import type { ClientReadableStream, StatusObject } from "@grpc/grpc-js";
-import { credentials, makeGenericClientConstructor, status } from "@grpc/grpc-js";
+import { makeGenericClientConstructor, status } from "@grpc/grpc-js";
 
 import type { ExpertSizes } from "../core/expert-device.ts";
 import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
 import { expertServiceDefinition } from "../core/expert-stream.ts";
 import { formatToWire } from "../core/format-message.ts";
 import { expertOf } from "../core/packed-bytes.ts";
-import { channelOptions } from "../core/platform/grpc.ts";
+import { channelCredentials, channelOptions } from "../core/platform/grpc.ts";
 import { expertBytes } from "../core/weights.ts";
 import { fetchCrc } from "../core/wire.ts";
 import type { ExpertChunk, FetchExpertRequest } from "../proto/gen/switchyard/v1/expert.ts";
@@ -99,7 +99,7 @@ export class PeerExperts {
   #client(address: string): Client {
     let client = this.#clients.get(address);
     if (client === undefined) {
-      client = new ExpertClient(address, credentials.createInsecure(), channelOptions);
+      client = new ExpertClient(address, channelCredentials(), channelOptions);
       this.#clients.set(address, client);
     }
     return client;

@@ -1,7 +1,9 @@
 /** gRPC as every process here uses it: options of both ends, promise helpers, and which error is which status. */
 
-import type { ChannelOptions, Server, ServerOptions } from "@grpc/grpc-js";
-import { ServerCredentials, status } from "@grpc/grpc-js";
+import type { Socket } from "node:net";
+
+import type { ChannelCredentials, ChannelOptions, Server, ServerOptions } from "@grpc/grpc-js";
+import { credentials, ServerCredentials, status } from "@grpc/grpc-js";
 
 /** Largest message of any service, bytes; both ends set it. */
 export const MAX_MESSAGE_BYTES = 256 * 1024 * 1024;
@@ -26,6 +28,43 @@ export const channelOptions: ChannelOptions = {
   "grpc.service_config_disable_resolution": 1,
   "grpc-node.flow_control_window": FLOW_CONTROL_WINDOW,
 };
+
+type SecureConnector = ReturnType<ChannelCredentials["_createSecureConnector"]>;
+
+/**
+ * Credentials of every client channel, without TLS: nothing of a client is left when it is closed. By itself grpc-js
+ * would connect once more, and for good, where it waits after an attempt that failed, and keep a connection to a
+ * server that does not answer.
+ */
+export function channelCredentials(): ChannelCredentials {
+  const insecure = credentials.createInsecure();
+  const create = insecure._createSecureConnector.bind(insecure);
+  insecure._createSecureConnector = (...settings) => closable(create(...settings));
+  return insecure;
+}
+
+/** Connects until it is destroyed: nobody uses its connections from then on, but for the calls that have begun. */
+function closable(connector: SecureConnector): SecureConnector {
+  let isDestroyed = false;
+  let last: Socket | undefined;
+  return {
+    getCallCredentials: () => connector.getCallCredentials(),
+    waitForReady: async () => {
+      if (isDestroyed) throw new Error("the client is closed");
+      await connector.waitForReady();
+    },
+    connect: (socket) => {
+      last = socket;
+      return connector.connect(socket);
+    },
+    destroy: () => {
+      isDestroyed = true;
+      // No call can have begun where the server has not said a word.
+      if (last?.bytesRead === 0) last.destroy();
+      connector.destroy();
+    },
+  };
+}
 
 /** Options of every server. */
 export const serverOptions: ServerOptions = sharedOptions;

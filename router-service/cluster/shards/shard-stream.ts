@@ -1,10 +1,10 @@
 /** One stream to one shard, from hello to its end. It is never used again after it ended. */
 
 import type { ClientDuplexStream } from "@grpc/grpc-js";
-import { credentials, makeGenericClientConstructor } from "@grpc/grpc-js";
+import { makeGenericClientConstructor } from "@grpc/grpc-js";
 
 import { expertServiceDefinition } from "../../../core/expert-stream.ts";
-import { channelOptions } from "../../../core/platform/grpc.ts";
+import { channelCredentials, channelOptions } from "../../../core/platform/grpc.ts";
 import type { DispatchHeader, PackedDispatch, ShardTimes } from "../../../core/wire.ts";
 import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../../core/wire.ts";
 import type { ShardPlacement, PlacementAck } from "../../../proto/gen/switchyard/v1/cluster.ts";
@@ -90,7 +90,7 @@ export class ShardStream {
     const { promise, resolve } = Promise.withResolvers<string>();
     this.ended = promise;
     this.#resolveEnded = resolve;
-    this.#client = new ExpertClient(address, credentials.createInsecure(), channelOptions);
+    this.#client = new ExpertClient(address, channelCredentials(), channelOptions);
     this.#call = (this.#client.connect as () => Call).call(this.#client);
     this.#call.on("data", (message: ShardMessage) => this.#receive(message));
     this.#call.on("error", (error: Error & { details?: string }) =>
