@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 
+import { metric } from "./api.ts";
 import { isHealthy } from "./cluster.ts";
 import type { ElasticCluster } from "./elastic-cluster.ts";
 import { waitFor } from "./wait-for.ts";
@@ -96,19 +97,26 @@ export async function drainShard(
       const lists = await Promise.all(routers.map(({ url }) => shardsOf(url)));
       const views = lists.map((shards) => shards.find((shard) => shard.rank === rank));
       if (views.every((view) => view?.safe_to_terminate === true)) return true;
-      throw new Error(`it is ${JSON.stringify(views)}; ${await decisions(cluster)}`);
+      throw new Error(`it is ${JSON.stringify(views)}`);
     },
     deadlineMs,
-  );
+  ).catch(async (error: unknown) => {
+    throw new Error(`${String(error)}; ${await decisions(cluster)}`, { cause: error });
+  });
 }
 
 /** What the routers last decided, for messages of failures. */
 async function decisions(cluster: ElasticCluster): Promise<string> {
-  const views = await Promise.all(cluster.routers().map(({ url }) => placementOf(url)));
+  const views = await Promise.all(
+    cluster.routers().map(({ url }) => placementOf(url).catch((error: unknown) => String(error))),
+  );
   return JSON.stringify(views, (key, value: unknown) => (key === "layers" ? undefined : value));
 }
 
-/** Why the cluster is not at rest; undefined where it is: all routers healthy at one epoch, every living shard ready for it alone. */
+/**
+ * Why the cluster is not at rest; undefined where it is: all routers healthy at one epoch, every living shard ready for
+ * it alone. GET /v1/placement also judges the placement, by a thread and for longer: too much to ask again and again.
+ */
 async function unrest(cluster: ElasticCluster): Promise<string | undefined> {
   const ended = await cluster.unexpectedlyEnded();
   assert.deepEqual(ended, [], "a process ended that was not told to");
@@ -116,7 +124,7 @@ async function unrest(cluster: ElasticCluster): Promise<string | undefined> {
   const epochs = new Set<number>();
   for (const { url } of cluster.routers()) {
     if (!(await isHealthy(url))) return `${url} is not healthy`;
-    const { epoch } = await placementOf(url);
+    const epoch = await metric(url, "moe_placement_epoch");
     epochs.add(epoch);
     const shards = await shardsOf(url);
     for (const rank of ranks) {
