@@ -18,7 +18,7 @@ const goldens = await readTinyGoldens();
 describe("a cluster of 2 shards, each expert on one", () => {
   let cluster: Cluster;
   before(async () => {
-    cluster = await startCluster({ shards: 2 });
+    cluster = await startCluster({ shards: 2, device: "cpu" });
   });
   after(() => cluster?.close());
   const resends = () => metric(cluster.url, "moe_resends_total");
