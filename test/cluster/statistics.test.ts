@@ -22,7 +22,8 @@ describe("the routing statistics of a router and 2 shards", () => {
     server = await startRedis();
     redis = connectRedis(server.url);
     await redis.ready(5000);
-    cluster = await startCluster({ shards: 2, routerFlags: ["--redis-url", server.url] });
+    const routerFlags = ["--redis-url", server.url];
+    cluster = await startCluster({ shards: 2, device: "cpu", routerFlags });
   });
   after(async () => {
     await cluster?.close();
@@ -51,8 +52,8 @@ describe("the routing statistics of a router and 2 shards", () => {
   }
 
   test("are exactly the goldens' routing, expert by expert, with their gate weights", async () => {
+    await Promise.all(goldens.map(({ prompt }, i) => say(`golden-${i}`, prompt, 1)));
     for (const [i, { prompt }] of goldens.entries()) {
-      await say(`golden-${i}`, prompt, 1);
       const { series, numExperts } = await seriesOf(`golden-${i}`, "prefill", prompt.length);
       const layers = await readTinyRouting(i);
       for (const [layer, { ids, weights }] of layers.entries()) {

@@ -14,7 +14,7 @@ describe("the trace of one request to a router and 2 shards", () => {
   let cluster: Cluster;
   before(async () => {
     collector = await startOtlpCollector();
-    cluster = await startCluster({ shards: 2, env: collector.env });
+    cluster = await startCluster({ shards: 2, device: "cpu", env: collector.env });
   });
   after(async () => {
     await cluster?.close();
