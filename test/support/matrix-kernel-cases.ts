@@ -22,9 +22,20 @@ import {
   maxGroupedTiles,
 } from "../../core/gpu/kernels/tile.ts";
 import { assertClose, randomValues, readF32, runKernel, weightsOf, zeros } from "./gpu-fixture.ts";
+import type { KernelShapes } from "./kernel-suite.ts";
 
 const DTYPES: readonly WeightsDtype[] = ["f16", "f32"];
 const NONE = 0xffffffff;
+
+/** Rows of an input, and the columns of input and result. */
+const PRODUCTS: Readonly<Record<KernelShapes, readonly (readonly [number, number, number])[]>> = {
+  all: [
+    [1, 8, 4],
+    [7, 40, 36],
+    [5, 200, 132],
+  ],
+  few: [[7, 40, 36]],
+};
 
 /** Routing of rows over slots, some of them empty, as (slot, weight bits). */
 export function randomRouting(rows: number, topK: number, numSlots: number, seed: number) {
@@ -44,7 +55,7 @@ export function randomRouting(rows: number, topK: number, numSlots: number, seed
 }
 
 /** Declares the cases on an open device. */
-export function matrixKernelCases(gpu: Gpu): void {
+export function matrixKernelCases(gpu: Gpu, shapes: KernelShapes): void {
   for (const dtype of DTYPES) {
     // One way of loading with each dtype: they have nothing to do with each other.
     const loads = dtype === "f16" ? inputLoads(gpu.offers) : "own";
@@ -71,11 +82,7 @@ export function matrixKernelCases(gpu: Gpu): void {
     }
 
     for (const rows of [1, 4] as const) {
-      for (const [tokens, k, n] of [
-        [1, 8, 4],
-        [7, 40, 36],
-        [5, 200, 132],
-      ] as const) {
+      for (const [tokens, k, n] of PRODUCTS[shapes]) {
         const lookup: Lookup = { kind: "tokens", rows };
         const x = randomValues(tokens * k, 2);
         const weights = weightsOf(randomValues(n * k, 3, 0.2), dtype);

@@ -13,6 +13,7 @@ import { rmsNormRound } from "../../core/gpu/kernels/rms-norm-round.ts";
 import { candidateStride, topCandidates } from "../../core/gpu/kernels/top-candidates.ts";
 import { attentionCases } from "./attention-kernel-cases.ts";
 import { gateCases } from "./gate-kernel-cases.ts";
+import type { KernelShapes } from "./kernel-suite.ts";
 import { positionCases } from "./position-kernel-cases.ts";
 import { assertClose, randomValues, readBuffer, readF32, runKernel, zeros } from "./gpu-fixture.ts";
 
@@ -20,7 +21,7 @@ const NONE = 0xffffffff;
 const UNROUTED = { topK: 1, numSlots: 1 };
 
 /** Declares the cases on an open device. */
-export function rowKernelCases(gpu: Gpu): void {
+export function rowKernelCases(gpu: Gpu, shapes: KernelShapes): void {
   for (const [tokens, hiddenSize] of [
     [1, 8],
     [5, 72],
@@ -109,7 +110,7 @@ export function rowKernelCases(gpu: Gpu): void {
     assert.equal(Math.max(...packed.values.subarray(0, hiddenSize).map(Math.abs)), 127);
   });
 
-  attentionCases(gpu);
+  attentionCases(gpu, shapes);
   positionCases(gpu);
 
   gateCases(gpu);

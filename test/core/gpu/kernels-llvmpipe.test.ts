@@ -1,3 +1,3 @@
 import { kernelSuite } from "../../support/kernel-suite.ts";
 
-await kernelSuite("llvmpipe", /llvmpipe/i);
+await kernelSuite("llvmpipe", /llvmpipe/i, "all");

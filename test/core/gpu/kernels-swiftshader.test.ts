@@ -3,4 +3,4 @@ import { SWIFTSHADER } from "../../support/swiftshader.ts";
 Object.assign(process.env, SWIFTSHADER);
 const { kernelSuite } = await import("../../support/kernel-suite.ts");
 
-await kernelSuite("SwiftShader", /swiftshader/i);
+await kernelSuite("SwiftShader", /swiftshader/i, "few");
