@@ -5,4 +5,4 @@ import { fastKernelCases } from "../../support/fast-kernel-cases.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
-fastKernelCases(gpu, ["f16", "int4-g32", "mxfp4"]);
+fastKernelCases(gpu, ["f16", "int8", "int4-g32", "mxfp4"]);

@@ -8,4 +8,4 @@ const { fastKernelCases } = await import("../../support/fast-kernel-cases.ts");
 
 const gpu = await openGpu();
 after(() => gpu.close());
-fastKernelCases(gpu, ["int8", "int4-g64"]);
+fastKernelCases(gpu, ["int4-g64"]);
