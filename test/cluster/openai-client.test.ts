@@ -14,7 +14,7 @@ describe("the official openai client", () => {
   let client: OpenAI;
   before(async () => {
     const routerFlags = ["--api-key", "secret", "--served-model-name", "demo"];
-    cluster = await startCluster({ shards: 2, model: DEMO_MODEL, routerFlags });
+    cluster = await startCluster({ shards: 2, model: DEMO_MODEL, device: "cpu", routerFlags });
     client = new OpenAI({ baseURL: `${cluster.url}/v1`, apiKey: "secret", maxRetries: 0 });
   });
   after(() => cluster?.close());
