@@ -25,7 +25,7 @@ describe("the gRPC API of a router and 2 shards", () => {
   let cluster: Cluster;
   let stub: InferenceServiceClient;
   before(async () => {
-    cluster = await startCluster({ shards: 2, model: DEMO_MODEL });
+    cluster = await startCluster({ shards: 2, model: DEMO_MODEL, device: "cpu" });
     stub = new InferenceServiceClient(cluster.grpcAddress, credentials.createInsecure());
   });
   after(async () => {

@@ -67,7 +67,7 @@ const mutation = fc.dictionary(fc.constantFrom(...fields), anyField, { minKeys: 
 describe("malformed input to a live cluster", () => {
   let cluster: Cluster;
   before(async () => {
-    cluster = await startCluster({ shards: 2, model: DEMO_MODEL });
+    cluster = await startCluster({ shards: 2, model: DEMO_MODEL, device: "cpu" });
   });
   after(() => cluster?.close());
 
