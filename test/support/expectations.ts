@@ -52,13 +52,20 @@ export async function logprobError(url: string, golden: Golden): Promise<number>
   return Math.max(...errors);
 }
 
+/** A prompt and how it goes on. */
+type KnownContinuation = Pick<Golden, "prompt" | "greedy">;
+
 /** Fails unless the greedy continuation is the golden's, id by id. */
-export async function assertGreedy(
-  url: string,
-  golden: { readonly prompt: readonly number[]; readonly greedy: readonly number[] },
-): Promise<void> {
+export async function assertGreedy(url: string, golden: KnownContinuation): Promise<void> {
   const { ids } = await continueGreedily(url, golden.prompt, golden.greedy.length);
   assert.deepEqual(ids, golden.greedy);
+}
+
+/** Fails unless the greedy continuations are the goldens': the first one's alone, then the others' in one batch. */
+export async function assertAllGreedy(url: string, goldens: readonly KnownContinuation[]) {
+  const [first, ...others] = goldens;
+  await assertGreedy(url, first);
+  await Promise.all(others.map((golden) => assertGreedy(url, golden)));
 }
 
 /**
