@@ -21,6 +21,8 @@ describe("two shards, every byte 2 ms on the way", () => {
     test(`--micro-batches ${microBatches} gives many sequences their known tokens`, async () => {
       cluster = await startCluster({
         shards: 2,
+        // Micro-batches are the router's GPU's.
+        shardFlags: ["--device", "cpu"],
         routerFlags: ["--micro-batches", microBatches],
         portOfShard: async (port) => {
           const proxy = await startDelayProxy(port, 2);
