@@ -1,14 +1,28 @@
 /** What every ModelRunner does with the models whose logits are known; run per device and adapter. */
 
 import assert from "node:assert/strict";
-import { after, describe, test } from "node:test";
+import { after, before, describe, test } from "node:test";
 
-import { openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
-import type { ModelRunner } from "../../router-service/engine/model-runner.ts";
+import { type Checkpoint, openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { BLOCK_SIZE, type ModelRunner } from "../../router-service/engine/model-runner.ts";
+import type { RunnerLimits } from "../../router-service/engine/runner-limits.ts";
 import { DEMO_MODEL, TINY_MODEL } from "../../bench/rig/cluster.ts";
-import { goldenSuite, LOGIT_TOLERANCE, type RunnerFactory } from "./golden-suite.ts";
-import { readDemoGoldens, readTinyGoldens } from "./goldens.ts";
+import {
+  goldenSuite,
+  LOGIT_TOLERANCE,
+  type RunnerFactory,
+  type TestRunner,
+} from "./golden-suite.ts";
+import { type DemoGolden, readDemoGoldens, readTinyGoldens } from "./goldens.ts";
 import { batchOf, distance, NEVER } from "./step-batch.ts";
+
+const LIMITS: RunnerLimits = {
+  maxTokens: 128,
+  maxSequences: 8,
+  maxSamples: 128,
+  maxModelLen: 512,
+  numBlocks: 48,
+};
 
 /** Decodes two sequences together, a token each per step. */
 export async function decodeSteps(
@@ -32,15 +46,8 @@ export async function runnerSuite(
   demo: readonly string[],
 ): Promise<void> {
   await goldenSuite(name, TINY_MODEL, create);
-  const limits = {
-    maxTokens: 128,
-    maxSequences: 8,
-    maxSamples: 128,
-    maxModelLen: 512,
-    numBlocks: 48,
-  };
   const checkpoint = await openCheckpoint(TINY_MODEL);
-  const runner = await create(checkpoint, limits);
+  const runner = await create(checkpoint, LIMITS);
   const goldens = await readTinyGoldens();
 
   describe(`${name} as a ModelRunner`, () => {
@@ -90,39 +97,48 @@ export async function runnerSuite(
       );
       assert.ok(distance(next.samples[0].logits ?? [], goldens[0].logits[0]) <= LOGIT_TOLERANCE);
     });
+  });
 
-    for (const prompt of demo) {
-      test(`gives the demo model's logits of "${prompt}" and continues it greedily`, async () => {
-        const [golden] = await readDemoGoldens([prompt]);
-        const length = golden.token_ids.length + golden.greedy.ids.length;
-        const model = await openCheckpoint(DEMO_MODEL);
-        const numBlocks = Math.ceil(length / 16);
-        const blocks = Array.from({ length: numBlocks }, (_, i) => numBlocks - 1 - i);
-        const demoRunner = await create(model, {
-          ...limits,
-          maxTokens: 600,
-          maxModelLen: 1024,
-          numBlocks,
-        });
-        try {
-          const first = batchOf([{ tokenIds: golden.token_ids, from: 0, blocks }], false);
-          const samples = [
-            { token: golden.token_ids.length - 1, numCandidates: 1, fullLogits: true },
-          ];
-          const result = await demoRunner.forward({ ...first, samples }, NEVER);
-          const far = distance(result.samples[0].logits ?? [], golden.last_logits);
-          assert.ok(far <= LOGIT_TOLERANCE, String(far));
-          const ids = [result.samples[0].candidateIds[0]];
-          while (ids.length < golden.greedy.ids.length) {
-            const from = golden.token_ids.length + ids.length - 1;
-            const step = batchOf([{ tokenIds: ids.slice(-1), from, blocks }], false);
-            ids.push((await demoRunner.forward(step, NEVER)).samples[0].candidateIds[0]);
-          }
-          assert.deepEqual(ids, golden.greedy.ids);
-        } finally {
-          await demoRunner.close();
-          await model.close();
+  if (demo.length > 0) demoSuite(name, create, await readDemoGoldens(demo));
+}
+
+/** Declares that one runner of the demo model gives what is known of prompts, one after the other in the same blocks. */
+function demoSuite(name: string, create: RunnerFactory, goldens: readonly DemoGolden[]): void {
+  const blocksOf = ({ token_ids: prompt, greedy }: DemoGolden) =>
+    Math.ceil((prompt.length + greedy.ids.length) / BLOCK_SIZE);
+  const numBlocks = Math.max(...goldens.map(blocksOf));
+
+  describe(`${name} with the demo model`, () => {
+    let model: Checkpoint | undefined;
+    let runner: TestRunner | undefined;
+    before(async () => {
+      model = await openCheckpoint(DEMO_MODEL);
+      const limits = { ...LIMITS, maxTokens: 600, maxModelLen: 1024, numBlocks };
+      runner = await create(model, limits);
+    });
+    after(async () => {
+      await runner?.close();
+      await model?.close();
+    });
+
+    for (const golden of goldens) {
+      test(`gives the logits of "${golden.name}" and continues it greedily`, async () => {
+        const opened = runner ?? assert.fail("no runner was made");
+        const blocks = Array.from({ length: blocksOf(golden) }, (_, i) => numBlocks - 1 - i);
+        const first = batchOf([{ tokenIds: golden.token_ids, from: 0, blocks }], false);
+        const samples = [
+          { token: golden.token_ids.length - 1, numCandidates: 1, fullLogits: true },
+        ];
+        const result = await opened.forward({ ...first, samples }, NEVER);
+        const far = distance(result.samples[0].logits ?? [], golden.last_logits);
+        assert.ok(far <= LOGIT_TOLERANCE, String(far));
+        const ids = [result.samples[0].candidateIds[0]];
+        while (ids.length < golden.greedy.ids.length) {
+          const from = golden.token_ids.length + ids.length - 1;
+          const step = batchOf([{ tokenIds: ids.slice(-1), from, blocks }], false);
+          ids.push((await opened.forward(step, NEVER)).samples[0].candidateIds[0]);
         }
+        assert.deepEqual(ids, golden.greedy.ids);
       });
     }
   });
