@@ -3,7 +3,7 @@ import { after, before, describe, test } from "node:test";
 
 import { complete, continueGreedily, greedyBody, metric } from "../../bench/rig/api.ts";
 import { startCluster, type Cluster } from "../../bench/rig/cluster.ts";
-import { assertGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
+import { assertAllGreedy, LOGPROB_TOLERANCE, logprobError } from "../support/expectations.ts";
 import { readGoldens, readTinyGoldens } from "../support/goldens.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
@@ -33,37 +33,34 @@ for (const shards of [0, 1, 2, 3])
       }
     });
 
-    test("continues the goldens greedily, id by id", async () => {
-      for (const golden of goldens) await assertGreedy(cluster.url, golden);
-    });
+    test("continues the goldens greedily, id by id, one alone and the others together", () =>
+      assertAllGreedy(cluster.url, goldens));
+
+    if (shards === 2) underLoad(() => cluster.url);
   });
 
-// The other families run over two shards in one process: test/router-service/cluster/goldens-two-gpu-shards.test.ts.
+// On GPUs, these and the other families run over two shards in one process: test/router-service/cluster/goldens-two-gpu-shards.test.ts.
 for (const family of ["deepseek_v3", "gpt_oss"])
   describe(`a router with 2 shards of ${family}`, () => {
     const model = `test/goldens/${family}`;
     let cluster: Cluster;
     before(async () => {
-      cluster = await startCluster({ shards: 2, model });
+      cluster = await startCluster({ shards: 2, model, device: "cpu" });
     });
     after(() => cluster?.close());
 
     test("gives the goldens' log-probabilities at every position, and continues them greedily", async () => {
-      for (const [i, golden] of (await readGoldens(model)).entries()) {
+      const known = await readGoldens(model);
+      for (const [i, golden] of known.entries()) {
         const error = await logprobError(cluster.url, golden);
         assert.ok(error <= LOGPROB_TOLERANCE, `prompt ${i}: off by ${error}`);
-        await assertGreedy(cluster.url, golden);
       }
+      await assertAllGreedy(cluster.url, known);
     });
   });
 
-describe("a router with 2 shards under load", () => {
-  let cluster: Cluster;
-  before(async () => {
-    cluster = await startCluster({ shards: 2 });
-  });
-  after(() => cluster?.close());
-
+/** Tests of many sequences at once, and of one that finds what another left. */
+function underLoad(url: () => string): void {
   test("continues 16 different prompts in one batch as it does each alone", async () => {
     const batch = variants(16);
     assert.equal(new Set(batch.map(({ prompt }) => prompt.join())).size, 16);
@@ -74,14 +71,14 @@ describe("a router with 2 shards under load", () => {
       maxTokens,
     );
     let done = false;
-    const answer = complete(cluster.url, body).finally(() => {
+    const answer = complete(url(), body).finally(() => {
       done = true;
     });
     const running: number[] = [];
     await waitFor(
       "16 running sequences",
       async () => {
-        running.push(await metric(cluster.url, "vllm:num_requests_running"));
+        running.push(await metric(url(), "vllm:num_requests_running"));
         return done || running.at(-1) === 16;
       },
       60_000,
@@ -94,21 +91,22 @@ describe("a router with 2 shards under load", () => {
 
   test("continues a prompt that it finds in the prefix cache as it did the first time", async () => {
     const golden = goldens[3];
-    const queries = await metric(cluster.url, "vllm:prefix_cache_hits_total");
-    const { ids, usage } = await continueGreedily(cluster.url, golden.prompt, 24);
+    const queries = await metric(url(), "vllm:prefix_cache_hits_total");
+    const { ids, usage } = await continueGreedily(url(), golden.prompt, 24);
     const { cached_tokens: cached } = usage.prompt_tokens_details;
     assert.equal(cached, 64, "the four full blocks before the last token");
     assert.equal(usage.prompt_tokens, golden.prompt.length);
     assert.deepEqual(ids, golden.greedy);
-    assert.equal(await metric(cluster.url, "vllm:prefix_cache_hits_total"), queries + 64);
+    assert.equal(await metric(url(), "vllm:prefix_cache_hits_total"), queries + 64);
   });
-});
+}
 
 describe("a router with few KV blocks", () => {
   let cluster: Cluster;
   before(async () => {
     const routerFlags = ["--kv-blocks", "14", "--max-model-len", "128"];
-    cluster = await startCluster({ shards: 2, routerFlags });
+    const shardFlags = ["--device", "cpu"];
+    cluster = await startCluster({ shards: 2, routerFlags, shardFlags });
   });
   after(() => cluster?.close());
 
