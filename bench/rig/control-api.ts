@@ -35,6 +35,9 @@ export interface PlacementView {
 /** Longest wait for one answer, milliseconds. */
 const TIMEOUT_MS = 5_000;
 
+/** Time between two looks at all routers: sooner ones would take the cores from what is waited for, milliseconds. */
+const LOOK_MS = 100;
+
 /** Longest time until a drained shard may be stopped, milliseconds. */
 const DRAIN_MS = 20_000;
 
@@ -100,6 +103,7 @@ export async function drainShard(
       throw new Error(`it is ${JSON.stringify(views)}`);
     },
     deadlineMs,
+    LOOK_MS,
   ).catch(async (error: unknown) => {
     throw new Error(`${String(error)}; ${await decisions(cluster)}`, { cause: error });
   });
@@ -149,5 +153,6 @@ export async function waitForConvergence(
       return true;
     },
     deadlineMs,
+    LOOK_MS,
   );
 }

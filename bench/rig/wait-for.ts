@@ -2,17 +2,18 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 
-/** Time between two looks at the condition, milliseconds. */
+/** Time between two looks at the condition unless told otherwise, milliseconds. */
 const INTERVAL_MS = 20;
 
 /**
- * Looks until `probe` gives something other than undefined or false, and returns it.
+ * Looks every `intervalMs` until `probe` gives something other than undefined or false, and returns it.
  * Throws after `deadlineMs`, naming what was waited for and the probe's last error.
  */
 export async function waitFor<T>(
   what: string,
   probe: () => Promise<T | undefined | false> | T | undefined | false,
   deadlineMs = 10_000,
+  intervalMs = INTERVAL_MS,
 ): Promise<T> {
   const endsAt = performance.now() + deadlineMs;
   let lastError: unknown;
@@ -26,6 +27,6 @@ export async function waitFor<T>(
     }
     if (performance.now() > endsAt)
       throw new Error(`waited ${deadlineMs} ms for ${what}`, { cause: lastError });
-    await sleep(INTERVAL_MS);
+    await sleep(intervalMs);
   }
 }
