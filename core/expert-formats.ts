@@ -66,3 +66,12 @@ export function bytesByExpert(config: ModelConfig, formatOf: FormatOf): number[]
     layers.reduce((sum, layer) => sum + expertBytes(config, formatOf(layer, expert)), 0),
   );
 }
+
+/** Bytes of all experts of a layer together, of the layer where they are most. */
+export function largestLayerBytes(config: ModelConfig, formatOf: FormatOf): number {
+  const experts = Array.from({ length: config.numExperts }, (_, expert) => expert);
+  const layerBytes = moeLayers(config).map((layer) =>
+    experts.reduce((sum, expert) => sum + expertBytes(config, formatOf(layer, expert)), 0),
+  );
+  return Math.max(0, ...layerBytes);
+}

@@ -17,7 +17,7 @@ import { serviceOptions } from "../core/platform/service-options.ts";
 import { openShardDevice } from "../expert-service/device.ts";
 import { routerFields } from "../router-service/config.ts";
 import { runnerLimits } from "../router-service/engine/runner-limits.ts";
-import { planInspection } from "./inspect-plan.ts";
+import { type InspectInput, planInspection } from "./inspect-plan.ts";
 import { formatInspection, inspectionJson, type InspectSubject } from "./inspect-report.ts";
 import { jsonText, printAnswer } from "./print-answer.ts";
 
@@ -86,7 +86,7 @@ async function inspect(settings: InspectConfig): Promise<InspectSubject> {
   const config = await readModelConfig(settings.model);
   const files = await weightFiles(settings.model);
   const machine = await machineOf(settings, config);
-  const { memoryBytes, bindingBytes } = machine;
+  const { memoryBytes, bindingBytes, isLimit, holdsTwice } = machine;
   const limits = runnerLimits(settings, config, bindingBytes);
   const { weights, shards } = settings;
   // Without weight files the config's word is taken.
@@ -103,7 +103,17 @@ async function inspect(settings: InspectConfig): Promise<InspectSubject> {
     overlaid: overlay !== undefined,
     limits,
     ...machine,
-    plan: planInspection({ config, weights, formatOf, limits, shards, memoryBytes, bindingBytes }),
+    plan: planInspection({
+      config,
+      weights,
+      formatOf,
+      limits,
+      shards,
+      memoryBytes,
+      bindingBytes,
+      isLimit,
+      holdsTwice,
+    }),
   };
 }
 
@@ -126,11 +136,14 @@ async function hasWeights(dir: string): Promise<boolean> {
   return names.some((name) => /^model\.safetensors(\.index\.json)?$/u.test(name));
 }
 
+type Machine = Pick<InspectSubject, "memoryBytes" | "memoryFrom" | "bindingBytes"> &
+  Pick<InspectInput, "isLimit" | "holdsTwice">;
+
 /** A process's machine: the settings, and where they are silent what a shard on this machine's adapter would offer. */
 async function machineOf(
   { memory, maxBinding, device, adapter }: InspectConfig,
   config: ModelConfig,
-): Promise<Pick<InspectSubject, "memoryBytes" | "memoryFrom" | "bindingBytes">> {
+): Promise<Machine> {
   const logger = createLogger("inspect", "silent");
   const memoryLimit = memory === undefined ? undefined : memory * GIB;
   const opened = await openShardDevice({ device, adapter, memoryLimit }, config, logger);
@@ -139,6 +152,8 @@ async function machineOf(
       memoryBytes: opened.memoryBytes,
       memoryFrom: memory === undefined ? `declared by ${opened.adapter}` : "--memory",
       bindingBytes: maxBinding === undefined ? opened.bindingBytes : maxBinding * MIB,
+      isLimit: memory !== undefined,
+      holdsTwice: opened.holdsTwice,
     };
   } finally {
     opened.close();

@@ -2,10 +2,10 @@
 
 import type { WeightsDtype } from "../core/expert-device.ts";
 import type { FormatOf } from "../core/expert-format.ts";
-import { bytesByExpert } from "../core/expert-formats.ts";
+import { bytesByExpert, largestLayerBytes } from "../core/expert-formats.ts";
+import { expertBufferBytes, expertWorkBytes, moveReserve } from "../core/expert-memory.ts";
 import { largestPart } from "../core/gpu/expert-banks.ts";
 import { type ModelConfig, moeLayers } from "../core/model/config.ts";
-import { expertWorkBytes, shardBufferBytes } from "../expert-service/shard-memory.ts";
 import { expertsPerShard } from "../router-service/cluster/planning/contiguous-runs.ts";
 import {
   type LargeBuffer,
@@ -13,6 +13,7 @@ import {
   routerMemory,
 } from "../router-service/engine/router-memory.ts";
 import type { RunnerLimits } from "../router-service/engine/runner-limits.ts";
+import { expertRoom } from "../router-service/local-memory.ts";
 
 /** What the plan is made from. */
 export interface InspectInput {
@@ -27,6 +28,10 @@ export interface InspectInput {
   readonly memoryBytes: number;
   /** Largest binding of the adapter that each process has, bytes; Infinity on the CPU. */
   readonly bindingBytes: number;
+  /** That memory was named: processes are told of it by --memory-limit. */
+  readonly isLimit: boolean;
+  /** Moves take a layer's slots twice within it, as on a GPU with a memory limit. */
+  readonly holdsTwice: boolean;
 }
 
 /** Experts in a process. */
@@ -52,11 +57,15 @@ export interface PlannedProcess {
 export interface PlannedRouter extends PlannedProcess {
   readonly memory: RouterMemory;
   readonly experts?: HeldExperts;
+  /** With shards: what a memory limit leaves for routed experts beside theirs; undefined where it does not fit. */
+  readonly leftForExperts?: number;
 }
 
 /** One shard. */
 export interface PlannedShard extends PlannedProcess, HeldExperts {
   readonly rank: number;
+  /** Bytes that stay free for moves. */
+  readonly reserve: number;
 }
 
 /** What a cluster takes. */
@@ -85,8 +94,13 @@ export function planInspection(input: InspectInput): InspectPlan {
   const expertsTooLarge = largeExperts(input);
   const tooLarge = [...memory.tooLarge, ...(experts ? expertsTooLarge : [])];
   const total = memory.total + (experts ? experts.residentBytes + experts.buffers : 0);
+  const fits = isFitting(input, total, tooLarge);
+  const leftForExperts =
+    shards > 0 && fits && input.isLimit
+      ? expertRoom(input.memoryBytes - total, config, input.formatOf, input.holdsTwice)
+      : undefined;
   return {
-    router: { memory, experts, total, tooLarge, fits: isFitting(input, total, tooLarge) },
+    router: { memory, experts, total, tooLarge, fits, leftForExperts },
     shards: shards === 0 ? [] : planShards(input, bytesOf, shards, expertsTooLarge),
     shardsNeeded: shardsNeeded(input, bytesOf, expertsTooLarge),
     expertsTooLarge,
@@ -130,16 +144,19 @@ function planShards(
     bytesByExpert: bytesOf.map(() => 1),
     memoryBytes: Array.from({ length: shards }, () => config.numExperts),
   });
-  const buffers = shardBufferBytes(config);
+  const buffers = expertBufferBytes(config);
+  const largestLayer = input.holdsTwice ? largestLayerBytes(config, input.formatOf) : 0;
   let next = 0;
   return shares.map((expertsPerLayer, rank) => {
     const residentBytes = sum(bytesOf.slice(next, (next += expertsPerLayer)));
-    const total = residentBytes + buffers;
+    const reserve = moveReserve(residentBytes, largestLayer);
+    const total = residentBytes + buffers + reserve;
     return {
       rank,
       expertsPerLayer,
       residentBytes,
       buffers,
+      reserve,
       total,
       tooLarge,
       fits: isFitting(input, total, tooLarge),

@@ -166,10 +166,14 @@ function routerLines(subject: InspectSubject): string[] {
     ["buffers", memory.buffers + (experts?.buffers ?? 0)],
   ];
   if (experts) lines.push(["experts", experts.residentBytes, formatsText(subject)]);
+  const { leftForExperts: left = 0 } = plan.router;
   return [
     `${plan.shards.length === 0 ? "One process" : "Router"}, weights in ${weights}`,
     ...lines.filter(([, bytes, note]) => bytes > 0 || note !== undefined).map(sizeRow),
     sizeRow(["total", plan.router.total, fitText(plan.router, subject)]),
+    ...(left > 0
+      ? [sizeRow(["left", left, "for routed experts of its own, with --memory-limit"])]
+      : []),
   ];
 }
 
@@ -183,8 +187,10 @@ function shardLines(subject: InspectSubject): string[] {
       : `${shardsNeeded} shard${shardsNeeded === 1 ? "" : "s"} of ${binary(subject.memoryBytes)} would hold all experts in ${experts}`;
   if (shards.length === 0) return [verdict];
   const [{ buffers }] = shards;
+  const reserve = Math.max(...shards.map((shard) => shard.reserve));
+  const moves = reserve > 0 ? `, ${binary(reserve)} free for moves` : "";
   return [
-    `${shards.length} shard${shards.length === 1 ? "" : "s"}, experts in ${experts}, ${binary(buffers)} of buffers each`,
+    `${shards.length} shard${shards.length === 1 ? "" : "s"}, experts in ${experts}, ${binary(buffers)} of buffers${moves} each`,
     ...shards.map((shard) =>
       sizeRow([
         `rank ${shard.rank}`,

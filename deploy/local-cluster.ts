@@ -78,6 +78,7 @@ async function startCluster(launch: Launch): Promise<void> {
       ...serviceSpec(launch, "router", "router-service/main.ts"),
       ...toArguments(routerConfigSchema, {
         ...config,
+        memoryLimit: config.routerMemoryLimit,
         shards: discover ? [] : addresses,
         discover,
         minShards: Math.max(1, config.shards),

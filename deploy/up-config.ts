@@ -15,6 +15,7 @@ const {
   weights,
   expertsBits,
   expertsGroup,
+  memoryLimit: routerMemoryLimit,
   ...others
 } = routerFields.omit({ shards: true, discover: true, minShards: true }).shape;
 
@@ -40,6 +41,7 @@ export const upConfigSchema = z.object({
     ...expertConfigSchema.shape.memoryLimit.meta(),
     description: "Device memory that the expert weights of one shard may take",
   }),
+  routerMemoryLimit,
   startTimeout: z.number().positive().max(86_400).default(600).meta({
     description: "Longest wait until the cluster serves",
     unit: "s",

@@ -7,7 +7,13 @@ import { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 
 import { type ExpertFormat, formatsAmong } from "../core/expert-format.ts";
-import { commonFormat, type ExpertsSetting, formatsOf } from "../core/expert-formats.ts";
+import {
+  commonFormat,
+  type ExpertsSetting,
+  formatsOf,
+  largestLayerBytes,
+} from "../core/expert-formats.ts";
+import { steadyMemory } from "../core/expert-memory.ts";
 import { inTime } from "../core/gpu/deadline.ts";
 import type { ShardRegistration } from "../core/membership.ts";
 import type { WeightsSetting } from "../core/handshake.ts";
@@ -22,8 +28,6 @@ import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
 import { HostCache } from "./host-cache.ts";
 import { createLoader, type LoaderOptions } from "./loader.ts";
-import { steadyMemory } from "./shard-memory.ts";
-import { expertBytes } from "../core/weights.ts";
 import { measureSpeed } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
@@ -95,11 +99,7 @@ function withinLimit(options: ShardOptions): ShardDevice {
   if (!device.holdsTwice) return device;
   const { config, overlay } = checkpoint;
   const formatOf = formatsOf(overlay, likelyCommon(options));
-  const layerBytes = moeLayers(config).map((layer) => {
-    const experts = Array.from({ length: config.numExperts }, (_, expert) => expert);
-    return experts.reduce((sum, expert) => sum + expertBytes(config, formatOf(layer, expert)), 0);
-  });
-  const memoryBytes = steadyMemory(device.memoryBytes, Math.max(0, ...layerBytes));
+  const memoryBytes = steadyMemory(device.memoryBytes, largestLayerBytes(config, formatOf));
   return { ...device, memoryBytes };
 }
 

@@ -49,10 +49,11 @@ export interface ControlPlaneOptions {
     | "planInterval"
     | "minCopies"
     | "placementPolicy"
-    | "localExperts"
     | "wire"
     | "host"
   >;
+  /** What routed experts may take of this router's own device now, bytes. */
+  readonly localBytes: () => number;
   readonly checkpoint: Pick<Checkpoint, "config" | "modelHash" | "overlay">;
   readonly shape: ModelShape;
   readonly statistics: Pick<Statistics, "snapshot" | "tokens" | "pairs" | "steps">;
@@ -183,9 +184,8 @@ function createShared(
   options: ControlPlaneOptions,
   redis: RedisConnection | undefined,
 ): { readonly membership: Membership; readonly store: PlacementStore; readonly lease: Lease } {
-  const { settings, checkpoint, cluster, routerId: id, logger } = options;
+  const { settings, checkpoint, cluster, routerId: id, localBytes, logger } = options;
   const epoch = () => cluster.current()?.placement.epoch ?? 0;
-  const localBytes = settings.localExperts;
   const rate = new TokenRate();
   const sight = () =>
     sightOf(rate.at(performance.now() / 1000, options.statistics.tokens()), cluster.members());
@@ -194,7 +194,7 @@ function createShared(
       membership: createStaticMembership(settings.shards, () => ({
         id,
         epoch: epoch(),
-        localBytes,
+        localBytes: localBytes(),
         sight: sight(),
       })),
       store: createMemoryStore(),
@@ -212,7 +212,7 @@ function createShared(
   const membership = createRedisMembership({
     redis,
     modelHash,
-    self: () => ({ ...registration, epoch: epoch(), localBytes, sight: sight() }),
+    self: () => ({ ...registration, epoch: epoch(), localBytes: localBytes(), sight: sight() }),
     ...(!settings.discover && { shards: settings.shards }),
     log: logger,
   });

@@ -12,25 +12,27 @@ import { cacheDirectory } from "../core/platform/config.ts";
 import type { Logger } from "../core/platform/log.ts";
 import type { LocalRankOptions } from "./cluster/local-rank.ts";
 import type { RouterConfig } from "./config.ts";
+import type { LocalMemory } from "./local-memory.ts";
 
 /** What it is made from. */
 export interface LocalRankSettings {
   readonly checkpoint: Checkpoint;
-  readonly settings: Pick<RouterConfig, "localExperts" | "tune">;
+  readonly settings: Pick<RouterConfig, "tune">;
+  readonly memory: Pick<LocalMemory, "isOffered" | "bytes">;
   /** Absent: the CPU. */
   readonly gpu: Gpu | undefined;
   readonly logger: Logger;
 }
 
-/** The local rank of --local-experts; undefined where that is 0. */
+/** The local rank of a router whose own device has memory for routed experts; undefined where it has none. */
 export function localRankOptions(options: LocalRankSettings): LocalRankOptions | undefined {
-  const { checkpoint, settings, gpu, logger } = options;
+  const { checkpoint, memory, gpu, logger } = options;
   const { config, overlay } = checkpoint;
-  if (settings.localExperts === 0) return undefined;
+  if (!memory.isOffered) return undefined;
   return {
     adapter: gpu?.adapter ?? "cpu",
     shaderF16: gpu?.shaderF16 ?? false,
-    memoryBytes: settings.localExperts,
+    memoryBytes: () => memory.bytes(),
     sizes: config,
     createDevice: (formats) =>
       gpu === undefined

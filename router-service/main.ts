@@ -26,6 +26,7 @@ import type { ModelRunner } from "./engine/model-runner.ts";
 import { STEP_TIMEOUT_MS } from "./engine/step-failure.ts";
 import { checkMessageSize, runnerLimits } from "./engine/runner-limits.ts";
 import { createQueueWatch, type PendingRequest } from "./engine/queue-watch.ts";
+import { createLocalMemory } from "./local-memory.ts";
 import { localRankOptions } from "./local-rank.ts";
 import { startRoutingRecorder } from "./routing-recorder.ts";
 import { createRunner } from "./runner.ts";
@@ -60,6 +61,7 @@ if (gpu !== undefined) {
 const limits = runnerLimits(settings, config, gpu?.maxBindingBytes);
 const isRemote = settings.discover || settings.shards.length > 0;
 if (isRemote) checkMessageSize(limits, config, MAX_MESSAGE_BYTES);
+const memory = createLocalMemory({ checkpoint, settings, limits, gpu, isRemote, logger });
 if (limits.contextLimitedBy !== undefined) {
   const { maxModelLen, contextLimitedBy } = limits;
   logger.warn(
@@ -117,7 +119,7 @@ const cluster = isRemote
       shards: settings.shards,
       // With a Redis, the router that leads decides for all.
       plansFirst: settings.redisUrl === undefined,
-      local: localRankOptions({ checkpoint, settings, gpu, logger }),
+      local: localRankOptions({ checkpoint, settings, memory, gpu, logger }),
       routerId,
       modelHash,
       wire: settings.wire,
@@ -165,6 +167,7 @@ logger.info({ httpPort, grpcPort }, "listening");
 if (cluster !== undefined) {
   const started = startControlPlane({
     settings,
+    localBytes: () => memory.bytes(),
     checkpoint,
     shape,
     statistics,
@@ -180,12 +183,18 @@ if (cluster !== undefined) {
   lifecycle.onStop("control plane", () => started.close());
 }
 
-runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger }).catch(
-  (error) => {
-    // A stop closes what a load reads from: what it then ran into is not the reason.
-    throw lifecycle.signal.aborted ? lifecycle.signal.reason : error;
-  },
-);
+runner = await createRunner({
+  checkpoint,
+  settings,
+  limits,
+  gpu,
+  cluster,
+  onWeights: (weights) => memory.decided(weights),
+  logger,
+}).catch((error) => {
+  // A stop closes what a load reads from: what it then ran into is not the reason.
+  throw lifecycle.signal.aborted ? lifecycle.signal.reason : error;
+});
 const loop = createEngine({
   runner,
   vocabSize: config.vocabSize,

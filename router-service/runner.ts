@@ -26,6 +26,8 @@ export interface RunnerOptions {
   readonly gpu: Gpu | undefined;
   /** Absent: the router holds all experts itself. */
   readonly cluster: Cluster | undefined;
+  /** Told the dtype of weights before any is loaded; what it throws ends the load. */
+  readonly onWeights?: (weights: WeightsDtype) => void;
   readonly logger: Logger;
 }
 
@@ -37,6 +39,7 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
     cluster === undefined
       ? decideWeights([{ weights: settings.weights, shaderF16 }])
       : await cluster.weights();
+  options.onWeights?.(weights);
   const experts =
     cluster === undefined
       ? commonFormat(expertsSetting(settings), weights, checkpoint.storedExperts)

@@ -31,8 +31,8 @@ export interface LocalRankOptions {
   /** Description of what computes. */
   readonly adapter: string;
   readonly shaderF16: boolean;
-  /** What experts may take, bytes. */
-  readonly memoryBytes: number;
+  /** What experts may take now, bytes. */
+  readonly memoryBytes: () => number;
   readonly sizes: ExpertSizes & { readonly numExperts: number };
   /** Makes the device for experts in these formats. */
   readonly createDevice: (formats: readonly ExpertFormat[]) => Promise<ExpertDevice>;
@@ -48,7 +48,6 @@ type Epoch = PlacedExperts & { readonly epoch: number };
 export class LocalRank implements ClusterMember {
   readonly address = "local";
   readonly rank = LOCAL_RANK;
-  readonly hello: ShardHello;
   readonly connected = true;
   readonly trusted = true;
   readonly #options: LocalRankOptions;
@@ -68,14 +67,18 @@ export class LocalRank implements ClusterMember {
   ) {
     this.#options = options;
     this.#onEvent = onEvent;
-    this.hello = ShardHello.fromPartial({
+  }
+
+  get hello(): ShardHello {
+    const { adapter, shaderF16, memoryBytes } = this.#options;
+    return ShardHello.fromPartial({
       protocolVersion: PROTOCOL_VERSION,
       rank: LOCAL_RANK,
       weights: "auto",
       experts: "auto",
-      adapter: options.adapter,
-      shaderF16: options.shaderF16,
-      memoryBytes: options.memoryBytes,
+      adapter,
+      shaderF16,
+      memoryBytes: memoryBytes(),
     });
   }
 
@@ -185,7 +188,8 @@ export class LocalRank implements ClusterMember {
   }
 
   async #load(epochs: readonly Epoch[], common: ExpertFormat): Promise<void> {
-    const { sizes, memoryBytes, readExpert } = this.#options;
+    const { sizes, readExpert } = this.#options;
+    const memoryBytes = this.#options.memoryBytes();
     const wanted = new Map<number, { readonly expert: number; readonly format: ExpertFormat }[]>();
     let bytes = 0;
     for (const { layers, formatOf } of epochs) {

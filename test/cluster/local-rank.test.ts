@@ -5,10 +5,22 @@ import { placementOf, ranksOf } from "../../bench/rig/control-api.ts";
 import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
 import { type KnownPrompt, runUndisturbed } from "../../bench/rig/load-driver.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import { expertBufferBytes } from "../../core/expert-memory.ts";
+import { readModelConfig } from "../../core/model/load-config.ts";
+import { routerConfigSchema } from "../../router-service/config.ts";
+import { routerMemory } from "../../router-service/engine/router-memory.ts";
+import { runnerLimits } from "../../router-service/engine/runner-limits.ts";
 import { underLoad } from "../support/steady-load.ts";
 import { EXPERT_BYTES, NUM_EXPERTS, NUM_LAYERS } from "../support/tiny-experts.ts";
 
 const ALL_BYTES = NUM_LAYERS * NUM_EXPERTS * EXPERT_BYTES;
+
+const config = await readModelConfig(TINY_MODEL);
+const limits = runnerLimits(routerConfigSchema.parse({}), config);
+const memory = routerMemory(config, "f32", limits, true, Number.POSITIVE_INFINITY);
+/** What a router takes beside routed experts, and half of these. */
+const memoryLimit = memory.total + expertBufferBytes(config) + ALL_BYTES / 2;
 
 describe("a router whose shard has no room for all experts", { timeout: 60_000 }, () => {
   let cluster: ElasticCluster;
@@ -20,7 +32,7 @@ describe("a router whose shard has no room for all experts", { timeout: 60_000 }
       shardFlags: () => ["--memory-limit", `${(ALL_BYTES * 2) / 3}`],
       routerFlags: (index) => [
         "--plan-interval=0",
-        `--local-experts=${index === 0 ? ALL_BYTES / 2 : 0}`,
+        index === 0 ? `--memory-limit=${memoryLimit}` : "--local-experts=0",
       ],
     });
     const [{ url }] = cluster.routers();
@@ -36,6 +48,8 @@ describe("a router whose shard has no room for all experts", { timeout: 60_000 }
 
   it("holds the others itself, and gives them to a shard that joins when a router comes without room", async () => {
     assert.deepEqual(await held(), ["0,local"]);
+    const [{ process }] = cluster.routers();
+    assert.match(process.output(), new RegExp(`"leftForExperts":${ALL_BYTES / 2}\\b`));
     const change = async () => {
       await cluster.addShard();
       await cluster.startRouter(1);

@@ -5,6 +5,8 @@ import { after, test } from "node:test";
 
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
 import { allIn, type ExpertFormat } from "../../core/expert-format.ts";
+import { largestLayerBytes } from "../../core/expert-formats.ts";
+import { steadyMemory } from "../../core/expert-memory.ts";
 import { createGpuExpertDevice } from "../../core/gpu/expert-device.ts";
 import { largestPart } from "../../core/gpu/expert-banks.ts";
 import { openGpu } from "../../core/gpu/device.ts";
@@ -31,9 +33,10 @@ function plan(
   experts: ExpertFormat,
   memoryBytes = GIB,
   bindingBytes = Number.POSITIVE_INFINITY,
+  holdsTwice = false,
 ) {
   const settings = { config, weights: "f16", formatOf: allIn(experts), limits, shards } as const;
-  return planInspection({ ...settings, memoryBytes, bindingBytes });
+  return planInspection({ ...settings, memoryBytes, bindingBytes, isLimit: true, holdsTwice });
 }
 
 /** `actual` is within 5 % of what was predicted. */
@@ -86,6 +89,20 @@ test("the fewest shards that do are found, and one less would not", () => {
     [true, true],
   );
   assert.equal(plan(0, "int8", one.buffers).shardsNeeded, undefined);
+});
+
+test("where moves take a layer's slots twice they stay free, as a shard and a router with a limit keep them", () => {
+  const infinity = Number.POSITIVE_INFINITY;
+  const { router, shards } = plan(2, "int8", GIB, infinity, true);
+  const [{ residentBytes, buffers, reserve, total }] = shards;
+  const largest = largestLayerBytes(config, allIn("int8"));
+  assert.equal(reserve, largest);
+  assert.equal(total, residentBytes + buffers + reserve);
+  assert.equal(steadyMemory(total - buffers, largest), residentBytes);
+  const fits = (memory: number) => plan(2, "int8", memory, infinity, true).shards[0].fits;
+  assert.deepEqual([fits(total), fits(total - 1)], [true, false]);
+  assert.equal(router.leftForExperts, GIB - router.total - buffers - largest);
+  assert.equal(plan(2, "int8", router.total - 1).router.leftForExperts, undefined);
 });
 
 test("uneven shares are those of the router's first placement", () => {

@@ -42,7 +42,8 @@ describe("the router's own device in a cluster", () => {
       onDispatch: ({ rank }) => dispatched.push(rank),
       local: localRankOptions({
         checkpoint,
-        settings: { localExperts: 30 * EXPERT_BYTES, tune: "never" },
+        settings: { tune: "never" },
+        memory: { isOffered: true, bytes: () => 30 * EXPERT_BYTES },
         gpu: undefined,
         logger: silentLogger,
       }),
