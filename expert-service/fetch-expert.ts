@@ -23,6 +23,9 @@ const MAX_FETCHES = 4;
 const FETCH_BASE_MS = 2_000;
 const FETCH_BYTES_PER_MS = 1_000;
 
+/** Longest that a peer may take nothing before it loses its place; at the rate above a chunk takes about one second. */
+const STALL_MS = 5_000;
+
 /** Milliseconds within which an expert of so many bytes is given, or not at all. */
 export function fetchTimeoutMs(bytes: number): number {
   return FETCH_BASE_MS + bytes / FETCH_BYTES_PER_MS;
@@ -37,6 +40,8 @@ export interface FetchExpertOptions {
     expert: number,
     format: ExpertFormat,
   ) => Promise<PackedExpert> | undefined;
+  /** Longest that a peer may take nothing, milliseconds; absent: 5000. */
+  readonly stallMs?: number;
 }
 
 type Call = ServerWritableStream<FetchExpertRequest, ExpertChunk>;
@@ -45,6 +50,7 @@ type Call = ServerWritableStream<FetchExpertRequest, ExpertChunk>;
 export function createFetchExpert({
   modelHash,
   read,
+  stallMs = STALL_MS,
 }: FetchExpertOptions): handleServerStreamingCall<FetchExpertRequest, ExpertChunk> {
   let fetches = 0;
   const give = async (call: Call): Promise<void> => {
@@ -65,7 +71,10 @@ export function createFetchExpert({
     }
     fetches++;
     try {
-      await send(call, await reading);
+      if (!(await send(call, await reading, stallMs))) {
+        const text = `layer ${layer} expert ${expertId}: the peer took nothing for ${stallMs} ms`;
+        fail(call, status.DEADLINE_EXCEEDED, text);
+      }
     } catch (error) {
       fail(call, status.INTERNAL, errorMessage(error));
     } finally {
@@ -82,34 +91,51 @@ function fail(call: Call, code: status, details: string): void {
   call.emit("error", { code, details });
 }
 
-async function send(call: Call, expert: PackedExpert): Promise<void> {
+/** Writes the chunks as the peer takes them; false where it took none for `stallMs`. */
+async function send(call: Call, expert: PackedExpert, stallMs: number): Promise<boolean> {
   const parts = partsOf(expert)
     .map(bytesOf)
     .filter(({ length }) => length > 0);
   const totalBytes = parts.reduce((sum, { length }) => sum + length, 0);
   let crc = fetchCrc(call.request);
   let sent = 0;
+  const stall: Stall = { timer: undefined };
+  const onTaken = () => stall.timer?.refresh();
   for (const part of parts) {
     for (let from = 0; from < part.length; from += CHUNK_BYTES) {
-      if (call.cancelled) return;
+      if (call.cancelled) return true;
       const data = part.subarray(from, from + CHUNK_BYTES);
       crc = crc32(data, crc);
       sent += data.length;
       const isLast = sent === totalBytes;
-      const goesOn = call.write({ data, totalBytes, crc32: isLast ? crc : 0 });
-      await (goesOn ? new Promise((resolve) => setImmediate(resolve)) : drained(call));
+      if (call.write({ data, totalBytes, crc32: isLast ? crc : 0 }, onTaken)) {
+        await new Promise((resolve) => setImmediate(resolve));
+      } else if (!(await drained(call, stallMs, stall))) {
+        return false;
+      }
     }
   }
   call.end();
+  return true;
 }
 
-/** Settles when more can be written, or the call is over. */
-function drained(call: Call): Promise<void> {
+/** The wait for a peer that takes nothing; begun anew whenever it has taken a chunk. */
+interface Stall {
+  timer: NodeJS.Timeout | undefined;
+}
+
+/** Settles when more can be written, or the call is over; with false where a stall ended first. */
+function drained(call: Call, stallMs: number, stall: Stall): Promise<boolean> {
   return new Promise((resolve) => {
-    const done = () => {
-      for (const event of ["drain", "cancelled", "close", "error"]) call.off(event, done);
-      resolve();
+    const events = ["drain", "cancelled", "close", "error"];
+    const end = (goesOn: boolean) => {
+      clearTimeout(stall.timer);
+      stall.timer = undefined;
+      for (const event of events) call.off(event, done);
+      resolve(goesOn);
     };
-    for (const event of ["drain", "cancelled", "close", "error"]) call.on(event, done);
+    const done = () => end(true);
+    stall.timer = setTimeout(() => end(false), stallMs);
+    for (const event of events) call.on(event, done);
   });
 }
