@@ -1,8 +1,10 @@
 /** Which experts are in the shard's device memory: exactly those that the placements of its live epochs name together. */
 
+import { errorMessage } from "../core/error-message.ts";
 import type { ExpertDevice } from "../core/expert-device.ts";
 import { NO_SLOT, OutOfDeviceMemoryError } from "../core/expert-device.ts";
 import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
+import type { Logger } from "../core/platform/log.ts";
 import { DispatchRefusedError } from "../core/wire.ts";
 import { expertBytes } from "../core/weights.ts";
 import type { ShardPlacement, PlacementAck } from "../proto/gen/switchyard/v1/cluster.ts";
@@ -45,6 +47,7 @@ export interface ResidencyOptions extends ShardAbilities {
   readonly made?: { readonly device: ExpertDevice; readonly formats: readonly ExpertFormat[] };
   /** What the shard holds has changed. */
   readonly onChange?: () => void;
+  readonly logger: Pick<Logger, "error">;
 }
 
 /** A placement that is being loaded, or waits to be. */
@@ -65,6 +68,8 @@ export class Residency {
   #formats: readonly ExpertFormat[] = [];
   #work: Promise<void> | undefined;
   #untidy = false;
+  /** Why slots could not be freed the last time, as it was logged. */
+  #untidyReason: string | undefined;
   /** Whether anything is served meanwhile. */
   readonly #gentle = () => this.#live.size > 0;
   #closed = false;
@@ -288,11 +293,16 @@ export class Residency {
     await this.#drop((epoch) => this.#uses.isOver(epoch));
     try {
       await this.#slots?.arrange(wantedBy([...this.#live.values()]));
+      this.#untidyReason = undefined;
     } catch (error) {
-      // Without memory for a layer twice its free slots stay, for a later placement to take.
-      if (!(error instanceof OutOfDeviceMemoryError)) throw error;
+      // What could not be freed stays for a later placement to take; without memory for a layer twice that is as usual.
+      const reason = errorMessage(error);
+      if (error instanceof OutOfDeviceMemoryError || reason === this.#untidyReason) return;
+      this.#untidyReason = reason;
+      this.#options.logger.error({ reason }, "slots that no epoch names can not be freed");
+    } finally {
+      this.#options.onChange?.();
     }
-    this.#options.onChange?.();
   }
 
   /** Drops epochs until a placement fits beside the others. Throws OutOfDeviceMemoryError where it does not. */

@@ -176,6 +176,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
         ? undefined
         : (layer, expert, packed) => cache.put(layer, expert, packed),
     onChange: () => changed(),
+    logger,
   });
   const incarnation = randomUUID();
   let draining = false;

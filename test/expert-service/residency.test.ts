@@ -4,18 +4,38 @@ import { test } from "node:test";
 import fc from "fast-check";
 
 import { createCpuExpertDevice } from "../../core/cpu/expert-device.ts";
-import { NO_SLOT } from "../../core/expert-device.ts";
+import { type ExpertDevice, NO_SLOT } from "../../core/expert-device.ts";
 import { inTime } from "../../core/gpu/deadline.ts";
 import { openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { PackedExpert } from "../../core/expert-format.ts";
 import { Batcher } from "../../expert-service/batcher.ts";
+import type { ShardDevice } from "../../expert-service/device.ts";
 import { Residency } from "../../expert-service/residency.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
 import { testExpert } from "../../bench/rig/expert-reference.ts";
+import { silentLogger } from "../support/shards.ts";
 import { placementOf } from "../../bench/rig/shard-connection.ts";
 
 const NUM_LAYERS = 3;
+
+/** The CPU as a shard's device. */
+function cpuDevice(device: ExpertDevice, memoryBytes: number): ShardDevice {
+  return {
+    adapter: "cpu",
+    shaderF16: false,
+    holdsTwice: false,
+    anyFormat: true,
+    memoryBytes,
+    bindingBytes: Infinity,
+    lost: device.lost,
+    tolerance: () => 0,
+    check: async () => {},
+    create: async () => device,
+    close: () => {},
+  };
+}
 
 /** One thing that a router does: goes to its next epoch, says which it still uses, or leaves and comes back. */
 const action = fc.record({
@@ -70,19 +90,7 @@ test("whatever routers do in whatever order, what they were told is resident is,
           model: config,
           weights: "f32",
           experts: "f32",
-          device: {
-            adapter: "cpu",
-            shaderF16: false,
-            holdsTwice: false,
-            anyFormat: true,
-            memoryBytes,
-            bindingBytes: Infinity,
-            lost: device.lost,
-            tolerance: () => 0,
-            check: async () => {},
-            create: async () => device,
-            close: () => {},
-          },
+          device: cpuDevice(device, memoryBytes),
           load: async (slots, _, { signal }) => {
             for (const slot of slots.empty()) {
               await turn();
@@ -95,6 +103,7 @@ test("whatever routers do in whatever order, what they were told is resident is,
           bytesRead: () => 0,
           formatsBeside: () => [],
           between: (task) => batcher.between(task),
+          logger: silentLogger,
         });
         const message = (epoch: number, oldestLiveEpoch: number) =>
           placementOf(checkpoint, experts[epoch], { epoch, oldestLiveEpoch });
@@ -169,5 +178,55 @@ test("whatever routers do in whatever order, what they were told is resident is,
     { numRuns: 150 },
   );
   assert.ok(acknowledgements > 100 && refusals > 20, `${acknowledgements}, ${refusals}`);
+  await checkpoint.close();
+});
+
+test("slots that can not be freed are logged once, and do not end the shard", async () => {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const { config } = checkpoint;
+  const device = createCpuExpertDevice(config);
+  const rearrange = device.rearrange.bind(device);
+  let failing = false;
+  let failures = 0;
+  device.rearrange = (...wanted) => {
+    if (!failing) return rearrange(...wanted);
+    failures++;
+    return Promise.reject(new Error("no such luck"));
+  };
+  const logged: object[] = [];
+  const residency = new Residency({
+    model: config,
+    weights: "f32",
+    experts: "f32",
+    device: cpuDevice(device, Infinity),
+    load: async (slots) => {
+      for (const { layer, expert, slot, ...of } of slots.empty()) {
+        const packed = packExpert("test", testExpert(config, expert), config, "f32");
+        device.loadPacked(layer, slot, packed);
+        slots.filled({ layer, expert, slot, ...of });
+      }
+    },
+    bytesRead: () => 0,
+    formatsBeside: () => [],
+    between: async (task) => task(),
+    logger: { error: (facts: object) => void logged.push(facts) },
+  });
+  const router = {};
+  const place = (epoch: number, experts: readonly number[]) =>
+    residency.apply(router, placementOf(checkpoint, experts, { epoch, oldestLiveEpoch: 1 }));
+  await place(1, [1, 2, 3]);
+  for (const [epoch, experts] of [
+    [2, [1, 2]],
+    [3, [1]],
+  ] as const) {
+    await place(epoch, experts);
+    failing = true;
+    residency.release(router, epoch);
+    await waitFor("an attempt to tidy up", () => failures === epoch - 1);
+    failing = false;
+  }
+  assert.deepEqual(logged, [{ reason: "no such luck" }]);
+  residency.hold(3, 0);
+  await residency.close();
   await checkpoint.close();
 });
