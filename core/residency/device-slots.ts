@@ -98,7 +98,7 @@ export class DeviceSlots {
 
   /**
    * Gives every wanted expert a slot and frees all others, layers that shrink first; what is loaded stays loaded.
-   * Rejects with the signal's reason between two layers, and as `ExpertDevice.rearrange`.
+   * Rejects with the signal's reason between two layers or slices of one, and as `ExpertDevice.rearrange`.
    */
   async arrange(
     wanted: ReadonlyMap<number, readonly SlotExpert[]>,
@@ -114,11 +114,15 @@ export class DeviceSlots {
     for (const { layer, present, change } of changes) {
       signal?.throwIfAborted();
       await this.#keepLeaving(layer, present, change.slots);
-      await this.#change(layer, change);
+      await this.#change(layer, change, signal);
     }
   }
 
-  async #change(layer: number, { slots, from }: LayerChange): Promise<void> {
+  async #change(
+    layer: number,
+    { slots, from }: LayerChange,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     const { between } = this.#options;
     if (slots.length === 0) {
       await between(() => {
@@ -136,7 +140,7 @@ export class DeviceSlots {
         from,
       );
       try {
-        await this.#prepare(made);
+        await this.#prepare(made, signal);
       } catch (error) {
         made.discard();
         throw error;
@@ -154,7 +158,7 @@ export class DeviceSlots {
   }
 
   /** Does the long part of a change in slices, of which a run waits for one at most. */
-  async #prepare(made: NewSlots): Promise<void> {
+  async #prepare(made: NewSlots, signal: AbortSignal | undefined): Promise<void> {
     const { between, gentle = () => false } = this.#options;
     const parts = made.prepareParts(PART_BYTES);
     for (;;) {
@@ -162,6 +166,7 @@ export class DeviceSlots {
       const { done } = await between(() => parts.next());
       if (done === true) return;
       await this.device.settled();
+      signal?.throwIfAborted();
     }
   }
 
