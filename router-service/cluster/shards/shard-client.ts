@@ -55,7 +55,7 @@ export class ShardClient {
   #state: ShardState = { kind: "away", reason: "not connected yet" };
   #stream: ShardStream | undefined;
   #epochs = new Set<number>();
-  /** On the present stream, by epoch. */
+  /** On the present stream, by epoch; of epochs that are not released. */
   #placing = new Map<number, Promise<void>>();
   #loggedReason: string | undefined;
 
@@ -108,7 +108,9 @@ export class ShardClient {
   /** Tells the shard that nothing is dispatched to an epoch below this one any more. */
   release(oldestLiveEpoch: number): void {
     if (this.#state.kind === "away") return;
-    for (const epoch of this.#epochs) if (epoch < oldestLiveEpoch) this.#epochs.delete(epoch);
+    for (const held of [this.#epochs, this.#placing]) {
+      for (const epoch of held.keys()) if (epoch < oldestLiveEpoch) held.delete(epoch);
+    }
     this.#state.stream.release(oldestLiveEpoch);
   }
 

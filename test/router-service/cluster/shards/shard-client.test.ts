@@ -32,4 +32,7 @@ it("a shard that says for several dispatches at once that it lacks an epoch is g
   // Answered after all that the shard has to say of the first.
   await client.place(placementOf(shard.checkpoint, [1, 2], { epoch: 2 }));
   assert.equal(streamWithIt(), stream);
+  // What is released is known no more: it would have to be sent, and is too late.
+  client.release(2);
+  await assert.rejects(client.place(placement), /epoch 1, the router's last one is of epoch 2/);
 });
