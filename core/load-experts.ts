@@ -4,6 +4,7 @@ import type { ExpertDevice, ExpertSizes, StoredExpert } from "./expert-device.ts
 import type { ExpertFormat, PackedExpert } from "./expert-format.ts";
 import { PackPool } from "./packing/pack-pool.ts";
 import { packExpert } from "./weights.ts";
+import { PORTION_BYTES, type RunsBeside, writePortions } from "./write-portions.ts";
 
 /** An expert and where it goes. */
 export interface ExpertLoad {
@@ -23,10 +24,22 @@ export interface LoadExpertsOptions {
   readonly onExpert?: (load: ExpertLoad) => void;
   /** Threads that pack; 0 packs in this one. As many as there are cores, where there is enough to do. */
   readonly numWorkers?: number;
+  /** What is served meanwhile, and given way to; absent: nothing. */
+  readonly beside?: LoadBeside;
+}
+
+/** Runs that a load gives way to. */
+export interface LoadBeside extends RunsBeside {
+  readonly device: Pick<ExpertDevice, "loadParts">;
+  /** Where there were runs since `startedAt`, milliseconds of `performance.now`, waits as long again as the work took. */
+  readonly giveWay: (startedAt: number, workMs: number) => Promise<void>;
 }
 
 /** Weights from which threads are worth their start. */
 const WEIGHTS_FOR_THREADS = 2 ** 25;
+
+/** Weights of one expert from which a thread is worth its start, beside runs. */
+const WEIGHTS_FOR_A_THREAD = 2 ** 17;
 
 /** Experts that are read ahead of those that are packed. */
 const READ_AHEAD = 2;
@@ -42,17 +55,25 @@ export async function loadExperts(
   experts: readonly ExpertLoad[],
   options: LoadExpertsOptions,
 ): Promise<void> {
-  const { sizes, read, device, onExpert } = options;
-  const weights = experts.length * 3 * sizes.hiddenSize * sizes.expertIntermediateSize;
-  const numWorkers = options.numWorkers ?? (weights < WEIGHTS_FOR_THREADS ? 0 : undefined);
+  const { sizes, read, device, onExpert, beside } = options;
+  const isGentle = () => beside?.gentle() === true;
+  const numWorkers = isGentle() ? gentleWorkers(sizes) : workersFor(experts.length, options);
   const pool = numWorkers === 0 ? undefined : new PackPool(numWorkers);
+  const readAhead = isGentle() ? 1 : READ_AHEAD;
   let next = 0;
   let stopped = false;
   let onTheWay = 0;
+  const onPortion = (bytes: number): Promise<void> | undefined => {
+    onTheWay += bytes;
+    if (onTheWay <= BYTES_ON_THE_WAY) return undefined;
+    onTheWay = 0;
+    return device.settled();
+  };
   const lane = async (): Promise<void> => {
     while (next < experts.length) {
       const load = experts[next++];
       const { layer, expert, slot, format } = load;
+      const startedAt = performance.now();
       const request = {
         name: `layer ${layer} expert ${expert}`,
         weights: await read(layer, expert),
@@ -63,17 +84,21 @@ export async function loadExperts(
         ? await pool.pack(request)
         : packExpert(request.name, request.weights, sizes, format);
       if (stopped) return;
-      device.loadPacked(layer, slot, packed);
-      onExpert?.(load);
-      onTheWay += packedBytes(packed);
-      if (onTheWay > BYTES_ON_THE_WAY) {
-        onTheWay = 0;
-        await device.settled();
+      let waitedMs: number | undefined = 0;
+      if (beside !== undefined && isGentle()) {
+        const parts = beside.device.loadParts(layer, slot, packed, PORTION_BYTES);
+        waitedMs = await writePortions(parts, beside, () => stopped, onPortion);
+        if (waitedMs === undefined) return;
+      } else {
+        device.loadPacked(layer, slot, packed);
+        await onPortion(packedBytes(packed));
       }
+      onExpert?.(load);
+      if (isGentle()) await beside?.giveWay(startedAt, performance.now() - startedAt - waitedMs);
     }
   };
   try {
-    const lanes = Array.from({ length: (pool?.numWorkers ?? 0) + READ_AHEAD }, () =>
+    const lanes = Array.from({ length: (pool?.numWorkers ?? 0) + readAhead }, () =>
       lane().catch((error: unknown) => {
         stopped = true;
         next = experts.length;
@@ -86,6 +111,22 @@ export async function loadExperts(
   } finally {
     await pool?.close();
   }
+}
+
+/** Threads that pack where runs are to have the cores. */
+function gentleWorkers(sizes: ExpertSizes): number {
+  return weightsOf(sizes) < WEIGHTS_FOR_A_THREAD ? 0 : 1;
+}
+
+function workersFor(
+  count: number,
+  { sizes, numWorkers }: Pick<LoadExpertsOptions, "sizes" | "numWorkers">,
+): number | undefined {
+  return numWorkers ?? (count * weightsOf(sizes) < WEIGHTS_FOR_THREADS ? 0 : undefined);
+}
+
+function weightsOf({ hiddenSize, expertIntermediateSize }: ExpertSizes): number {
+  return 3 * hiddenSize * expertIntermediateSize;
 }
 
 function packedBytes({ gate, up, down }: PackedExpert): number {

@@ -5,6 +5,7 @@ import { PackPool } from "../core/packing/pack-pool.ts";
 import type { Progress } from "../core/platform/progress.ts";
 import type { PackedExpert } from "../core/expert-format.ts";
 import type { DeviceSlots, EmptySlot } from "../core/residency/device-slots.ts";
+import { PORTION_BYTES, writePortions } from "../core/write-portions.ts";
 import type { ExpertSources } from "./expert-sources.ts";
 import type { CheckedPlacement } from "./placement-check.ts";
 
@@ -20,10 +21,6 @@ const MAX_LANES = 16;
 
 /** Packed bytes that may be on their way to the device. */
 const BYTES_ON_THE_WAY = 2 ** 26;
-
-/** Bytes that are written at a time, and how long that may go on between two runs, milliseconds. */
-const PORTION_BYTES = 2 ** 20;
-const PORTIONS_MS = 2;
 
 /** What loading needs. */
 export interface LoaderOptions {
@@ -144,26 +141,24 @@ class Load {
       () => this.#packers(),
     );
     const { device } = this.#slots;
-    let until = 0;
-    let waitedMs = 0;
-    for (const bytes of device.loadParts(layer, slot.slot, packed, PORTION_BYTES)) {
-      if (this.#terms.gentle() && performance.now() >= until) {
-        const turnAt = performance.now();
-        await turn();
-        const now = performance.now();
-        until = now + PORTIONS_MS;
-        waitedMs += now - turnAt;
-        if (this.#stopped || this.#terms.signal.aborted) return 0;
-      }
-      this.#onTheWay += bytes;
-      if (this.#onTheWay > BYTES_ON_THE_WAY) {
-        this.#onTheWay = 0;
-        await device.settled();
-      }
-    }
+    const { gentle, signal } = this.#terms;
+    const waitedMs = await writePortions(
+      device.loadParts(layer, slot.slot, packed, PORTION_BYTES),
+      { gentle, turn },
+      () => this.#stopped || signal.aborted,
+      (bytes) => this.#onPortion(bytes),
+    );
+    if (waitedMs === undefined) return 0;
     this.#slots.filled(slot);
     this.#progress?.update(++this.#loaded);
     return performance.now() - startedAt - waitedMs;
+  }
+
+  #onPortion(bytes: number): Promise<void> | undefined {
+    this.#onTheWay += bytes;
+    if (this.#onTheWay <= BYTES_ON_THE_WAY) return undefined;
+    this.#onTheWay = 0;
+    return this.#slots.device.settled();
   }
 
   #packers(): PackPool | undefined {

@@ -1,5 +1,7 @@
 /** The router's own device as a member of its cluster: a shard without a wire. */
 
+import { setTimeout as pause } from "node:timers/promises";
+
 import { type ExpertDevice, NO_SLOT, runInParts } from "../../core/expert-device.ts";
 import type { ExpertFormat } from "../../core/expert-format.ts";
 import type { ExpertSizes, StoredExpert } from "../../core/expert-device.ts";
@@ -25,6 +27,9 @@ import type { SpeedSample } from "./shards/steady-speed.ts";
 import type { DispatchAnswer, DispatchHandle } from "./shards/shard-stream.ts";
 
 const NAME = "the router's own device";
+
+/** Longest pause of a load beside runs, milliseconds. */
+const LONGEST_PAUSE_MS = 1_000;
 
 /** What the router gives to routed experts. */
 export interface LocalRankOptions {
@@ -60,6 +65,9 @@ export class LocalRank implements ClusterMember {
   /** Placements, one after another. */
   #placing: Promise<unknown> = Promise.resolve();
   #reason = "it holds no placement yet";
+  /** When the last run ended, milliseconds of performance.now(); Infinity while one is on the device. */
+  #lastRunAt = Number.NEGATIVE_INFINITY;
+  #closed = false;
 
   constructor(
     options: LocalRankOptions,
@@ -160,6 +168,7 @@ export class LocalRank implements ClusterMember {
   }
 
   async close(): Promise<void> {
+    this.#closed = true;
     await this.#placing;
     await this.#inTurn(async () => this.#slots?.device.close());
   }
@@ -213,17 +222,33 @@ export class LocalRank implements ClusterMember {
       device: await this.#options.createDevice(this.#options.formats(common)),
       numExperts: sizes.numExperts,
       between: (task) => this.#inTurn(async () => task()),
-      gentle: () => this.#epochs.size > 0,
+      gentle: () => this.#isServing(),
     }));
     await slots.arrange(wanted);
     const { device } = slots;
-    const read = (layer: number, expert: number) => readExpert(layer, expert);
     await loadExperts(slots.empty(), {
       sizes,
-      read,
+      read: (layer, expert) => readExpert(layer, expert),
       device,
       onExpert: (load) => slots.filled(load),
+      beside: {
+        gentle: () => this.#isServing(),
+        turn: () => this.#inTurn(async () => {}),
+        device,
+        giveWay: (startedAt, workMs) => this.#giveWay(startedAt, workMs),
+      },
     });
+  }
+
+  /** Whether anything may run while experts are loaded. */
+  #isServing(): boolean {
+    return this.#epochs.size > 0 && !this.#closed;
+  }
+
+  /** Where there were runs since `startedAt`, waits as long again as work beside them took: they may need the cores too. */
+  async #giveWay(startedAt: number, workMs: number): Promise<void> {
+    if (this.#lastRunAt < startedAt) return;
+    await pause(Math.min(LONGEST_PAUSE_MS, workMs));
   }
 
   #forget(which: (epoch: number) => boolean): void {
@@ -252,7 +277,9 @@ export class LocalRank implements ClusterMember {
     const startedAt = performance.now();
     const values = unpackRows(rows, hiddenSize);
     const { device } = this.#slots;
-    const sums = await runInParts(device, layer, hiddenSize, values, slots, topkWeights);
+    this.#lastRunAt = Number.POSITIVE_INFINITY;
+    const running = runInParts(device, layer, hiddenSize, values, slots, topkWeights);
+    const sums = await running.finally(() => (this.#lastRunAt = performance.now()));
     const computeUs = Math.round((performance.now() - startedAt) * 1000);
     return { sums, bytesIn: 0, times: { queueUs: 0, computeUs } };
   }

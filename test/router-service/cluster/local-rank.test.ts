@@ -1,12 +1,17 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
+import { createCpuExpertDevice } from "../../../core/cpu/expert-device.ts";
 import { openCheckpoint, type Checkpoint } from "../../../core/model/checkpoint/checkpoint.ts";
+import { readExpert } from "../../../core/model/checkpoint/weights.ts";
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
+import { packRows } from "../../../core/wire-rows.ts";
 import type { Cluster } from "../../../router-service/cluster/cluster.ts";
+import { LocalRank } from "../../../router-service/cluster/local-rank.ts";
 import type { ClusterPlacement } from "../../../router-service/cluster/planning/first-placement.ts";
 import { localRankOptions } from "../../../router-service/local-rank.ts";
 import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
+import { placementOf } from "../../../bench/rig/shard-connection.ts";
 import { assertClose, testValues } from "../../../bench/rig/expert-reference.ts";
 import { hostStep, hostValues, testRouting } from "../../support/run-experts-contract.ts";
 import {
@@ -92,4 +97,60 @@ describe("the router's own device in a cluster", () => {
     shard = await startTestShard({ rank: 0, port });
     assertClose(await running, expected, 1e-5);
   });
+});
+
+it("lets runs come between the parts of an expert that is loaded", async () => {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const { config } = checkpoint;
+  const events: string[] = [];
+  let dispatchAt = -1;
+  let answer: Promise<unknown> | undefined;
+  const device = createCpuExpertDevice(config);
+  const run = device.run.bind(device);
+  device.run = (...rows) => {
+    events.push("run");
+    return run(...rows);
+  };
+  // Parts that take their time, as those of large experts do on a GPU.
+  device.loadParts = function* (layer, slot, expert) {
+    device.loadPacked(layer, slot, expert);
+    for (let part = 0; part < 8; part++) {
+      events.push("part");
+      if (events.length === dispatchAt) answer = dispatch(1);
+      const until = performance.now() + 3;
+      while (performance.now() < until);
+      yield 1;
+    }
+  };
+  const local = new LocalRank(
+    {
+      adapter: "cpu",
+      shaderF16: false,
+      memoryBytes: () => Infinity,
+      sizes: config,
+      createDevice: async () => device,
+      formats: () => ["f32"],
+      readExpert: (layer, expert) => readExpert(checkpoint, layer, expert),
+      logger: silentLogger,
+    },
+    () => {},
+  );
+  const dispatch = (epoch: number) => {
+    const { hiddenSize, numExpertsPerToken: topK } = config;
+    const header = { epoch, layer: 0, timeoutMs: 5000, hiddenSize, topK, traceparent: "" };
+    return local.dispatch(header, {
+      rows: packRows(testValues(hiddenSize, 1), hiddenSize, "f32"),
+      expertIds: Uint16Array.from({ length: topK }, () => 1),
+      topkWeights: new Float32Array(topK),
+    }).answer;
+  };
+  await local.place(placementOf(checkpoint, [1], { epoch: 1, oldestLiveEpoch: 1 }));
+  assert.equal(events.length, 0, "nothing is served before the first");
+  dispatchAt = 4;
+  await local.place(placementOf(checkpoint, [1, 2], { epoch: 2, oldestLiveEpoch: 1 }));
+  await answer;
+  assert.equal(events.length, 3 * 8 + 1);
+  assert.ok(events.indexOf("run") < 7, events.join());
+  await local.close();
+  await checkpoint.close();
 });

@@ -1,0 +1,39 @@
+/** Experts onto a device in portions, so that runs come in between. */
+
+/** Bytes that are written at a time, and how long that may go on between two runs, milliseconds. */
+export const PORTION_BYTES = 2 ** 20;
+const PORTIONS_MS = 2;
+
+/** Runs that are served while experts are loaded. */
+export interface RunsBeside {
+  /** Whether there may be any now. */
+  readonly gentle: () => boolean;
+  /** Settles between two runs: at once where there are none. */
+  readonly turn: () => Promise<void>;
+}
+
+/**
+ * Lets a generator of `ExpertDevice.loadParts` write, for PORTIONS_MS at most between two runs; `onPortion` is awaited after
+ * each. Gives the milliseconds that were spent on waiting for runs; undefined where `isOver` ended it before its last part.
+ */
+export async function writePortions(
+  parts: Iterable<number>,
+  { gentle, turn }: RunsBeside,
+  isOver: () => boolean,
+  onPortion: (bytes: number) => Promise<void> | undefined,
+): Promise<number | undefined> {
+  let until = 0;
+  let waitedMs = 0;
+  for (const bytes of parts) {
+    if (gentle() && performance.now() >= until) {
+      const turnAt = performance.now();
+      await turn();
+      const now = performance.now();
+      until = now + PORTIONS_MS;
+      waitedMs += now - turnAt;
+      if (isOver()) return undefined;
+    }
+    await onPortion(bytes);
+  }
+  return waitedMs;
+}
