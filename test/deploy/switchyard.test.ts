@@ -57,11 +57,13 @@ test("the shard to drain may stand after the flags", () => {
 });
 
 test("every bad flag of up is listed", () => {
-  const bad = run(["up", "--shards", "many", "--wire=f64", "--shard=1"]);
+  const limit = "--router-memory-limit=0";
+  const bad = run(["up", "--shards", "many", "--wire=f64", "--shard=1", limit]);
   assert.equal(bad.status, 2);
   assert.match(bad.stderr, /--shard: unknown flag, --shards exists/);
   assert.match(bad.stderr, /--shards is "many", expected an integer from 0 to 64/);
   assert.match(bad.stderr, /--wire is "f64", expected one of f16, f32, int8/);
+  assert.match(bad.stderr, /--router-memory-limit is "0", expected an integer/);
 });
 
 const older = olderNode();
