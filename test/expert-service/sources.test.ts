@@ -10,7 +10,7 @@ import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { PackedExpert } from "../../core/expert-format.ts";
 import { ExpertFormat } from "../../proto/gen/switchyard/v1/cluster.ts";
-import { ExpertSources } from "../../expert-service/expert-sources.ts";
+import { ExpertSources, type ExpertSourcesOptions } from "../../expert-service/expert-sources.ts";
 import { createFetchExpert } from "../../expert-service/fetch-expert.ts";
 import { HostCache } from "../../expert-service/host-cache.ts";
 import { PeerError, PeerExperts, type WantedExpert } from "../../expert-service/peer-experts.ts";
@@ -90,6 +90,20 @@ describe("a shard as a peer", () => {
     peers.rest();
     await holder.close();
   });
+  /** The sources of a shard whose checkpoint fails. */
+  const withoutDisk = (options: Pick<ExpertSourcesOptions, "onExpert" | "waitMs">) => {
+    const { config } = holder.checkpoint;
+    return new ExpertSources({
+      sizes: config,
+      readExpert: () => Promise.reject(new Error("the disk is gone")),
+      cache: new HostCache(config, 0),
+      peers,
+      ownAddress: () => undefined,
+      logger: silentLogger,
+      now: () => performance.now(),
+      ...options,
+    });
+  };
 
   it("gives a resident expert as it is packed, and nothing else", async () => {
     const { config } = holder.checkpoint;
@@ -178,18 +192,8 @@ describe("a shard as a peer", () => {
   });
 
   it("takes the place of a checkpoint that fails; where all fail, the checkpoint's reason is told", async () => {
-    const { config } = holder.checkpoint;
     const origins: string[] = [];
-    const sources = new ExpertSources({
-      sizes: config,
-      readExpert: () => Promise.reject(new Error("the disk is gone")),
-      cache: new HostCache(config, 0),
-      peers,
-      ownAddress: () => undefined,
-      logger: silentLogger,
-      now: () => performance.now(),
-      onExpert: (source) => origins.push(source),
-    });
+    const sources = withoutDisk({ onExpert: (source) => origins.push(source) });
     const wanted: WantedExpert = { layer: 1, expert: 2, format: "f32" };
     const get = (holders: readonly string[]) =>
       sources.get(wanted, holders, never, () => undefined);
@@ -211,16 +215,7 @@ describe("a shard as a peer", () => {
     server.addService(expertServiceDefinition, { connect: () => {}, fetchExpert });
     const address = `127.0.0.1:${await bindServer(server, "127.0.0.1:0")}`;
     const sourcesOf = (waitMs?: number) => {
-      const sources = new ExpertSources({
-        sizes: config,
-        readExpert: () => Promise.reject(new Error("the disk is gone")),
-        cache: new HostCache(config, 0),
-        peers,
-        ownAddress: () => undefined,
-        logger: silentLogger,
-        now: () => performance.now(),
-        waitMs,
-      });
+      const sources = withoutDisk({ waitMs });
       return (signal = never) =>
         sources.get({ layer: 1, expert: 2, format: "f32" }, [address], signal, () => undefined);
     };

@@ -2,14 +2,13 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 
 import { openGpu } from "../../../core/gpu/device.ts";
-import { openCheckpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import { createGpuRunner } from "../../../router-service/engine/gpu/gpu-runner.ts";
-import { TINY_MODEL } from "../../../bench/rig/cluster.ts";
 import { createdDuring } from "../../support/created-objects.ts";
 import type { RunnerFactory } from "../../support/golden-suite.ts";
 import { decodeSteps, runnerSuite } from "../../support/runner-suite.ts";
 import { readTinyGoldens } from "../../support/goldens.ts";
 import { gpuRunnerFactory } from "../../support/gpu-runner-factory.ts";
+import { openTiny, SMALL_LIMITS } from "../../support/tiny-checkpoint.ts";
 import { batchOf, distance, NEVER } from "../../support/step-batch.ts";
 import { connectTestCluster, startTestShard } from "../../support/shards.ts";
 
@@ -46,14 +45,8 @@ test("rows in int8 give the same with two shards as with all experts on the rout
   );
   t.after(() => overInt8.close());
   await overInt8.ready();
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const limits = {
-    maxTokens: 128,
-    maxSequences: 4,
-    maxSamples: 128,
-    maxModelLen: 256,
-    numBlocks: 32,
-  };
+  const checkpoint = await openTiny(t);
+  const limits = { ...SMALL_LIMITS, maxTokens: 128, maxSamples: 128 };
   const remote = await createGpuRunner(gpu, {
     checkpoint,
     weights: "f32",
@@ -75,21 +68,12 @@ test("rows in int8 give the same with two shards as with all experts on the rout
   const rounding = distance(ofLocal, ofExact);
   assert.ok(rounding > 1e-3 && rounding < 1, `int8 moves logits by ${rounding}`);
   for (const runner of [remote, local, exact]) runner.close();
-  await checkpoint.close();
 });
 
-test("100 decode steps over two shards create nothing on any device but command encoders", async () => {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const limits = {
-    maxTokens: 16,
-    maxSequences: 4,
-    maxSamples: 16,
-    maxModelLen: 256,
-    numBlocks: 32,
-  };
-  const runner = await withShards("2")(checkpoint, limits);
+test("100 decode steps over two shards create nothing on any device but command encoders", async (t) => {
+  const checkpoint = await openTiny(t);
+  const runner = await withShards("2")(checkpoint, SMALL_LIMITS);
   const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
   await runner.close();
-  await checkpoint.close();
 });

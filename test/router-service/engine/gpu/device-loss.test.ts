@@ -2,24 +2,16 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { openGpu } from "../../../../core/gpu/device.ts";
-import { openCheckpoint } from "../../../../core/model/checkpoint/checkpoint.ts";
 import { createEngine } from "../../../../router-service/engine/engine.ts";
-import { TINY_MODEL } from "../../../../bench/rig/cluster.ts";
 import { engineRequest } from "../../../support/engine-requests.ts";
+import { openTiny, SMALL_LIMITS } from "../../../support/tiny-checkpoint.ts";
 import { gpuRunnerFactory } from "../../../support/gpu-runner-factory.ts";
 
-test("a GPU that is lost in mid-answer fails the request and says that the engine can not go on", async () => {
+test("a GPU that is lost in mid-answer fails the request and says that the engine can not go on", async (t) => {
   const gpu = await openGpu();
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const limits = {
-    maxTokens: 16,
-    maxSequences: 4,
-    maxSamples: 16,
-    maxModelLen: 256,
-    numBlocks: 32,
-  };
+  const checkpoint = await openTiny(t);
   const engine = createEngine({
-    runner: await gpuRunnerFactory(gpu)(checkpoint, limits),
+    runner: await gpuRunnerFactory(gpu)(checkpoint, SMALL_LIMITS),
     vocabSize: checkpoint.config.vocabSize,
     eosTokenIds: [],
     maxModelLen: 256,
@@ -46,5 +38,4 @@ test("a GPU that is lost in mid-answer fails the request and says that the engin
   };
   await assert.rejects(refused, { name: "UnavailableError" });
   await engine.close();
-  await checkpoint.close();
 });

@@ -2,18 +2,15 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 
 import { openGpu } from "../../../../core/gpu/device.ts";
-import { openCheckpoint } from "../../../../core/model/checkpoint/checkpoint.ts";
 import { createGpuRunner } from "../../../../router-service/engine/gpu/gpu-runner.ts";
-import { TINY_MODEL } from "../../../../bench/rig/cluster.ts";
 import { gpuRunnerFactory } from "../../../support/gpu-runner-factory.ts";
 import { createdDuring } from "../../../support/created-objects.ts";
 import { decodeSteps, runnerSuite } from "../../../support/runner-suite.ts";
+import { openTiny, SMALL_LIMITS } from "../../../support/tiny-checkpoint.ts";
 import { batchOf } from "../../../support/step-batch.ts";
 
 const gpu = await openGpu();
 after(() => gpu.close());
-
-const SMALL = { maxTokens: 16, maxSequences: 4, maxSamples: 16, maxModelLen: 256, numBlocks: 32 };
 
 await runnerSuite("llvmpipe", gpuRunnerFactory(gpu), [
   "chat",
@@ -25,19 +22,18 @@ await runnerSuite("llvmpipe", gpuRunnerFactory(gpu), [
   "wiki",
 ]);
 
-test("100 decode steps with local experts create nothing on the device but their command encoders", async () => {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const runner = await gpuRunnerFactory(gpu)(checkpoint, SMALL);
+test("100 decode steps with local experts create nothing on the device but their command encoders", async (t) => {
+  const checkpoint = await openTiny(t);
+  const runner = await gpuRunnerFactory(gpu)(checkpoint, SMALL_LIMITS);
   const created = await createdDuring(gpu.device, () => decodeSteps(runner, 100));
   assert.equal(created.filter((name) => name === "createCommandEncoder").length, 100);
   assert.deepEqual(new Set(created), new Set(["createCommandEncoder"]));
   runner.close();
-  await checkpoint.close();
 });
 
-test("a token's logits have the same bits alone, in a batch of 8, and in any chunks of its prompt", async () => {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const limits = { ...SMALL, maxTokens: 64, maxSamples: 64, maxSequences: 8 };
+test("a token's logits have the same bits alone, in a batch of 8, and in any chunks of its prompt", async (t) => {
+  const checkpoint = await openTiny(t);
+  const limits = { ...SMALL_LIMITS, maxTokens: 64, maxSamples: 64, maxSequences: 8 };
   const runner = await gpuRunnerFactory(gpu, { weights: "f16", wire: "f16" })(checkpoint, limits);
   const prompt = Array.from({ length: 20 }, (_, i) => (i * 37 + 5) % 384);
   const blocksOf = (row: number) => [2 * row, 2 * row + 1];
@@ -62,12 +58,11 @@ test("a token's logits have the same bits alone, in a batch of 8, and in any chu
     assert.deepEqual(together.samples[row].logits, whole.samples[19].logits, `row ${row}`);
   }
   runner.close();
-  await checkpoint.close();
 });
 
-test("a step started before the one in flight is read gives the logits of one that is told the token", async () => {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
-  const runner = await gpuRunnerFactory(gpu)(checkpoint, SMALL);
+test("a step started before the one in flight is read gives the logits of one that is told the token", async (t) => {
+  const checkpoint = await openTiny(t);
+  const runner = await gpuRunnerFactory(gpu)(checkpoint, SMALL_LIMITS);
   const signal = { signal: new AbortController().signal };
   const prompts = [
     { tokenIds: [3, 1, 4, 1, 5], from: 0, blocks: [0] },
@@ -92,11 +87,10 @@ test("a step started before the one in flight is read gives the logits of one th
     assert.deepEqual(following.samples[row].logits, expected.samples[row].logits, `row ${row}`);
   }
   runner.close();
-  await checkpoint.close();
 });
 
-test("a KV cache that no buffer of the device can hold is refused with bytes and limit", async () => {
-  const checkpoint = await openCheckpoint(TINY_MODEL);
+test("a KV cache that no buffer of the device can hold is refused with bytes and limit", async (t) => {
+  const checkpoint = await openTiny(t);
   const limits = {
     maxTokens: 16,
     maxSequences: 4,
@@ -114,5 +108,4 @@ test("a KV cache that no buffer of the device can hold is refused with bytes and
     }),
     /KV cache of layer 0, 4000000 blocks.*needs 16384000000 bytes.*at most \d+/,
   );
-  await checkpoint.close();
 });
