@@ -4,7 +4,7 @@ import { balance, indexOfMost, splitByShares } from "./balance.ts";
 import { expectedLoads, type JudgedLoads } from "./expected-loads.ts";
 import { togetherness } from "./gathering.ts";
 import type { PlacedLayers, PlannerInput } from "./input.ts";
-import { addCopy, emptyLayer, sharesOf, type Layer } from "./layer.ts";
+import { emptyLayer, holdAll, sharesOf, type Layer } from "./layer.ts";
 import { layerCosts, pairsOn, scoreOf, secondsPerMeeting } from "./objective.ts";
 import type { LayerReplicas, Replica } from "./placement.ts";
 
@@ -43,11 +43,12 @@ export interface LayerTime {
 export function layerTimes(input: CostInput, placed: PlacedLayers): LayerTime[] {
   const { policy = "auto", shards } = input;
   const ranks = shards.map(({ rank }) => rank);
+  const indexOf = shardIndices(shards);
   // A layer's copies are of no use when its time is known: the next one's take their memory.
   let pairs: Layer["pairs"] | undefined;
   return input.layers.map((number, index) => {
     const replicas = placed.get(number);
-    const layer = heldLayer(input, index, holdersIn(input, replicas), pairs);
+    const layer = heldLayer(input, index, holdersIn(input, indexOf, replicas), pairs);
     pairs = layer.pairs;
     if (policy === "auto") balance(layer);
     else splitByShares(layer, (expert, shard) => shareOn(replicas?.[expert], ranks[shard]));
@@ -75,12 +76,17 @@ export function stepSeconds(input: CostInput, placed: PlacedLayers): number {
   return layerTimes(input, placed).reduce((sum, { seconds }) => sum + seconds, 0);
 }
 
+/** Index of each shard among the input's, by its rank. */
+export function shardIndices(shards: PlannerInput["shards"]): ReadonlyMap<number, number> {
+  return new Map(shards.map(({ rank }, index) => [rank, index]));
+}
+
 /** Shard indices that hold each expert; copies elsewhere are left out [numExperts]. */
 export function holdersIn(
-  { shards, numExperts }: Pick<PlannerInput, "shards" | "numExperts">,
+  { numExperts }: Pick<PlannerInput, "numExperts">,
+  indexOf: ReadonlyMap<number, number>,
   replicas: LayerReplicas | undefined,
 ): number[][] {
-  const indexOf = new Map(shards.map(({ rank }, index) => [rank, index]));
   const holders: number[][] = [];
   for (let expert = 0; expert < numExperts; expert++) {
     const ofExpert: number[] = [];
@@ -109,9 +115,7 @@ export function heldLayer(
     }
   }
   const layer = layerOf(input, index, numUsed, expectedLoads(input, index), pairs);
-  for (let expert = 0; expert < holders.length; expert++) {
-    for (const shard of holders[expert]) addCopy(layer, expert, shard);
-  }
+  holdAll(layer, holders);
   return layer;
 }
 

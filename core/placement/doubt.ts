@@ -1,8 +1,11 @@
 /** How sure it is that a plan saves what it seems to: shards are as fast as they were measured, more or less. */
 
+import { balanceLoad } from "./balance.ts";
+import { heldLayer, holdersIn, shardIndices } from "./cost.ts";
+import type { PlacedLayers, PlannerInput } from "./input.ts";
+import type { Layer } from "./layer.ts";
+import { scoreOf } from "./objective.ts";
 import { drawNormal, seededRandom } from "../random.ts";
-import { stepSeconds } from "./cost.ts";
-import type { PlacedLayers, PlannedShard, PlannerInput } from "./input.ts";
 
 /** Speeds that are drawn, and as many mirrored. */
 const DRAWS = 4;
@@ -16,42 +19,71 @@ export function savingDeviation(
   current: PlacedLayers,
   target: PlacedLayers,
 ): number {
-  if (input.shards.every(({ spread = 0 }) => spread === 0)) return 0;
-  const saving = (shards: readonly PlannedShard[]) => {
-    const { layers, numExperts, topK, load, router, reads } = input;
-    const forecast = {
-      layers,
-      numExperts,
-      topK,
-      load,
-      router,
-      shards,
-      steps: [],
-      ...(reads && { reads }),
-    };
-    return stepSeconds(forecast, current) - stepSeconds(forecast, target);
+  const { shards, layers, numExperts, topK, load, router, reads } = input;
+  if (shards.every(({ spread = 0 }) => spread === 0)) return 0;
+  const forecast = {
+    layers,
+    numExperts,
+    topK,
+    load,
+    router,
+    shards,
+    steps: [],
+    ...(reads && { reads }),
   };
-  const usual = saving(input.shards);
-  const random = seededRandom(1);
-  let square = 0;
-  for (let draw = 0; draw < DRAWS; draw++) {
-    const chance = input.shards.map(() => drawNormal(random));
-    for (const sign of [1, -1]) {
-      const shards = input.shards.map((shard, i) => slowed(shard, sign * chance[i]));
-      square += (saving(shards) - usual) ** 2;
+  const indexOf = shardIndices(shards);
+  const slower = slownesses(shards);
+  const savings = new Float64Array(slower.length);
+  for (const [index, number] of layers.entries()) {
+    for (const [placed, sign] of [
+      [current, 1],
+      [target, -1],
+    ] as const) {
+      const holders = holdersIn(forecast, indexOf, placed.get(number));
+      const layer = withOwnCosts(heldLayer(forecast, index, holders));
+      for (const [draw, factors] of slower.entries()) {
+        savings[draw] += sign * secondsWith(layer, factors);
+      }
     }
   }
-  return Math.sqrt(square / (2 * DRAWS));
+  const [usual, ...drawn] = savings;
+  const square = drawn.reduce((sum, saving) => sum + (saving - usual) ** 2, 0);
+  return Math.sqrt(square / drawn.length);
 }
 
-/** The shard as it is where it takes `deviations` of its spread longer than was measured. */
-function slowed(shard: PlannedShard, deviations: number): PlannedShard {
-  const factor = Math.exp(deviations * (shard.spread ?? 0));
-  return {
-    ...shard,
-    secondsPerPair: shard.secondsPerPair * factor,
-    secondsPerExpert: shard.secondsPerExpert * factor,
-    rttSeconds: shard.rttSeconds * factor,
-    bytesPerSecond: shard.bytesPerSecond / factor,
-  };
+/** How many times as long as before each shard takes, draw after draw: first as long as was measured [1 + draws][numShards]. */
+function slownesses(shards: PlannerInput["shards"]): Float64Array[] {
+  const random = seededRandom(1);
+  const deviations = [new Float64Array(shards.length)];
+  for (let draw = 0; draw < DRAWS; draw++) {
+    const chance = Float64Array.from(shards, ({ spread = 0 }) => spread * drawNormal(random));
+    deviations.push(
+      chance,
+      chance.map((one) => -one),
+    );
+  }
+  return deviations.map((ofShards, draw) =>
+    ofShards.map((one, shard) => Math.exp(one - (draw === 0 ? 0 : deviations[draw - 1][shard]))),
+  );
+}
+
+/** The layer with costs that are no other's. */
+function withOwnCosts(layer: Layer): Layer {
+  const { fixed, perPair, perExpert } = layer.costs;
+  const own = { fixed: fixed.slice(), perPair: perPair.slice(), perExpert: perExpert.slice() };
+  return { ...layer, costs: { ...layer.costs, ...own } };
+}
+
+/** Seconds of the layer when all that a shard takes is so many times as long, which it is from then on. */
+function secondsWith(layer: Layer, factors: Float64Array): number {
+  const { fixed, perPair, perExpert } = layer.costs;
+  const [seconds] = layer.seconds;
+  for (let shard = 0; shard < factors.length; shard++) {
+    fixed[shard] *= factors[shard];
+    perPair[shard] *= factors[shard];
+    perExpert[shard] *= factors[shard];
+    seconds[shard] *= factors[shard];
+  }
+  balanceLoad(layer, 0);
+  return scoreOf(layer);
 }

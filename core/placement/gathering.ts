@@ -3,19 +3,39 @@
  * pairs of experts beside what chance would bring, which the linear costs have already (objective.ts).
  */
 
-import { NO_PARTNER, type PlannerInput } from "./input.ts";
+import { NO_PARTNER, type Coactivation, type PlannerInput } from "./input.ts";
 import type { Layer, Togetherness } from "./layer.ts";
 
 /** What it is made of. */
 export type TogetherInput = Pick<PlannerInput, "numExperts" | "topK" | "load" | "together">;
 
-/** Togetherness of the layer at `index`; undefined where nothing is known, or rows cost nothing. */
+/** Which experts of a layer go together. */
+type Groups = Omit<Togetherness, "perRow">;
+
+/** Those of each input's layers. */
+const known = new WeakMap<TogetherInput, (Groups | "nothing")[]>();
+
+/**
+ * Togetherness of the layer at `index`; undefined where nothing is known, or rows cost nothing. Made once for an input,
+ * which is not to change.
+ */
 export function togetherness(
-  { numExperts, topK, load, together }: TogetherInput,
+  input: TogetherInput,
   index: number,
   perRow: Float64Array,
 ): Togetherness | undefined {
-  if (together === undefined || perRow.every((seconds) => seconds === 0)) return undefined;
+  if (input.together === undefined || perRow.every((seconds) => seconds === 0)) return undefined;
+  const ofLayers = known.get(input) ?? [];
+  if (ofLayers.length === 0) known.set(input, ofLayers);
+  const groups = (ofLayers[index] ??= groupsOf(input, input.together, index) ?? "nothing");
+  return groups === "nothing" ? undefined : { ...groups, perRow };
+}
+
+function groupsOf(
+  { numExperts, topK, load }: TogetherInput,
+  together: Coactivation,
+  index: number,
+): Groups | undefined {
   const ofLayer = load.subarray(index * numExperts, (index + 1) * numExperts);
   const numTokens = ofLayer.reduce((sum, pairs) => sum + pairs, 0) / topK;
   if (numTokens === 0) return undefined;
@@ -32,7 +52,7 @@ export function togetherness(
       if (extra > 0) partners[a].push(b);
     }
   }
-  return { tokens, partners, perRow };
+  return { tokens, partners };
 }
 
 /**

@@ -57,10 +57,19 @@ export class Holdings {
   /** Copies in order of layer, expert and their adding. */
   *copies(): Generator<Copy> {
     for (const [layer, experts] of this.#ranks) {
-      for (const expert of experts.keys()) {
-        for (const rank of this.#setOf(layer, expert)) yield { layer, expert, rank };
+      const replicas = this.#layers.get(layer)!;
+      for (let expert = 0; expert < experts.length; expert++) {
+        const ranks = experts[expert];
+        if (ranks !== undefined) {
+          for (const rank of ranks) yield { layer, expert, rank };
+        } else for (const { rank } of replicas[expert]) yield { layer, expert, rank };
       }
     }
+  }
+
+  /** Copies of the expert. */
+  numCopies(layer: number, expert: number): number {
+    return this.#ranks.get(layer)?.[expert]?.size ?? this.#layers.get(layer)![expert].length;
   }
 
   /** Ranks that may get copies. */
@@ -98,7 +107,7 @@ export class Holdings {
     let free = this.free(rank);
     for (const copy of this.copies()) {
       if (free >= bytes) break;
-      if (copy.rank !== rank || this.ranksOf(copy.layer, copy.expert).size < 2) continue;
+      if (copy.rank !== rank || this.numCopies(copy.layer, copy.expert) < 2) continue;
       spare.push(copy);
       free += this.#limits.bytes(copy.layer, copy.expert);
     }

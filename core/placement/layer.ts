@@ -54,6 +54,8 @@ export interface Layer {
   readonly seconds: readonly Float64Array[];
   /** Which experts go together; undefined where that makes no difference. */
   readonly together: Togetherness | undefined;
+  /** Tokens whose experts meet on each shard, as last counted; NaN where that has changed [numShards]. */
+  readonly met: Float64Array;
 }
 
 /** Copies of one expert at most: hot ones have no use for more, and arrays stay small. */
@@ -84,10 +86,22 @@ export function emptyLayer(
     shared: [],
     maxCopies,
     // What copies take is written as they come.
-    pairs: pairs ?? loads.map(() => new Float64Array(numExperts * maxCopies)),
-    seconds: loads.map(() => new Float64Array(numShards)),
+    pairs: pairs ?? arrays(loads.length, numExperts * maxCopies),
+    seconds: arrays(loads.length, numShards),
     together,
+    met: new Float64Array(numShards).fill(Number.NaN),
   };
+}
+
+/** Arrays of zeros, in one piece of memory [count][length]. */
+function arrays(count: number, length: number): Float64Array[] {
+  const all = new Float64Array(count * length);
+  return Array.from({ length: count }, (_, i) => all.subarray(i * length, (i + 1) * length));
+}
+
+/** What is known of the meetings on the expert's shards is true no more. */
+export function forgetMeetings({ met, holders }: Layer, expert: number): void {
+  for (const shard of holders[expert]) met[shard] = Number.NaN;
 }
 
 /** Expected touches of an expert that gets so many pairs per step: the chance that it gets one at all. */
@@ -100,6 +114,32 @@ export function holds({ holders }: Layer, expert: number, shard: number): boolea
   return holders[expert].includes(shard);
 }
 
+/** Puts copies as given into a layer in which nothing is held; each of an expert's takes as much as the others. */
+export function holdAll(layer: Layer, given: readonly (readonly number[])[]): void {
+  const { holders, held, shared, pairs, maxCopies, loads, seconds, costs, reads } = layer;
+  const { fixed, perPair, perExpert } = costs;
+  for (let expert = 0; expert < given.length; expert++) {
+    const ofExpert = given[expert];
+    for (let i = 0; i < ofExpert.length; i++) {
+      if (held[ofExpert[i]].length === 0) addToAll(seconds, ofExpert[i], fixed[ofExpert[i]]);
+      holders[expert].push(ofExpert[i]);
+      held[ofExpert[i]].push(expert);
+    }
+    if (ofExpert.length > 1) shared.push(expert);
+  }
+  for (let l = 0; l < loads.length; l++) {
+    for (let expert = 0; expert < given.length; expert++) {
+      const ofExpert = given[expert];
+      const each = loads[l][expert] / ofExpert.length;
+      const touched = touches(each) * (reads === undefined ? 1 : reads[expert]);
+      for (let i = 0; i < ofExpert.length; i++) {
+        pairs[l][expert * maxCopies + i] = each;
+        seconds[l][ofExpert[i]] += perPair[ofExpert[i]] * each + perExpert[ofExpert[i]] * touched;
+      }
+    }
+  }
+}
+
 /** Gives the expert one more copy, which takes no pairs yet unless it is the first. */
 export function addCopy(layer: Layer, expert: number, shard: number): void {
   const { holders, held, shared, pairs, maxCopies, loads, seconds, costs } = layer;
@@ -108,6 +148,7 @@ export function addCopy(layer: Layer, expert: number, shard: number): void {
   if (held[shard].length === 0) addToAll(seconds, shard, costs.fixed[shard]);
   ofExpert.push(shard);
   held[shard].push(expert);
+  forgetMeetings(layer, expert);
   addTouches(layer, expert, 1);
   const from = expert * maxCopies;
   for (let l = 0; l < loads.length; l++) {
@@ -126,6 +167,7 @@ export function removeCopy(layer: Layer, expert: number, shard: number): void {
   const at = ofExpert.indexOf(shard);
   const others = ofExpert.length - 1;
   addTouches(layer, expert, -1);
+  forgetMeetings(layer, expert);
   ofExpert[at] = ofExpert[others];
   ofExpert.pop();
   swapOut(held[shard], expert);
@@ -148,11 +190,10 @@ export function removeCopy(layer: Layer, expert: number, shard: number): void {
 function addTouches(layer: Layer, expert: number, sign: number): void {
   const { holders, loads, seconds, costs, reads } = layer;
   const ofExpert = holders[expert];
-  for (const shard of ofExpert) {
-    const each = costs.perExpert[shard] * (reads?.[expert] ?? 1);
-    if (each === 0) continue;
-    for (let l = 0; l < loads.length; l++) {
-      seconds[l][shard] += sign * each * touches(loads[l][expert] / ofExpert.length);
+  for (let l = 0; l < loads.length; l++) {
+    const touched = sign * touches(loads[l][expert] / ofExpert.length) * (reads?.[expert] ?? 1);
+    for (let i = 0; i < ofExpert.length; i++) {
+      seconds[l][ofExpert[i]] += costs.perExpert[ofExpert[i]] * touched;
     }
   }
 }

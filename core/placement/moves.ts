@@ -125,15 +125,16 @@ function makeRoom(journey: Journey): Copy[] {
   if (drops.length === 0) displace([...outgoing], park);
   // What is given up is loaded again: only where nothing else helps.
   if (drops.length === 0) {
-    displace([...held.copies()], isSpare);
+    displace(held.copies(), isSpare);
     journey.incoming = [...incoming, ...drops];
   }
   return drops;
 
-  function displace(copies: readonly Copy[], how: (copy: Copy) => boolean): void {
+  function displace(copies: Iterable<Copy>, how: (copy: Copy) => boolean): void {
     for (const copy of copies) {
+      if (!waiting.has(copy.rank)) continue;
       const expert = `${copy.layer}/${copy.expert}`;
-      if (!waiting.has(copy.rank) || displaced.has(nameOf(copy)) || dropped.has(expert)) continue;
+      if (displaced.has(nameOf(copy)) || dropped.has(expert)) continue;
       if (!how(copy)) continue;
       displaced.add(nameOf(copy));
       dropped.add(expert);
@@ -142,7 +143,7 @@ function makeRoom(journey: Journey): Copy[] {
     }
   }
   function isSpare({ layer, expert }: Copy): boolean {
-    return held.ranksOf(layer, expert).size > 1;
+    return held.numCopies(layer, expert) > 1;
   }
   function park(copy: Copy): boolean {
     const at = roomiest(held, copy, displaced);

@@ -21,11 +21,23 @@ import { touches, type Layer, type LayerCosts } from "./layer.ts";
 /** What the costs are made of. */
 export type CostInput = Pick<PlannerInput, "topK" | "shards" | "router">;
 
+/** Costs of each input's layers, by the number of shards that share one. */
+const known = new WeakMap<CostInput, Map<number, LayerCosts>>();
+
 /**
  * Costs of a layer that `numUsed` shards share, linear in pairs. A token's row goes once to each shard, however many of
- * its experts are there: a pair brings the part of a row that it has where all shards get as much.
+ * its experts are there: a pair brings the part of a row that it has where all shards get as much. Made once for an
+ * input, which is not to change.
  */
-export function layerCosts({ topK, shards, router }: CostInput, numUsed: number): LayerCosts {
+export function layerCosts(input: CostInput, numUsed: number): LayerCosts {
+  const ofInput = known.get(input) ?? new Map<number, LayerCosts>();
+  if (ofInput.size === 0) known.set(input, ofInput);
+  const costs = ofInput.get(numUsed) ?? costsAmong(input, numUsed);
+  ofInput.set(numUsed, costs);
+  return costs;
+}
+
+function costsAmong({ topK, shards, router }: CostInput, numUsed: number): LayerCosts {
   const part = 1 / Math.max(1, numUsed);
   const rowsPerPair = (1 - (1 - part) ** topK) / (topK * part);
   const [fixed, perPair, perExpert, perHop, perPairSent] = Array.from(
@@ -74,13 +86,19 @@ export function routerSeconds(layer: Layer): number {
   let seconds = 0;
   for (let shard = 0; shard < layer.numShards; shard++) {
     if (layer.together !== undefined) {
-      seconds -= layer.together.perRow[shard] * meetings(layer, shard);
+      seconds -= layer.together.perRow[shard] * knownMeetings(layer, shard);
     }
     if (perHop[shard] === 0 && perPairSent[shard] === 0) continue;
     const pairs = pairsOn(layer, shard);
     seconds += perHop[shard] * touches(pairs) + perPairSent[shard] * pairs;
   }
   return seconds;
+}
+
+/** Meetings on the shard, counted again only where its copies, or how many share with them, have changed. */
+function knownMeetings(layer: Layer, shard: number): number {
+  if (Number.isNaN(layer.met[shard])) layer.met[shard] = meetings(layer, shard);
+  return layer.met[shard];
 }
 
 /** Pairs of a shard under the forecast; what touching its experts takes counts as pairs. */

@@ -1,7 +1,7 @@
 /** Plans all layers one after the other, in the memory that all of them share. */
 
 import { balance } from "./balance.ts";
-import { heldLayer, holdersIn } from "./cost.ts";
+import { heldLayer, holdersIn, shardIndices } from "./cost.ts";
 import { expectedLoads } from "./expected-loads.ts";
 import type { PlannerInput } from "./input.ts";
 import type { Layer } from "./layer.ts";
@@ -26,11 +26,8 @@ export type Holders = readonly (readonly (readonly number[])[])[];
 /** What the input holds now, on shards that are there and not draining. */
 export function currentHolders(input: PlannerInput): Holders {
   const { layers, shards, current } = input;
-  return layers.map((layer) =>
-    holdersIn(input, current?.layers.get(layer)).map((holders) =>
-      holders.filter((shard) => !shards[shard].draining),
-    ),
-  );
+  const staying = new Map([...shardIndices(shards)].filter(([, shard]) => !shards[shard].draining));
+  return layers.map((layer) => holdersIn(input, staying, current?.layers.get(layer)));
 }
 
 /** Every expert on the shard with most room, the largest first: where sizes are so unequal that layers' rooms do not do. */
@@ -54,8 +51,9 @@ export function largestFirst(input: PlannerInput): Holders | undefined {
 export function placeFresh(input: PlannerInput): Layer[] | undefined {
   const left = freeBytes(input);
   const layers: Layer[] = [];
+  const ahead = bytesAhead(input);
   for (const index of input.layers.keys()) {
-    const room = roomOf(input, index, left);
+    const room = roomOf(input, index, left, ahead[index]);
     const moves = { ...moveCosts(input, undefined, index), left: Infinity };
     const layer = planFresh({ input, index, room, moves, operations: operationsOf(input) }, left);
     if (layer === undefined) return undefined;
@@ -65,8 +63,15 @@ export function placeFresh(input: PlannerInput): Layer[] | undefined {
   return layers;
 }
 
-/** All layers, the copies in `kept` staying where nothing else is worth its loading; undefined where experts find no room so. */
-export function placeKept(input: PlannerInput, kept: Holders): Layer[] | undefined {
+/**
+ * All layers, the copies in `kept` staying where nothing else is worth its loading; undefined where experts find no room so.
+ * `current` is what is held now, where anything is.
+ */
+export function placeKept(
+  input: PlannerInput,
+  kept: Holders,
+  current: Holders | undefined,
+): Layer[] | undefined {
   const left = freeBytes(input);
   const layers = input.layers.map((_, index) => heldLayer(input, index, kept[index]));
   for (const [index, layer] of layers.entries()) take(left, layer, sizesOf(input, index));
@@ -74,21 +79,19 @@ export function placeKept(input: PlannerInput, kept: Holders): Layer[] | undefin
   // What has no copy comes first, wherever there is room.
   for (const [index, layer] of layers.entries()) {
     balance(layer);
-    if (packMissing(layer, { ...roomOf(input, index, left), free: left }).length > 0) {
-      return undefined;
-    }
+    if (packMissing(layer, roomWith(input, index, left)).length > 0) return undefined;
   }
   for (const [index, layer] of layers.entries()) {
-    packMinCopies(layer, { ...roomOf(input, index, left), free: left });
+    packMinCopies(layer, roomWith(input, index, left));
   }
-  const current = input.current === undefined ? undefined : currentHolders(input);
   const gains = layers.map(possibleGain);
-  let ahead = gains.reduce((sum, gain) => sum + gain, 0);
+  let gainAhead = gains.reduce((sum, gain) => sum + gain, 0);
+  const ahead = bytesAhead(input);
   let budget = input.moves.bytes;
   for (const [index, layer] of layers.entries()) {
-    const room = roomOf(input, index, left);
+    const room = roomOf(input, index, left, ahead[index]);
     // Of what may be moved, a layer gets as much as it could gain.
-    const allowed = ahead > 0 ? Math.min(budget, budget * (gains[index] / ahead)) : 0;
+    const allowed = gainAhead > 0 ? Math.min(budget, budget * (gains[index] / gainAhead)) : 0;
     const moves = {
       ...moveCosts(input, current, index),
       left: budget === Infinity ? Infinity : allowed,
@@ -97,7 +100,7 @@ export function placeKept(input: PlannerInput, kept: Holders): Layer[] | undefin
     improve(layer, { input, index, room, moves, operations: operationsOf(input) });
     take(left, layer, room.sizes);
     if (budget !== Infinity) budget -= allowed - moves.left;
-    ahead -= gains[index];
+    gainAhead -= gains[index];
   }
   return layers;
 }
@@ -118,16 +121,31 @@ function freeBytes({ shards, bytes }: PlannerInput): Float64Array {
   });
 }
 
-function roomOf(input: PlannerInput, index: number, left: Float64Array): Room {
+/** Bytes of the experts of each layer and of those after it [numMoeLayers]. */
+function bytesAhead({ layers, numExperts, bytes }: PlannerInput): Float64Array {
+  const ahead = new Float64Array(layers.length);
+  let sum = 0;
+  for (let cell = bytes.length - 1; cell >= 0; cell--) {
+    sum += bytes[cell];
+    if (cell % numExperts === 0) ahead[cell / numExperts] = sum;
+  }
+  return ahead;
+}
+
+/** The layer's part of what is left of each shard. */
+function roomOf(input: PlannerInput, index: number, left: Float64Array, ahead: number): Room {
   const sizes = sizesOf(input, index);
-  const { bytes, numExperts } = input;
-  let bytesAhead = 0;
-  for (let cell = index * numExperts; cell < bytes.length; cell++) bytesAhead += bytes[cell];
+  return roomWith(input, index, roomOfLayer({ left, sizes, bytesAhead: ahead }));
+}
+
+/** All that is free, for the layer. */
+function roomWith(input: PlannerInput, index: number, free: Float64Array): Room {
+  const { shards, minCopies = 1 } = input;
   return {
-    sizes,
-    free: roomOfLayer({ left, sizes, bytesAhead }),
-    shards: [...input.shards.keys()].filter((shard) => !input.shards[shard].draining),
-    minCopies: input.minCopies ?? 1,
+    sizes: sizesOf(input, index),
+    free,
+    shards: [...shards.keys()].filter((shard) => !shards[shard].draining),
+    minCopies,
   };
 }
 

@@ -3,7 +3,7 @@
 import { balanceLoad, slowest } from "./balance.ts";
 import { layerOf, type CostInput } from "./cost.ts";
 import { expectedLoads, forecastAlone } from "./expected-loads.ts";
-import type { Layer, LayerCosts } from "./layer.ts";
+import { holdAll, type Layer, type LayerCosts } from "./layer.ts";
 import type { MoveCosts } from "./move-costs.ts";
 import { layerCosts, routerSeconds } from "./objective.ts";
 import { fillWithCopies, packMinCopies, packMissing } from "./pack.ts";
@@ -30,14 +30,17 @@ export interface LayerTask {
  * this layer and those after it: a layer on few shards takes more of them than its room. Undefined where experts find no room.
  */
 export function planFresh(task: LayerTask, left: Float64Array): Layer | undefined {
-  const { layer, room } = nearest(task, left);
-  if (layer === undefined) return undefined;
+  const { layer: found, room } = nearest(task, left);
+  if (found === undefined) return undefined;
+  const { input, index } = task;
+  const layer = layerOf(input, index, room.shards.length, expectedLoads(input, index));
+  holdAll(layer, found.holders);
   improve(layer, { ...task, room });
   task.room.free.set(room.free);
   return layer;
 }
 
-/** A layer before any search, and the room it is in. */
+/** A layer before any search, under the forecast alone, and the room it is in. */
 interface Packed {
   readonly layer: Layer | undefined;
   readonly room: Room;
@@ -79,7 +82,7 @@ export function improve(layer: Layer, { index, room, moves, operations }: LayerT
 
 /** The layer with each expert once, where it is done soonest, and copies in the room that is left. */
 function packed({ input, index }: LayerTask, room: Room): Layer | undefined {
-  const layer = layerOf(input, index, room.shards.length, expectedLoads(input, index));
+  const layer = layerOf(input, index, room.shards.length, forecastAlone(input, index));
   if (packMissing(layer, room).length > 0) return undefined;
   packMinCopies(layer, room);
   fillWithCopies(layer, room);

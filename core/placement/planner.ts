@@ -88,7 +88,8 @@ function first(input: PlannerInput): Layer[] {
   const fresh = placeFresh(input);
   if (fresh !== undefined) return fresh;
   const holders = largestFirst(input);
-  const layers = holders && placeKept(input, holders);
+  const current = input.current && currentHolders(input);
+  const layers = holders && placeKept(input, holders, current);
   if (layers === undefined) throw noRoom(input);
   return layers;
 }
@@ -96,7 +97,7 @@ function first(input: PlannerInput): Layer[] {
 /** From what is held, the other copies of an expert giving way where that leaves no room; or anew where that is worth the moves. */
 function next(input: PlannerInput): Layer[] {
   const current = currentHolders(input);
-  const kept = placeKept(input, current) ?? placeKept(input, onlyFirst(current));
+  const kept = placeKept(input, current, current) ?? placeKept(input, onlyFirst(current), current);
   if (kept === undefined) return first(input);
   if (sumOf(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
   const fresh = placeFresh(input);
@@ -170,8 +171,9 @@ function checkInput(input: PlannerInput): void {
         `${name} has ${values.length} values, ${layers.length} layers of ${numExperts} experts have ${cells}`,
       );
     }
-    const bad = values.findIndex((value) => !(value >= 0 && value < Infinity));
-    if (bad < 0) continue;
+    let bad = 0;
+    while (bad < cells && values[bad] >= 0 && values[bad] < Infinity) bad++;
+    if (bad === cells) continue;
     throw new PlannerInputError(
       `${name} of layer ${layers[Math.floor(bad / numExperts)]} expert ${bad % numExperts} is ${values[bad]}`,
     );

@@ -41,7 +41,7 @@ function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): L
     bytes: bytesOf,
   });
   const last = [...held.copies()].filter(
-    ({ layer, expert, rank }) => rank === lost && held.ranksOf(layer, expert).size === 1,
+    ({ layer, expert, rank }) => rank === lost && held.numCopies(layer, expert) === 1,
   );
   // A set may lose what is being visited.
   for (const copy of held.copies()) if (copy.rank === lost) held.remove(copy);

@@ -1,6 +1,6 @@
 /** Tries a change of a layer and takes it back. */
 
-import type { Layer } from "./layer.ts";
+import { forgetMeetings, type Layer } from "./layer.ts";
 import type { Change } from "./propose.ts";
 
 /** What a layer was before a change; made once per search and used again for each trial. */
@@ -55,8 +55,10 @@ export function takeBack(layer: Layer, snapshot: Snapshot): void {
   let i = 0;
   for (const copies of [add, remove]) {
     for (const { expert, shard } of copies) {
+      forgetMeetings(layer, expert);
       copyList(snapshot.holders[i], layer.holders[expert]);
       copyList(snapshot.held[i++], layer.held[shard]);
+      forgetMeetings(layer, expert);
     }
   }
   copyList(snapshot.shared, layer.shared);

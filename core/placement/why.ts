@@ -84,10 +84,11 @@ export function whyOf(
     replicas.every((copies) => copies.length > 0),
   );
   const after = layerTimes(input, target);
+  const secondsAfter = after.reduce((sum, { seconds }) => sum + seconds, 0);
   const held = bytesHeld(input, target);
   return {
-    secondsBefore: complete ? stepSeconds(input, current) : undefined,
-    secondsAfter: after.reduce((sum, { seconds }) => sum + seconds, 0),
+    secondsBefore: complete ? secondsBefore() : undefined,
+    secondsAfter,
     savingDeviation: complete && moves.length > 0 ? savingDeviation(input, current, target) : 0,
     moveSecondsPerStep: secondsOfLoads(input, moves),
     movedBytes: loadsOf(moves).reduce((sum, { layer, expert }) => sum + bytes(layer, expert), 0),
@@ -102,6 +103,10 @@ export function whyOf(
       seconds: after.reduce((sum, { shardSeconds }) => sum + shardSeconds[shard], 0),
     })),
   };
+
+  function secondsBefore(): number {
+    return target === current ? secondsAfter : stepSeconds(input, current);
+  }
 }
 
 /** Copies of each shard, and their bytes [numShards]. */
