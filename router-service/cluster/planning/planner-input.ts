@@ -1,6 +1,7 @@
 /** What the planner is asked, from what a router knows of its shards and of the load that is ahead; pure. */
 
 import type { FormatOf } from "../../../core/expert-format.ts";
+import { middle } from "../../../core/middle.ts";
 import { moeLayers, type ModelConfig } from "../../../core/model/config.ts";
 import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
 import type { Policy } from "../../../core/placement/input.ts";
@@ -71,7 +72,7 @@ const SECONDS_PER_BYTE = 2.5e-9;
 
 const BYTES_PER_VALUE: Readonly<Record<WireSetting, number>> = { f32: 4, f16: 2, int8: 1 };
 
-/** The planner's input. A shard that was not measured counts as the median of those that were. */
+/** The planner's input. A shard that was not measured counts as the middle one of those that were, of two as the slower. */
 export function plannerInput(facts: PlanFacts): PlannerInput {
   const { config, formatOf, expected, steps = [], together, current } = facts;
   const { moves, minCopies, policy } = facts;
@@ -111,14 +112,22 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
 function plannedShards(shards: readonly ShardFacts[], costs: FormatCosts): PlannedShard[] {
   // Of the way to a router's own device nothing follows for others'.
   const remote = shards.filter(({ rank }) => rank !== LOCAL_RANK);
-  const known = (of: (shard: ShardFacts) => number | undefined, otherwise: number) => {
-    const usual = median(remote.flatMap((shard) => of(shard) ?? [])) ?? otherwise;
+  const known = (
+    of: (shard: ShardFacts) => number | undefined,
+    usualOf: (values: readonly number[]) => number | undefined,
+    otherwise: number,
+  ) => {
+    const usual = usualOf(remote.flatMap((shard) => of(shard) ?? [])) ?? otherwise;
     return (shard: ShardFacts) => of(shard) ?? usual;
   };
-  const secondsPerPair = known((one) => one.secondsPerPair, DEFAULT_SECONDS_PER_PAIR);
-  const rttSeconds = known((one) => one.rttSeconds, DEFAULT_RTT_SECONDS);
-  const bytesPerSecond = known((one) => one.bytesPerSecond, DEFAULT_BYTES_PER_SECOND);
-  const loadRate = known((one) => one.loadBytesPerSecond, DEFAULT_LOAD_BYTES_PER_SECOND);
+  const secondsPerPair = known((one) => one.secondsPerPair, middle, DEFAULT_SECONDS_PER_PAIR);
+  const rttSeconds = known((one) => one.rttSeconds, middle, DEFAULT_RTT_SECONDS);
+  const bytesPerSecond = known((one) => one.bytesPerSecond, middleRate, DEFAULT_BYTES_PER_SECOND);
+  const loadRate = known(
+    (one) => one.loadBytesPerSecond,
+    middleRate,
+    DEFAULT_LOAD_BYTES_PER_SECOND,
+  );
   return shards.map((shard): PlannedShard => ({
     rank: shard.rank,
     ...costs.divide(secondsPerPair(shard), shard.formats ?? []),
@@ -143,7 +152,8 @@ function routerCosts(hiddenSize: number, topK: number, wire: WireSetting): Route
   };
 }
 
-function median(values: readonly number[]): number | undefined {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted.length === 0 ? undefined : sorted[Math.floor((sorted.length - 1) / 2)];
+/** The middle rate: of an even count the slower, as the upper of their times is. */
+function middleRate(rates: readonly number[]): number | undefined {
+  const usual = middle(rates.map((rate) => -rate));
+  return usual === undefined ? undefined : -usual;
 }

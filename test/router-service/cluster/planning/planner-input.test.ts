@@ -39,7 +39,7 @@ const factsOf = (shards: readonly ShardFacts[], others: Partial<PlanFacts> = {})
   ...others,
 });
 
-test("shards that were not measured count as the median of those that were, routers' own devices aside", () => {
+test("shards that were not measured count as the middle one of those that were, routers' own devices aside", () => {
   const { shards } = plannerInput(
     factsOf([
       shardOf(0, { secondsPerPair: 1e-3, rttSeconds: 1e-4, bytesPerSecond: 1e8 }),
@@ -54,6 +54,29 @@ test("shards that were not measured count as the median of those that were, rout
   assert.equal(unknown.rttSeconds, 2e-4);
   assert.equal(unknown.bytesPerSecond, 1e9);
   assert.deepEqual([local.rttSeconds, local.bytesPerSecond], [0, Infinity]);
+});
+
+test("a shard that was not measured counts as the slower of two that were, in all that it could be measured by", () => {
+  const fast = {
+    secondsPerPair: 1e-3,
+    rttSeconds: 1e-4,
+    bytesPerSecond: 1e9,
+    loadBytesPerSecond: 4e8,
+  };
+  const slow = {
+    secondsPerPair: 2e-3,
+    rttSeconds: 3e-4,
+    bytesPerSecond: 1e8,
+    loadBytesPerSecond: 1e8,
+  };
+  for (const measured of [[fast, slow], [slow, fast], [slow]]) {
+    const shards = [shardOf(9), ...measured.map((one, rank) => shardOf(rank, one))];
+    const [unknown] = plannerInput(factsOf(shards)).shards;
+    assert.equal(unknown.secondsPerPair, slow.secondsPerPair);
+    assert.equal(unknown.rttSeconds, slow.rttSeconds);
+    assert.equal(unknown.bytesPerSecond, slow.bytesPerSecond);
+    assert.equal(unknown.loadSecondsPerByte, 1 / slow.loadBytesPerSecond);
+  }
 });
 
 test("each expert takes the bytes of its own format, and rows those of the wire", () => {
