@@ -12,13 +12,15 @@ import type { Room } from "./propose.ts";
 import { roomOfLayer } from "./room.ts";
 
 /**
- * Elementary operations that the search of a layer has for each of its experts and shards, where the input says nothing.
- * Where changes are judged by several loads, all layers together have no more than PLAN_OPERATIONS, but each no fewer than
- * LEAST_EFFORT. They bound the time without a clock: the same input gives the same plan.
+ * Elementary operations that the search of a layer has for each of its experts and shards, where the input says nothing:
+ * its part of PLAN_OPERATIONS, but no more than MOST_EFFORT, and no fewer than LEAST_EFFORT, or LEAST_ALONE where
+ * changes are judged by the forecast alone. A few layers are searched until little is left to find: what the first search
+ * misses, the next plan would load. They bound the time without a clock: the same input gives the same plan.
  */
-const EFFORT = 220;
-const LEAST_EFFORT = 60;
 const PLAN_OPERATIONS = 460_000;
+const MOST_EFFORT = 3000;
+const LEAST_EFFORT = 60;
+const LEAST_ALONE = 220;
 
 /** Shard indices that hold each expert of each layer [numMoeLayers][numExperts]. */
 export type Holders = readonly (readonly (readonly number[])[])[];
@@ -173,9 +175,9 @@ function operationsOf(input: PlannerInput): number {
   const { effort, layers, numExperts, shards } = input;
   const each = numExperts + shards.length;
   if (effort !== undefined) return effort * each;
-  if (expectedLoads(input, 0).loads.length === 1) return EFFORT * each;
+  const least = expectedLoads(input, 0).loads.length === 1 ? LEAST_ALONE : LEAST_EFFORT;
   const affordable = PLAN_OPERATIONS / (layers.length * each);
-  return Math.max(LEAST_EFFORT, Math.min(EFFORT, affordable)) * each;
+  return Math.max(least, Math.min(MOST_EFFORT, affordable)) * each;
 }
 
 /** Takes what the layer holds from what is left of each shard. */
