@@ -80,10 +80,11 @@ const schema = z.object({
       "Memory of a replay's shards beyond what all experts take, as a part of it; --memory goes before",
     placeholder: "PART",
   }),
-  attentionMs: z.number().min(0).max(1e6).default(0).meta({
+  attentionMs: z.number().min(0).max(1e6).optional().meta({
     description: "Time of a replay's step beside its MoE layers: predicted TPOT is both",
     unit: "milliseconds",
     placeholder: "MS",
+    defaultText: "as the router that recorded the trace measured it, else 0",
   }),
   window: z.int().min(64).max(1e7).default(2048).meta({
     description: "Tokens of the replay after which a new plan is made",
@@ -102,7 +103,8 @@ const about = {
   summary: "Says where experts would live if things were otherwise; nothing is changed.",
   notes:
     "With --trace, each window is planned on those before it and judged by its own steps: predicted TPOT (the MoE layers'\n" +
-    "time and --attention-ms), imbalance, rows sent and bytes moved of static runs, EPLB and the planner.",
+    "time and --attention-ms), imbalance, rows sent and bytes moved of static runs, EPLB and the planner. Shards of\n" +
+    "--draining give their experts up with the first plan; --from-nothing: the planner's first plan does not go by static runs.",
 };
 
 /** Runs the command; answers its exit code: 0, or 1 where there is no plan, with the reason on stderr. */
@@ -127,10 +129,8 @@ async function report(config: PlanConfig): Promise<string> {
 }
 
 /** Throws Error for what a replay has no place for: it would be another question's answer. */
-function refuseWithTrace({ draining, fromNothing, minCopies, policy }: PlanConfig): void {
+function refuseWithTrace({ minCopies, policy }: PlanConfig): void {
   const given = {
-    "--draining": draining.length > 0,
-    "--from-nothing": fromNothing,
     "--min-copies": minCopies !== undefined,
     "--policy": policy !== undefined,
   };
@@ -183,6 +183,8 @@ function replaySettings(config: PlanConfig): Omit<ReplaySettings, "trace"> {
     model,
     shards,
     without: config.without.map(Number),
+    draining: config.draining.map(Number),
+    fromNothing: config.fromNothing,
     attentionMs: config.attentionMs,
     redundancy,
     window,

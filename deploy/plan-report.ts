@@ -40,6 +40,7 @@ export function formatReplay({
   stepTokens,
   shards,
   attentionSeconds,
+  attentionFrom,
   results,
 }: ReplayReport): string {
   const header = ["", "TPOT", "p99", "MoE layers", "imbalance", "rows per token", "moved"];
@@ -68,9 +69,11 @@ export function formatReplay({
         .join("  "),
     ),
     ...missing,
-    ...(attentionSeconds === 0
-      ? ["TPOT without attention: --attention-ms says what it takes."]
-      : []),
+    {
+      given: `TPOT with the ${secondsText(attentionSeconds)} of --attention-ms.`,
+      recorded: `TPOT with ${secondsText(attentionSeconds)} beside a step's MoE layers, as recorded.`,
+      unknown: "TPOT without attention: --attention-ms says what it takes.",
+    }[attentionFrom],
     "",
   ].join("\n");
 }

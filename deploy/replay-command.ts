@@ -23,8 +23,11 @@ export interface ReplaySettings extends ExpertsFlags {
   readonly shards: number;
   /** Ranks that are gone: the others have the memory that they had beside them. */
   readonly without: readonly number[];
-  /** Milliseconds of a step beside its MoE layers. */
-  readonly attentionMs: number;
+  /** Ranks that hold their part at first, and give it up with the first plan. */
+  readonly draining: readonly number[];
+  readonly fromNothing: boolean;
+  /** Milliseconds of a step beside its MoE layers; undefined: as recorded, else 0. */
+  readonly attentionMs: number | undefined;
   /** Part of all experts' bytes that shards have room for beyond them. */
   readonly redundancy: number;
   /** Tokens between two plans. */
@@ -50,6 +53,8 @@ export interface ReplayReport {
   readonly stepTokens: number;
   readonly shards: number;
   readonly attentionSeconds: number;
+  /** Where attentionSeconds are from. */
+  readonly attentionFrom: "given" | "recorded" | "unknown";
   readonly results: readonly PredictedTpot[];
 }
 
@@ -78,21 +83,26 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     Array.from({ length: numExperts }, (_, expert) => expertBytes(config, formatOf(layer, expert)));
   const allBytes = layers.flatMap(bytesOf).reduce((sum, bytes) => sum + bytes, 0);
   const even = Math.ceil((allBytes / numShards) * (1 + settings.redundancy));
-  const unknown = settings.without.find((rank) => rank >= numShards);
-  if (unknown !== undefined) throw new Error(`--without ${unknown}: --shards ${numShards}`);
+  for (const flag of ["without", "draining"] as const) {
+    const unknown = settings[flag].find((rank) => rank >= numShards);
+    if (unknown !== undefined) throw new Error(`--${flag} ${unknown}: --shards ${numShards}`);
+  }
   const all = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
     rank,
     memoryBytes: settings.memoryBytes?.[rank] ?? even,
-    draining: false,
+    draining: settings.draining.includes(rank),
     secondsPerPair: settings.secondsPerPair?.[rank] ?? SECONDS_PER_PAIR,
     rttSeconds: settings.rttSeconds?.[rank] ?? RTT_SECONDS,
     bytesPerSecond: settings.bytesPerSecond?.[rank] ?? BYTES_PER_SECOND,
     loadBytesPerSecond: undefined,
   }));
   const shards = all.filter(({ rank }) => !settings.without.includes(rank));
-  const offered = shards.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+  const staying = shards.filter(({ draining }) => !draining);
+  const offered = staying.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
   if (offered < allBytes) {
-    throw new Error(`all experts take ${allBytes} bytes; ${shards.length} shards offer ${offered}`);
+    throw new Error(
+      `all experts take ${allBytes} bytes; ${staying.length} shards offer ${offered}`,
+    );
   }
   const cells = layers.length * numExperts;
   const input = plannerInput({
@@ -108,11 +118,17 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
   const progress = startProgress("windows", total, createLogger("plan", "info"));
   const results = replay(
     trace,
-    { ...input, windowTokens, stepTokens: tokensPerStep, moveBytes: allBytes },
+    {
+      ...input,
+      windowTokens,
+      stepTokens: tokensPerStep,
+      moveBytes: allBytes,
+      fromNothing: settings.fromNothing,
+    },
     (done) => progress.update(done),
   );
   progress.finish();
-  const attentionSeconds = settings.attentionMs / 1000;
+  const attentionSeconds = (settings.attentionMs ?? trace.restMs ?? 0) / 1000;
   return {
     model: settings.model,
     tokens: trace.numTokens,
@@ -120,6 +136,12 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     stepTokens: tokensPerStep,
     shards: shards.length,
     attentionSeconds,
+    attentionFrom:
+      settings.attentionMs !== undefined
+        ? "given"
+        : trace.restMs === undefined
+          ? "unknown"
+          : "recorded",
     results: results.map((result) =>
       Object.assign({}, result, {
         meanTpotSeconds: result.meanSeconds + attentionSeconds,

@@ -31,9 +31,14 @@ export interface ReplayCluster extends Pick<
   readonly stepTokens: number;
   /** Bytes that one plan may load. */
   readonly moveBytes: number;
+  /** Whether the planner's first placement is planned from nothing, not from the static runs; absent: no. */
+  readonly fromNothing?: boolean;
 }
 
-/** Ways to place: contiguous runs that stay; EPLB anew for every window; the planner from where it is. */
+/**
+ * Ways to place: contiguous runs that stay; EPLB anew for every window; the planner from where it is. A shard that is
+ * draining has its part of the first placement, and gives it up with the first plan: then static runs are others, once.
+ */
 const POLICIES = ["static", "eplb", "ours"] as const;
 
 /** What the steps of a policy came to. */
@@ -60,8 +65,10 @@ export function replay(
   onWindow?: (done: number, total: number) => void,
 ): ReplayResult[] {
   const total = Math.floor(trace.numTokens / cluster.windowTokens);
+  const shards = cluster.shards.map((shard) => Object.assign({}, shard, { draining: false }));
+  const before = { ...cluster, shards };
   const runs = POLICIES.flatMap((policy) => {
-    const first = policy === "eplb" ? placeEplb(cluster, evenLoad(cluster)) : placeStatic(cluster);
+    const first = policy === "eplb" ? placeEplb(before, evenLoad(cluster)) : placeStatic(before);
     return first === undefined ? [] : [new PolicyRun(policy, cluster, first)];
   });
   const { layers, numExperts, topK, stepTokens } = cluster;
@@ -89,17 +96,21 @@ class PolicyRun {
   #rows = 0;
   #layerSteps = 0;
   #movedBytes = 0;
+  /** Nothing is held yet that counts. */
+  #fromNothing: boolean;
 
   constructor(policy: (typeof POLICIES)[number], cluster: ReplayCluster, placed: PlacedLayers) {
     this.#policy = policy;
     this.#cluster = cluster;
     this.#costs = splitCosts(cluster);
     this.#placed = placed;
+    this.#fromNothing = policy === "ours" && cluster.fromNothing === true;
   }
 
   plan(load: Float64Array, uncertainty: Float64Array): void {
     const before = this.#placed;
     const cluster = this.#cluster;
+    if (this.#policy === "static") this.#placed = placeStatic(cluster);
     if (this.#policy === "eplb") this.#placed = placeEplb(cluster, load) ?? before;
     if (this.#policy === "ours") {
       const steps = cluster.windowTokens / cluster.stepTokens;
@@ -107,12 +118,13 @@ class PolicyRun {
         ...cluster,
         load,
         uncertainty,
-        current: { epoch: 1, layers: before },
+        ...(!this.#fromNothing && { current: { epoch: 1, layers: before } }),
         moves: { bytes: cluster.moveBytes, steps },
       });
       this.#placed = stages.at(-1) ?? before;
     }
-    this.#movedBytes += bytesLoaded(cluster, before, this.#placed);
+    if (!this.#fromNothing) this.#movedBytes += bytesLoaded(cluster, before, this.#placed);
+    this.#fromNothing = false;
   }
 
   judge({ ids }: RoutingTrace, window: number): void {
@@ -208,8 +220,9 @@ function splitCosts({ shards, router }: ReplayCluster): SplitCosts {
   };
 }
 
-/** Contiguous runs of equal length. */
-function placeStatic({ layers, numExperts, shards }: ReplayCluster): PlacedLayers {
+/** Contiguous runs of equal length on the shards that stay. */
+function placeStatic({ layers, numExperts, shards: all }: ReplayCluster): PlacedLayers {
+  const shards = all.filter(({ draining }) => !draining);
   const replicas: LayerReplicas = Array.from({ length: numExperts }, (_, expert) => [
     { rank: shards[Math.floor((expert * shards.length) / numExperts)].rank, share: 1 },
   ]);

@@ -129,6 +129,10 @@ const cluster = isRemote
       copyWaitMs: settings.requestTimeout * 1000,
       logger,
       ...metrics.recovery,
+      onLayer: (seconds) => {
+        metrics.recovery.onLayer?.(seconds);
+        recorder?.onLayer(seconds);
+      },
       onDispatch: (report) => metrics.onDispatch(report),
     })
   : undefined;

@@ -4,10 +4,15 @@ import { type FileHandle, open } from "node:fs/promises";
 
 import { errorMessage } from "../core/error-message.ts";
 import type { Log } from "../core/platform/log.ts";
-import type { RoutedStep, RoutingShape } from "../core/statistics/routed-step.ts";
+import type { RoutingShape } from "../core/statistics/routed-step.ts";
+import type { StepReport } from "./engine/observer.ts";
+import { createStepRest, type RestMs } from "./step-rest.ts";
 
-/** Bytes of the file before its tensor: room for any header. */
+/** Bytes of the file before its tensors: room for any header. */
 const HEADER_BYTES = 256;
+
+/** Bytes of `rest_ms`: what a step takes beside its MoE layers, of decodes alone and with prompts; NaN: not known. */
+const REST_BYTES = 8;
 
 /** Milliseconds between two writes. */
 const WRITE_INTERVAL_MS = 1_000;
@@ -25,10 +30,18 @@ export interface RecorderOptions {
   readonly log: Pick<Log, "info" | "warn">;
 }
 
+/** What is recorded of a step. */
+type RecordedStep = Pick<
+  StepReport,
+  "numTokens" | "routing" | "startedAt" | "finishedAt" | "sequences"
+>;
+
 /** A recording. */
 export interface RoutingRecorder {
   /** An engine's observer: copies a step's ids and returns at once. */
-  readonly observer: { readonly onStep: (step: Pick<RoutedStep, "numTokens" | "routing">) => void };
+  readonly observer: { readonly onStep: (step: RecordedStep) => void };
+  /** Told of every MoE layer that was computed just now, and how long that took. */
+  onLayer(seconds: number): void;
   /** Writes what waits and ends the recording. Never rejects. */
   close(): Promise<void>;
 }
@@ -39,7 +52,7 @@ export async function startRoutingRecorder(options: RecorderOptions): Promise<Ro
   try {
     const handle = await open(file, "wx");
     try {
-      await writeAll(handle, headerOf(shape, 0), 0);
+      await writeAll(handle, headerOf(shape, 0, { decode: undefined, prefill: undefined }), 0);
     } catch (error) {
       await handle.close();
       throw error;
@@ -57,15 +70,18 @@ function bytesPerId({ numExperts }: RoutingShape): 1 | 2 {
   return numExperts <= 256 ? 1 : 2;
 }
 
-/** The file's begin with `tokens` tokens: the length of the JSON as u64, and the JSON padded with spaces. */
-function headerOf(shape: RoutingShape, tokens: number): Buffer {
+/** The file's begin with `tokens` tokens: the length of the JSON as u64, the JSON padded with spaces, and `rest_ms`. */
+function headerOf(shape: RoutingShape, tokens: number, rest: RestMs): Buffer {
   const dims = [tokens, shape.layers.length, shape.topK];
   const bytes = dims.reduce((product, one) => product * one, bytesPerId(shape));
   const dtype = bytesPerId(shape) === 1 ? "U8" : "U16";
-  const topkIds = { dtype, shape: dims, data_offsets: [0, bytes] };
-  const header = Buffer.alloc(HEADER_BYTES, " ");
+  const restMs = { dtype: "F32", shape: [2], data_offsets: [0, REST_BYTES] };
+  const topkIds = { dtype, shape: dims, data_offsets: [REST_BYTES, REST_BYTES + bytes] };
+  const header = Buffer.alloc(HEADER_BYTES + REST_BYTES, " ");
   header.writeBigUInt64LE(BigInt(HEADER_BYTES - 8));
-  header.write(JSON.stringify({ topk_ids: topkIds }), 8);
+  header.write(JSON.stringify({ rest_ms: restMs, topk_ids: topkIds }), 8);
+  header.writeFloatLE(rest.decode ?? Number.NaN, HEADER_BYTES);
+  header.writeFloatLE(rest.prefill ?? Number.NaN, HEADER_BYTES + 4);
   return header;
 }
 
@@ -78,8 +94,13 @@ async function writeAll(handle: FileHandle, bytes: Buffer, at: number): Promise<
 
 class FileRecorder implements RoutingRecorder {
   readonly observer = {
-    onStep: (step: Pick<RoutedStep, "numTokens" | "routing">) => this.#add(step),
+    onStep: (step: RecordedStep) => {
+      if (!this.#open) return;
+      this.#rest.onStep(step);
+      this.#add(step);
+    },
   };
+  readonly #rest = createStepRest();
   readonly #options: RecorderOptions;
   readonly #handle: FileHandle;
   readonly #timer: NodeJS.Timeout;
@@ -102,14 +123,17 @@ class FileRecorder implements RoutingRecorder {
     this.#timer.unref();
   }
 
+  onLayer(seconds: number): void {
+    if (this.#open) this.#rest.onLayer(seconds * 1000);
+  }
+
   async close(): Promise<void> {
     this.#end();
     await this.#writing;
   }
 
   /** Copies the ids of the step's tokens, one token's layers after the other. */
-  #add({ numTokens, routing }: Pick<RoutedStep, "numTokens" | "routing">): void {
-    if (!this.#open) return;
+  #add({ numTokens, routing }: RecordedStep): void {
     const { shape, maxTokens } = this.#options;
     const { layers, topK, numExperts } = shape;
     const tokens = Math.min(numTokens, maxTokens - this.#taken);
@@ -153,7 +177,7 @@ class FileRecorder implements RoutingRecorder {
     try {
       const written = this.#written + bytes.length / this.#bytesPerToken;
       await writeAll(this.#handle, bytes, this.#fileBytes());
-      await writeAll(this.#handle, headerOf(this.#options.shape, written), 0);
+      await writeAll(this.#handle, headerOf(this.#options.shape, written, this.#rest.restMs()), 0);
       this.#written = written;
     } catch (error) {
       this.#fail(error);
@@ -184,7 +208,7 @@ class FileRecorder implements RoutingRecorder {
   }
 
   #fileBytes(): number {
-    return HEADER_BYTES + this.#written * this.#bytesPerToken;
+    return HEADER_BYTES + REST_BYTES + this.#written * this.#bytesPerToken;
   }
 
   /** Serving goes on without the recording; the file keeps what was written before. */

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { promisify } from "node:util";
 
+import type { ReplayReport } from "../../deploy/replay-command.ts";
 import { readTrace } from "../../deploy/routing-trace.ts";
 import { startRoutingRecorder } from "../../router-service/routing-recorder.ts";
 import { complete } from "../../bench/rig/api.ts";
@@ -23,7 +24,9 @@ function stepOf(from: number, numTokens: number) {
     ids: Uint32Array.from({ length: numTokens * 2 }, (_, i) => from + (i >> 1) + more + (i % 2)),
     weights: new Float32Array(numTokens * 2),
   });
-  return { numTokens, routing: new Map([1, 4].map((index, i) => [index, layer(2 * i)])) };
+  const routing = new Map([1, 4].map((index, i) => [index, layer(2 * i)]));
+  const now = performance.now();
+  return { numTokens, routing, startedAt: now - 1e6, finishedAt: now + 1e6, sequences: [] };
 }
 
 for (const numExperts of [200, 300]) {
@@ -34,7 +37,7 @@ for (const numExperts of [200, 300]) {
     const { onStep } = recorder.observer;
     onStep(stepOf(190, 3));
     // A step without one of the layers is of no use.
-    onStep({ numTokens: 1, routing: new Map([[1, stepOf(0, 1).routing.get(1)!]]) });
+    onStep({ ...stepOf(0, 1), routing: new Map([[1, stepOf(0, 1).routing.get(1)!]]) });
     onStep(stepOf(193, 2));
     onStep(stepOf(100, 5));
     onStep(stepOf(0, 5));
@@ -43,6 +46,7 @@ for (const numExperts of [200, 300]) {
     const expected = [190, 191, 192, 193, 194, 100].flatMap((t) => [t, t + 1, t + 2, t + 3]);
     assert.equal(trace.numTokens, 6);
     assert.deepEqual(Array.from(trace.ids), expected);
+    assert.equal(trace.restMs, undefined, "no MoE layer was told of");
   });
 }
 
@@ -66,7 +70,7 @@ test("a recording whose disk is full says so once, and keeps the tokens that it 
     const shape = { layers: [0, 1, 2, 3], numExperts: 8, topK: 8 };
     const recorder = await startRoutingRecorder({ file: ${JSON.stringify(file)}, shape, maxTokens: 64, log });
     const layer = { topK: 8, ids: new Uint32Array(40 * 8).fill(5) };
-    recorder.observer.onStep({ numTokens: 40, routing: new Map(shape.layers.map((one) => [one, layer])) });
+    recorder.observer.onStep({ startedAt: 0, finishedAt: 1, sequences: [], numTokens: 40, routing: new Map(shape.layers.map((one) => [one, layer])) });
     await recorder.close();`;
   // A block of 1024 bytes: the first write takes the half of the tokens, the next one none.
   const argv = [
@@ -106,13 +110,13 @@ test("what a router on shards records, switchyard plan replays", async () => {
   argv.push("--window", "64", "--tokens-per-step", "16");
   const { code, stdout, stderr } = await runCommand("deploy/switchyard.ts", argv);
   assert.equal(code, 0, stderr);
-  const replayed = JSON.parse(stdout) as {
-    readonly tokens: number;
-    readonly results: readonly { readonly meanSeconds: number }[];
-  };
+  const replayed = JSON.parse(stdout) as ReplayReport;
   // 8 × (20 + 7): more than the recording holds.
   assert.equal(replayed.tokens, 192);
   assert.ok(
     replayed.results.length === 3 && replayed.results.every(({ meanSeconds }) => meanSeconds > 0),
   );
+  // What the router's steps took beside their MoE layers is in each token's time.
+  assert.equal(replayed.attentionFrom, "recorded");
+  assert.ok(replayed.attentionSeconds > 0 && replayed.attentionSeconds < 10);
 });
