@@ -9,6 +9,8 @@ export interface StageLimits {
   readonly memory: ReadonlyMap<number, number>;
   /** Device memory of one copy. */
   readonly bytes: (layer: number, expert: number) => number;
+  /** Bytes of copies that may give way and be loaded again later; absent: any. */
+  readonly reloadBytes?: number;
 }
 
 /** One copy of an expert. */

@@ -48,13 +48,17 @@ interface Journey {
   outgoing: Copy[];
   /** Copies that made room for others once: they do not again, so that this ends. */
   readonly displaced: Set<string>;
+  readonly bytes: StageLimits["bytes"];
+  /** Bytes that may still be loaded again after they gave way. */
+  reloadBytes: number;
 }
 
 /**
  * Placements to adopt one after the other, from `current` to `target`; both have the same layers. Each together with the
  * one before fits every rank's memory (a rank that holds more already gets nothing more), and every expert that had a
  * copy keeps one. Where copies stand in each other's way, one is parked where there is room, or a spare one is given
- * up and loaded again later. What can not be moved even so stays where it is: then the last stage is not the target.
+ * up, and loaded again later as far as the limits allow that. What can not be moved even so stays where it is: then, or
+ * where what was given up is not loaded again, the last stage is not the target.
  */
 export function stagesOf(
   current: PlacedLayers,
@@ -67,6 +71,8 @@ export function stagesOf(
     incoming: copiesBeside(target, current, "load"),
     outgoing: copiesBeside(current, target, "drop"),
     displaced: new Set(),
+    bytes: limits.bytes,
+    reloadBytes: limits.reloadBytes ?? Infinity,
   };
   const { held } = journey;
   const stages: PlacedLayers[] = [];
@@ -126,9 +132,16 @@ function makeRoom(journey: Journey): Copy[] {
   // What is given up is loaded again: only where nothing else helps.
   if (drops.length === 0) {
     displace(held.copies(), isSpare);
-    journey.incoming = [...incoming, ...drops];
+    journey.incoming = [...incoming, ...drops.filter(mayBeReloaded)];
   }
   return drops;
+
+  function mayBeReloaded({ layer, expert }: Copy): boolean {
+    const bytes = journey.bytes(layer, expert);
+    if (bytes > journey.reloadBytes) return false;
+    journey.reloadBytes -= bytes;
+    return true;
+  }
 
   function displace(copies: Iterable<Copy>, how: (copy: Copy) => boolean): void {
     for (const copy of copies) {

@@ -33,6 +33,9 @@ const NEAR_IDEAL = 1.5;
  */
 const LEAST_GAIN_OF_PLANS = 0.02;
 
+/** The same of one that loads nothing: where other shares of the same copies are as good, they stay. */
+const LEAST_GAIN = 1e-6;
+
 /**
  * A placement for the load ahead, and how to get there from the current one. The same input gives the same plan.
  * Throws PlacementError where the experts do not fit the shards, PlannerInputError where the input contradicts itself.
@@ -46,7 +49,7 @@ export function planPlacement(input: PlannerInput): Plan {
     const moves = movesBetween(current, wanted);
     return { target: wanted, moves, stages: [wanted], why: whyOf(input, current, wanted, moves) };
   }
-  const stages = stagesOf(current, wanted, limits);
+  const stages = stagesOf(current, wanted, { ...limits, reloadBytes: reloadBytes(input, wanted) });
   const target = stages.at(-1) ?? current;
   const moves = movesOf(current, stages);
   const why = whyOf(input, current, target, moves);
@@ -64,8 +67,8 @@ export function planPlacement(input: PlannerInput): Plan {
 function isWorthwhile(why: PlanReason): boolean {
   const { secondsBefore, secondsAfter, moveSecondsPerStep, movedBytes } = why;
   if (secondsBefore === undefined) return true;
-  const least = movedBytes > 0 ? LEAST_GAIN_OF_PLANS * secondsBefore : 0;
-  return secondsAfter + moveSecondsPerStep <= secondsBefore - least;
+  const least = movedBytes > 0 ? LEAST_GAIN_OF_PLANS : LEAST_GAIN;
+  return secondsAfter + moveSecondsPerStep <= (1 - least) * secondsBefore;
 }
 
 function drains({ shards }: PlannerInput, current: PlacedLayers): boolean {
@@ -123,6 +126,13 @@ function idealSeconds(input: PlannerInput): number {
     0,
   );
   return input.load.reduce((sum, pairs) => sum + pairs, 0) / rate;
+}
+
+/** Bytes of the move budget that the loads of what is wanted leave. */
+function reloadBytes(input: PlannerInput, wanted: PlacedLayers): number {
+  if (input.moves.bytes === Infinity) return Infinity;
+  const must = missingBytes(input, currentHolders(input));
+  return Math.max(0, input.moves.bytes + must - loadedBytes(input, wanted));
 }
 
 /** Bytes of the experts that have no copy on a shard that stays. */

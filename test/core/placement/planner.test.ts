@@ -129,6 +129,7 @@ const SIZES = [
 ];
 for (const { numLayers, numExperts, numShards, slots, seeds } of SIZES) {
   test(`nothing is loaded again under the same load, and under another only what saves a part of the step: ${numLayers} × ${numExperts} × ${numShards}`, () => {
+    let numMoved = 0;
     for (let seed = 1; seed <= seeds; seed++) {
       const normal = seededRandom(seed);
       const skewed = Array.from({ length: numLayers }, () =>
@@ -147,9 +148,13 @@ for (const { numLayers, numExperts, numShards, slots, seeds } of SIZES) {
         const next = planPlacement({ ...input, load, current });
         const { secondsBefore, secondsAfter } = next.why;
         if (loads(next) > 0) assert.ok(secondsAfter <= 0.98 * secondsBefore!, `seed ${seed}`);
-        if (drift === 0.4) assert.ok(loads(next) > 0, `seed ${seed}`);
+        if (drift < 0.4) continue;
+        if (loads(next) > 0) numMoved++;
+        // What stands is as good as what would be planned from nothing.
+        else assert.ok(planPlacement({ ...input, load }).why.secondsAfter > 0.98 * secondsBefore!);
       }
     }
+    assert.ok(numMoved > 0.8 * seeds, `${numMoved}`);
   });
 }
 
