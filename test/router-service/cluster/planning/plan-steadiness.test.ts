@@ -125,14 +125,14 @@ class Simulation {
     this.#now += INTERVAL;
   }
 
-  /** Each token's pairs, drawn one by one: 40 % of them among the experts of the hot shard. */
+  /** Each token's pairs, drawn one by one: half of them among the experts of the hot shard; with 40 %, copies do without a move. */
   #count({ hot }: World) {
     const tokens = INTERVAL * STEPS_PER_SECOND * TOKENS_PER_STEP;
     const expertTokens = new Float64Array(cells);
     for (let pair = 0; pair < tokens * topK * layers.length; pair++) {
       const layer = Math.floor(pair / (tokens * topK));
       const any = Math.floor(this.#random() * numExperts);
-      const isHot = hot !== undefined && this.#random() < 0.4;
+      const isHot = hot !== undefined && this.#random() < 0.5;
       const expert = isHot ? any - (any % SHARDS) + hot : any;
       expertTokens[layer * numExperts + expert]++;
     }
