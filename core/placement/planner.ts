@@ -19,7 +19,15 @@ import {
   type Holders,
 } from "./place-layers.ts";
 import { targetOf } from "./policies.ts";
-import { limitsOf, liveCurrent, loadedBytes, moveSeconds, whyOf } from "./why.ts";
+import {
+  limitsOf,
+  liveCurrent,
+  loadedBy,
+  secondsIfComplete,
+  sumOfSeconds,
+  timesOfInput,
+  whyOf,
+} from "./why.ts";
 
 export type * from "./input.ts";
 export { PlacementError, PlannerInputError } from "./errors.ts";
@@ -45,26 +53,41 @@ export function planPlacement(input: PlannerInput): Plan {
   const current = liveCurrent(input);
   const limits = limitsOf(input);
   const wanted = wantedLayers(input, current);
+  const timesOf = timesOfInput(input);
+  const direct = movesBetween(current, wanted);
   if (input.current === undefined) {
-    const moves = movesBetween(current, wanted);
-    return { target: wanted, moves, stages: [wanted], why: whyOf(input, current, wanted, moves) };
+    const why = whyOf(input, current, wanted, direct, timesOf);
+    return { target: wanted, moves: direct, stages: [wanted], why };
   }
-  const stages = stagesOf(current, wanted, { ...limits, reloadBytes: reloadBytes(input, wanted) });
+  const asked = (input.policy ?? "auto") !== "auto" || (input.minCopies ?? 1) > 1;
+  const mustMove = asked || drains(input, current);
+  const ideal = {
+    secondsBefore: secondsIfComplete(current, timesOf),
+    secondsAfter: sumOfSeconds(timesOf(wanted)),
+    ...loadedBy(input, direct),
+  };
+  // Ways there cost no less than what they lead to.
+  if (!mustMove && !isWorthwhile(ideal)) return stay();
+  const stages = stagesOf(current, wanted, {
+    ...limits,
+    reloadBytes: reloadBytes(input, ideal.movedBytes),
+  });
   const target = stages.at(-1) ?? current;
   const moves = movesOf(current, stages);
-  const why = whyOf(input, current, target, moves);
-  const asked = (input.policy ?? "auto") !== "auto" || (input.minCopies ?? 1) > 1;
-  if (isWorthwhile(why) || asked || drains(input, current)) {
-    return { target, moves, stages, why };
+  const why = whyOf(input, current, target, moves, timesOf);
+  return mustMove || isWorthwhile(why) ? { target, moves, stages, why } : stay();
+
+  function stay(): Plan {
+    const why = whyOf(input, current, current, [], timesOf);
+    return { target: current, moves: [], stages: [], why };
   }
-  return { target: current, moves: [], stages: [], why: whyOf(input, current, current, []) };
 }
 
 /**
  * False where a plan brings too little for its loads, or for nothing at all: what stands in the way of a move may leave it
  * half done, and worse than nothing.
  */
-function isWorthwhile(why: PlanReason): boolean {
+function isWorthwhile(why: Omit<PlanReason, "savingDeviation" | "binding" | "shards">): boolean {
   const { secondsBefore, secondsAfter, moveSecondsPerStep, movedBytes } = why;
   if (secondsBefore === undefined) return true;
   const least = movedBytes > 0 ? LEAST_GAIN_OF_PLANS : LEAST_GAIN;
@@ -105,17 +128,15 @@ function next(input: PlannerInput): Layer[] {
   if (sumOf(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
   const fresh = placeFresh(input);
   if (fresh === undefined) return kept;
-  const loads = movesBetween(liveCurrent(input), placedLayers(input, fresh)).filter(
-    ({ kind }) => kind === "load",
-  ).length;
+  const live = liveCurrent(input);
+  const movesTo = (layers: readonly Layer[]) => movesBetween(live, placedLayers(input, layers));
+  const freshMoves = movesTo(fresh);
+  const { movedBytes, moveSecondsPerStep } = loadedBy(input, freshMoves);
+  const loads = freshMoves.filter(({ kind }) => kind === "load").length;
   const worthwhile = (LEAST_GAIN_OF_LOADS * loads * sumOf(kept)) / kept.length;
-  if (cost(fresh) + worthwhile >= cost(kept)) return kept;
-  const must = missingBytes(input, current);
-  return loadedBytes(input, placedLayers(input, fresh)) <= input.moves.bytes + must ? fresh : kept;
-
-  function cost(layers: readonly Layer[]): number {
-    return sumOf(layers) + moveSeconds(input, placedLayers(input, layers));
-  }
+  const keptSeconds = sumOf(kept) + loadedBy(input, movesTo(kept)).moveSecondsPerStep;
+  if (sumOf(fresh) + moveSecondsPerStep + worthwhile >= keptSeconds) return kept;
+  return movedBytes <= input.moves.bytes + missingBytes(input, current) ? fresh : kept;
 }
 
 /** Seconds of a step whose pairs are shared out perfectly, without what hops cost. */
@@ -129,10 +150,10 @@ function idealSeconds(input: PlannerInput): number {
 }
 
 /** Bytes of the move budget that the loads of what is wanted leave. */
-function reloadBytes(input: PlannerInput, wanted: PlacedLayers): number {
+function reloadBytes(input: PlannerInput, loadedBytes: number): number {
   if (input.moves.bytes === Infinity) return Infinity;
   const must = missingBytes(input, currentHolders(input));
-  return Math.max(0, input.moves.bytes + must - loadedBytes(input, wanted));
+  return Math.max(0, input.moves.bytes + must - loadedBytes);
 }
 
 /** Bytes of the experts that have no copy on a shard that stays. */

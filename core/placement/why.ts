@@ -1,11 +1,12 @@
 /** What a plan is expected to bring, and what it asks of the shards. */
 
 import { savingDeviation } from "./doubt.ts";
-import { layerTimes, stepSeconds } from "./cost.ts";
+import { layerTimes, type LayerTime } from "./cost.ts";
 import type { StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers, PlanReason, PlannerInput } from "./input.ts";
-import { movesBetween } from "./moves.ts";
 import type { Replica } from "./placement.ts";
+
+const NO_COPIES: readonly Replica[] = [];
 
 /** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
 export function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {
@@ -17,7 +18,8 @@ export function liveCurrent({ current, layers, numExperts, shards }: PlannerInpu
       return [
         layer,
         Array.from({ length: numExperts }, (_, expert) => {
-          const all = replicas?.[expert] ?? [];
+          const all = replicas?.[expert] ?? NO_COPIES;
+          if (all.length === 0) return NO_COPIES;
           if (all.length === 1 && all[0].share === 1 && areLive(all[0])) return all;
           const copies = all.filter(areLive);
           const sum = copies.reduce((total, { share }) => total + share, 0);
@@ -44,32 +46,48 @@ export function limitsOf({ layers, numExperts, bytes, shards }: PlannerInput): S
   };
 }
 
-/** Bytes that are in the target and not held now. */
-export function loadedBytes(input: PlannerInput, target: PlacedLayers): number {
-  const { bytes } = limitsOf(input);
-  return loadsOf(movesBetween(liveCurrent(input), target)).reduce(
-    (sum, { layer, expert }) => sum + bytes(layer, expert),
-    0,
-  );
-}
+/** What moves load, of which seconds spread over the steps of the move budget. */
+export type LoadedByMoves = Pick<PlanReason, "movedBytes" | "moveSecondsPerStep">;
 
-/** Loading of what is in the target and not held now, spread over the steps of the move budget. */
-export function moveSeconds(input: PlannerInput, target: PlacedLayers): number {
-  return secondsOfLoads(input, movesBetween(liveCurrent(input), target));
-}
-
-function secondsOfLoads(input: PlannerInput, moves: readonly Move[]): number {
+/** What the moves load. */
+export function loadedBy(input: PlannerInput, moves: readonly Move[]): LoadedByMoves {
   const { bytes } = limitsOf(input);
   const speeds = new Map(input.shards.map((shard) => [shard.rank, shard.loadSecondsPerByte]));
-  const seconds = loadsOf(moves).reduce(
-    (sum, { layer, expert, rank }) => sum + bytes(layer, expert) * speeds.get(rank)!,
-    0,
-  );
-  return seconds / Math.max(1, input.moves.steps);
+  let movedBytes = 0;
+  let seconds = 0;
+  for (const { kind, layer, expert, rank } of moves) {
+    if (kind !== "load") continue;
+    const size = bytes(layer, expert);
+    movedBytes += size;
+    seconds += size * speeds.get(rank)!;
+  }
+  return { movedBytes, moveSecondsPerStep: seconds / Math.max(1, input.moves.steps) };
 }
 
-function loadsOf(moves: readonly Move[]): Move[] {
-  return moves.filter(({ kind }) => kind === "load");
+/** Expected seconds of a step with a placement, where each expert has a copy. */
+export function secondsIfComplete(placed: PlacedLayers, timesOf: TimesOf): number | undefined {
+  for (const replicas of placed.values()) {
+    for (const copies of replicas) if (copies.length === 0) return undefined;
+  }
+  return sumOfSeconds(timesOf(placed));
+}
+
+/** What is expected of the layers of a placement. */
+export type TimesOf = (placed: PlacedLayers) => readonly LayerTime[];
+
+/** As layerTimes, once for each placement. */
+export function timesOfInput(input: PlannerInput): TimesOf {
+  const known = new Map<PlacedLayers, readonly LayerTime[]>();
+  return (placed) => {
+    const times = known.get(placed) ?? layerTimes(input, placed);
+    known.set(placed, times);
+    return times;
+  };
+}
+
+/** Of a step's layers together. */
+export function sumOfSeconds(times: readonly LayerTime[]): number {
+  return times.reduce((sum, { seconds }) => sum + seconds, 0);
 }
 
 /** What going from `current` to `target` by `moves` brings. */
@@ -78,20 +96,17 @@ export function whyOf(
   current: PlacedLayers,
   target: PlacedLayers,
   moves: readonly Move[],
+  timesOf: TimesOf,
 ): PlanReason {
-  const { bytes } = limitsOf(input);
-  const complete = [...current.values()].every((replicas) =>
-    replicas.every((copies) => copies.length > 0),
-  );
-  const after = layerTimes(input, target);
-  const secondsAfter = after.reduce((sum, { seconds }) => sum + seconds, 0);
+  const after = timesOf(target);
+  const secondsBefore = secondsIfComplete(current, timesOf);
+  const isSure = secondsBefore === undefined || moves.length === 0;
   const held = bytesHeld(input, target);
   return {
-    secondsBefore: complete ? secondsBefore() : undefined,
-    secondsAfter,
-    savingDeviation: complete && moves.length > 0 ? savingDeviation(input, current, target) : 0,
-    moveSecondsPerStep: secondsOfLoads(input, moves),
-    movedBytes: loadsOf(moves).reduce((sum, { layer, expert }) => sum + bytes(layer, expert), 0),
+    secondsBefore,
+    secondsAfter: sumOfSeconds(after),
+    savingDeviation: isSure ? 0 : savingDeviation(input, current, target),
+    ...loadedBy(input, moves),
     binding: new Map(
       input.layers.map((layer, index) => [layer, input.shards[after[index].slowest].rank]),
     ),
@@ -103,10 +118,6 @@ export function whyOf(
       seconds: after.reduce((sum, { shardSeconds }) => sum + shardSeconds[shard], 0),
     })),
   };
-
-  function secondsBefore(): number {
-    return target === current ? secondsAfter : stepSeconds(input, current);
-  }
 }
 
 /** Copies of each shard, and their bytes [numShards]. */
