@@ -16,6 +16,7 @@ const {
   expertsBits,
   expertsGroup,
   memoryLimit: routerMemoryLimit,
+  localExperts,
   ...others
 } = routerFields.omit({ shards: true, discover: true, minShards: true }).shape;
 
@@ -42,6 +43,10 @@ export const upConfigSchema = z.object({
     description: "Device memory that the expert weights of one shard may take",
   }),
   routerMemoryLimit,
+  localExperts: localExperts.meta({
+    ...localExperts.meta(),
+    defaultText: "all that --router-memory-limit leaves; without that, none",
+  }),
   startTimeout: z.number().positive().max(86_400).default(600).meta({
     description: "Longest wait until the cluster serves",
     unit: "s",
