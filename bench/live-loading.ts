@@ -16,9 +16,13 @@ import {
   placementOf,
   type ShardConnection,
 } from "./rig/shard-connection.ts";
+import { waitFor } from "./rig/wait-for.ts";
 
 /** Rows of a dispatch: a step of so many sequences. */
 const ROWS = 8;
+
+/** Longest that memory may take to be freed, milliseconds. */
+const FREE_MS = 10_000;
 
 const schema = z.object({
   model: serviceOptions.model,
@@ -26,6 +30,10 @@ const schema = z.object({
   seconds: z.number().min(1).default(5).meta({
     description: "How long runs are measured before and after the load",
     unit: "s",
+    placeholder: "N",
+  }),
+  repeats: z.int().min(1).default(1).meta({
+    description: "Times that the other half is loaded, and freed again",
     placeholder: "N",
   }),
 });
@@ -38,7 +46,7 @@ const about = {
 
 /** Runs the program; returns the exit status. */
 export async function runLiveLoadingCommand(argv: string[]): Promise<number> {
-  const { model, device, seconds } = loadConfig(schema, about, argv);
+  const { model, device, seconds, repeats } = loadConfig(schema, about, argv);
   const checkpoint = await openCheckpoint(model);
   const shard = await startService({
     name: "shard",
@@ -52,15 +60,19 @@ export async function runLiveLoadingCommand(argv: string[]): Promise<number> {
     const { adapter } = await connection.next("hello");
     const all = Array.from({ length: config.numExperts }, (_, expert) => expert);
     const half = all.slice(0, config.numExperts / 2);
-    connection.send({ $case: "placement", value: placementOf(checkpoint, half) });
-    await connection.next("placementAck");
+    const halfOnly = (epoch: number) => {
+      const value = placementOf(checkpoint, half, { epoch, oldestLiveEpoch: epoch });
+      connection.send({ $case: "placement", value });
+      return connection.next("placementAck");
+    };
+    const { residentBytes: halfBytes } = await halfOnly(1);
     const layers = moeLayers(config);
-    const dispatchOf = (dispatchId: number) => {
+    const dispatchOf = (dispatchId: number, epoch: number) => {
       const pairs = ROWS * config.numExpertsPerToken;
       return encodeDispatch(
         {
           dispatchId,
-          epoch: 1,
+          epoch,
           layer: layers[dispatchId % layers.length],
           timeoutMs: 60_000,
           hiddenSize: config.hiddenSize,
@@ -81,20 +93,42 @@ export async function runLiveLoadingCommand(argv: string[]): Promise<number> {
         },
       );
     };
-    const before = await driveFor(connection, dispatchOf, seconds * 1000);
-    const value = placementOf(checkpoint, all, { epoch: 2, oldestLiveEpoch: 1 });
-    connection.send({ $case: "placement", value });
-    const during = await driveFor(connection, dispatchOf, Number.POSITIVE_INFINITY);
-    const after = await driveFor(connection, dispatchOf, seconds * 1000);
+    const drives: Record<"before" | "during" | "after", Drive[]> = {
+      before: [],
+      during: [],
+      after: [],
+    };
+    for (let repeat = 0; repeat < repeats; repeat++) {
+      const epoch = 1 + 2 * repeat;
+      const drive = (ms: number) => driveFor(connection, (id) => dispatchOf(id, epoch), ms);
+      drives.before.push(await drive(seconds * 1000));
+      const more = { epoch: epoch + 1, oldestLiveEpoch: epoch };
+      connection.send({ $case: "placement", value: placementOf(checkpoint, all, more) });
+      drives.during.push(await drive(Number.POSITIVE_INFINITY));
+      drives.after.push(await drive(seconds * 1000));
+      await halfOnly(epoch + 2);
+      await waitFor(
+        "half of the experts to be freed",
+        async () => connection.status()?.residentBytes === halfBytes,
+        FREE_MS,
+      );
+    }
     connection.close();
     console.log(`${adapter}; ${ROWS} rows · ${config.numExpertsPerToken} experts a dispatch`);
     const numLoaded = layers.length * (config.numExperts - half.length);
-    console.log(`${numLoaded} experts loaded in ${(during.ms / 1000).toFixed(2)} s\n`);
+    const times = repeats === 1 ? "" : `${repeats} times `;
+    const loadSeconds = joined(drives.during).ms / repeats / 1000;
+    console.log(`${times}${numLoaded} experts loaded in ${loadSeconds.toFixed(2)} s\n`);
     console.log("| runs | in a second | p50 ms | p99 ms | longest ms |");
     console.log("| --- | --- | --- | --- | --- |");
-    for (const [name, drive] of Object.entries({ before, during, after })) {
+    for (const [name, those] of Object.entries(drives)) {
+      const drive = joined(those);
       console.log(`| ${name} | ${drive.times.length > 0 ? figures(drive) : "none"} |`);
     }
+    const kept = rateOf(drives.during) / rateOf([...drives.before, ...drives.after]);
+    console.log(
+      `\nWhile experts are loaded, runs keep ${(100 * kept).toFixed(0)} % of their rate.`,
+    );
     return 0;
   } finally {
     await shard.stop();
@@ -130,6 +164,19 @@ async function driveFor(
     times.push(performance.now() - sentAt);
   }
   return { ms: performance.now() - startedAt, times };
+}
+
+function joined(drives: readonly Drive[]): Drive {
+  return {
+    ms: drives.reduce((sum, { ms }) => sum + ms, 0),
+    times: drives.flatMap(({ times }) => times),
+  };
+}
+
+/** Runs in a millisecond. */
+function rateOf(drives: readonly Drive[]): number {
+  const { ms, times } = joined(drives);
+  return times.length / ms;
 }
 
 function figures({ ms, times }: Drive): string {
