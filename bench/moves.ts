@@ -24,6 +24,15 @@ import {
 } from "./rig/load-driver.ts";
 import { waitFor } from "./rig/wait-for.ts";
 import { distribution } from "./load/statistics.ts";
+import {
+  adoptionsIn,
+  type Gap,
+  gapsAtRest,
+  gapsInMoves,
+  movesOf,
+  type Span,
+  type Stretch,
+} from "./moves/spans.ts";
 
 const schema = z.object({
   model: serviceOptions.model,
@@ -65,21 +74,19 @@ const about = {
 /** Longest that a move may take, milliseconds. */
 const MOVE_MS = 120_000;
 
+/** Time between two looks whether a new shard has experts: a router that is asked all the time has less time for steps. */
+const LOOK_MS = 100;
+
 /** Lengths of the prompts that are sent over and over. */
 const PROMPT_LENGTHS = { minLength: 16, maxLength: 48 };
 
-/** A stretch of time, and the gaps of the tokens that came in it, milliseconds. */
-interface Stretch {
-  readonly kind: "rest" | "join" | "drain";
-  /** Of tokens between which no prompt was under way. */
-  readonly decodeGaps: number[];
-  readonly allGaps: number[];
-  seconds: number;
+/** A stretch of time, milliseconds of performance.now, and what was done in it. */
+interface MeasuredStretch extends Stretch {
   /** Copies of experts that the placement has more at the end, and bytes that shards read from disk. */
-  loaded: number;
-  read: number;
+  readonly loaded: number;
+  readonly read: number;
   /** Dispatches that were sent to another copy or once more. */
-  sentAgain: number;
+  readonly sentAgain: number;
 }
 
 /** Runs it and prints a table; the exit status: 1 where a request failed or had a wrong token. */
@@ -99,11 +106,12 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
     routerFlags: ["--plan-interval", "1"],
   });
   try {
-    const [{ url }] = cluster.routers();
+    const [{ url, process: router }] = cluster.routers();
     const count = 2 * settings.streams;
     const sizes = { ...PROMPT_LENGTHS, count, maxTokens: settings.outputLen };
     const { prompts } = await runUndisturbed(url, 41, sizes, settings.streams);
-    const stretches: Stretch[] = [];
+    const stretches: MeasuredStretch[] = [];
+    const gaps: Gap[] = [];
     const over = new AbortController();
     const prefills = new PrefillWatch();
     const load = driveLoad({
@@ -119,38 +127,34 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
         const isDecode = prefills.isDecode(load.requests, request, gapMs);
         // The first token of a request waited for its prefill, not for the one before.
         if (request.tokens.length === 1) return;
-        stretches.at(-1)?.allGaps.push(gapMs);
-        if (isDecode) stretches.at(-1)?.decodeGaps.push(gapMs);
+        const to = performance.now();
+        gaps.push({ from: to - gapMs, to, isDecode });
       },
     });
     const measure = async (kind: Stretch["kind"], act: () => Promise<unknown>) => {
       const placement = await placementOf(url);
       const reads = diskReads(cluster);
       const again = await sentAgain(url);
-      const startedAt = performance.now();
-      const stretch: Stretch = {
-        kind,
-        decodeGaps: [],
-        allGaps: [],
-        seconds: 0,
-        loaded: 0,
-        read: 0,
-        sentAgain: 0,
-      };
-      stretches.push(stretch);
+      const from = performance.now();
       await act();
-      stretch.seconds = (performance.now() - startedAt) / 1000;
-      stretch.loaded = newCopies(placement, await placementOf(url));
-      stretch.sentAgain = (await sentAgain(url)) - again;
-      for (const [rank, bytes] of diskReads(cluster))
-        stretch.read += bytes - (reads.get(rank) ?? 0);
+      const to = performance.now();
+      let read = 0;
+      for (const [rank, bytes] of diskReads(cluster)) read += bytes - (reads.get(rank) ?? 0);
+      stretches.push({
+        kind,
+        from,
+        to,
+        loaded: newCopies(placement, await placementOf(url)),
+        read,
+        sentAgain: (await sentAgain(url)) - again,
+      });
     };
     const rest = () => measure("rest", () => delay(settings.seconds * 1000));
     for (let repeat = 0; repeat < settings.repeats; repeat++) {
       await rest();
       const { rank } = await cluster.addShard();
       await measure("join", async () => {
-        await waitFor("experts on the new shard", () => holdsExperts(url, rank), MOVE_MS);
+        await waitFor("experts on the new shard", () => holdsExperts(url, rank), MOVE_MS, LOOK_MS);
         await waitForConvergence(cluster, MOVE_MS);
       });
       await rest();
@@ -161,7 +165,8 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
     over.abort();
     await load.done;
     const { requests, failed, wrong } = judgeLoad(load.requests);
-    console.log(table(stretches));
+    const adoptions = adoptionsIn(router.output(), performance.timeOrigin);
+    console.log(table(stretches, gaps, adoptions));
     console.log(`\n${requests} requests, ${failed.length} failed, ${wrong.length} wrong`);
     if (failed.length > 0) console.log(failureText(failed));
     return failed.length + wrong.length === 0 ? 0 : 1;
@@ -211,21 +216,27 @@ async function sentAgain(url: string): Promise<number> {
 }
 
 /** Gaps at rest and in moves, in Markdown. */
-function table(stretches: readonly Stretch[]): string {
+function table(
+  stretches: readonly MeasuredStretch[],
+  gaps: readonly Gap[],
+  adoptions: readonly Span[],
+): string {
   const rows = (["rest", "join", "drain"] as const).map((kind) => {
     const those = stretches.filter((stretch) => stretch.kind === kind);
-    const sum = (of: (stretch: Stretch) => number) =>
+    const moves = those.flatMap((stretch) => movesOf(stretch, adoptions));
+    const isRest = kind === "rest";
+    const own = isRest ? gapsAtRest(gaps, those, adoptions) : gapsInMoves(gaps, moves);
+    const lengths = (some: readonly Gap[]) => some.map(({ from, to }) => to - from);
+    const sum = (of: (stretch: MeasuredStretch) => number) =>
       those.reduce((total, stretch) => total + of(stretch), 0);
     return {
       kind,
-      seconds: sum(({ seconds }) => seconds),
+      seconds:
+        (isRest ? those : moves).reduce((total, { from, to }) => total + to - from, 0) / 1000,
       loaded: sum(({ loaded }) => loaded),
       read: sum(({ read }) => read),
       again: sum(({ sentAgain }) => sentAgain),
-      gaps: [
-        those.flatMap(({ decodeGaps }) => decodeGaps),
-        those.flatMap(({ allGaps }) => allGaps),
-      ],
+      gaps: [lengths(own.filter(({ isDecode }) => isDecode)), lengths(own)],
     };
   });
   const before = rows[0].gaps.map((gaps) => distribution(gaps).p99);
