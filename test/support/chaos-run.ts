@@ -113,11 +113,15 @@ class ChaosRun {
       case "Redis restart":
         await cluster.redis?.restart();
         return;
-      case "Redis outage":
+      case "Redis outage": {
         await cluster.redis?.kill();
+        const victim = one.shard === undefined ? undefined : this.#shard(one.shard);
+        if (victim !== undefined) await cluster.killShard(victim.rank);
         await delay(one.forMs);
         await cluster.redis?.restart();
+        if (victim !== undefined) await cluster.restartShard(victim);
         return;
+      }
       case "router restart": {
         const router = chosen(cluster.routers(), one.router);
         this.killedRouters.set(router.url, performance.now());

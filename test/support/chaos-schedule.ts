@@ -36,7 +36,8 @@ export type Disturbance =
   | { readonly kind: "drain"; readonly shard: number }
   /** kill -9 of Redis, started again at once, empty. */
   | { readonly kind: "Redis restart" }
-  | { readonly kind: "Redis outage"; readonly forMs: number }
+  /** Redis is gone for a while; a shard that is given is killed meanwhile, and starts again after Redis has. */
+  | { readonly kind: "Redis outage"; readonly forMs: number; readonly shard: number | undefined }
   /** kill -9 of one of two routers; it starts again at once. */
   | { readonly kind: "router restart"; readonly router: number };
 
@@ -109,7 +110,11 @@ const KINDS: readonly Draw[] = [
   () => ({ kind: "join" }),
   (random) => ({ kind: "drain", shard: random() }),
   () => ({ kind: "Redis restart" }),
-  (_, { redisOutageMs }) => ({ kind: "Redis outage", forMs: redisOutageMs }),
+  (random, { redisOutageMs }) => ({
+    kind: "Redis outage",
+    forMs: redisOutageMs,
+    shard: random() < 0.7 ? random() : undefined,
+  }),
   (random) => ({ kind: "router restart", router: random() }),
 ];
 
