@@ -15,7 +15,7 @@ import { waitFor } from "../../bench/rig/wait-for.ts";
 /** Shards at the start: with one killed and one drained, one is left. */
 const SHARDS = 3;
 
-/** Longest time until connections that nobody uses are closed: a gRPC client looks for them every 10 s, milliseconds. */
+/** Longest time until all that was under way has ended, milliseconds: requests, and what a shard fetches from another. */
 const LEFT_MS = 30_000;
 
 /** How long and how hard a run is. */
@@ -89,11 +89,9 @@ export async function assertSurvivesChaos(
   }
 }
 
-/** Waits until no router has a sequence or a KV block, and every shard no more connections than it has peers. */
+/** Waits until no router has a sequence or a KV block, and every shard one connection to each router and no other. */
 async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
   const routers = cluster.routers();
-  // A shard's connection to a peer that it fetched from may stand for a while.
-  const most = routers.length + cluster.shards().length - 1;
   await waitFor(
     "all KV blocks to be free, no sequence and no stream left",
     async () => {
@@ -108,8 +106,9 @@ async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
         }
       }
       for (const { rank, proxy } of cluster.shards()) {
-        const count = proxy?.connections() ?? 0;
-        if (count > most) throw new Error(`shard ${rank} has ${count} connections`);
+        const count = proxy?.connections();
+        if (count !== routers.length)
+          throw new Error(`shard ${rank} has ${count} connections, expected ${routers.length}`);
       }
       return true;
     },
