@@ -64,7 +64,7 @@ const about = {
 };
 
 /** Tasks in their order, as the demo model's held-out texts are named. */
-const TASKS = ["math", "code", "drama", "wiki"];
+const TASKS = ["maths", "python", "books", "facts"];
 
 /** Prompts of each task. */
 const PROMPTS_PER_TASK = 128;

@@ -10,14 +10,16 @@ import {
   type GenerateChunk,
   type GenerateResponse,
 } from "../../proto/gen/switchyard/v1/inference.ts";
+import { readModelConfig } from "../../core/model/load-config.ts";
 import { DEMO_MODEL, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 import { healthStatus } from "../support/health-probe.ts";
 import { listServices, reflectService } from "../support/reflection-client.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
-const [wiki] = await readDemoGoldens(["wiki"]);
-const expectedIds = wiki.greedy.ids.slice(0, 12);
+const [facts] = await readDemoGoldens(["facts"]);
+const config = await readModelConfig(DEMO_MODEL);
+const expectedIds = facts.greedy.ids.slice(0, 12);
 
 const greedy = { max_tokens: 12, temperature: 0, ignore_eos: true };
 
@@ -54,10 +56,10 @@ describe("the gRPC API of a router and 2 shards", () => {
     const service = await reflectService(cluster.grpcAddress, "switchyard.v1.InferenceService");
     try {
       const info = await service.unary("GetModelInfo", {});
-      assert.equal(info.num_experts, 32);
+      assert.equal(info.num_experts, config.numExperts);
       assert.equal(info.num_shards, 2);
       assert.equal(info.has_tokenizer, true);
-      const request = { token_ids: { ids: wiki.token_ids }, sampling: greedy };
+      const request = { token_ids: { ids: facts.token_ids }, sampling: greedy };
       const whole = await service.unary("Generate", request);
       assert.deepEqual(whole.token_ids, expectedIds);
       const chunks = await service.stream("GenerateStream", request).toArray();
@@ -73,12 +75,12 @@ describe("the gRPC API of a router and 2 shards", () => {
 
   test("continues token ids through the generated stubs, with usage and log-probabilities", async () => {
     const sampling = { maxTokens: 12, temperature: 0, ignoreEos: true, logprobs: 2 };
-    const prompt = { $case: "tokenIds", value: { ids: [...wiki.token_ids] } };
+    const prompt = { $case: "tokenIds", value: { ids: [...facts.token_ids] } };
     const response = await generate({ prompt, sampling });
     assert.deepEqual(response.tokenIds, expectedIds);
-    assert.ok(wiki.greedy.text.startsWith(response.text));
+    assert.ok(facts.greedy.text.startsWith(response.text));
     assert.equal(response.finishReason, FinishReason.FINISH_REASON_LENGTH);
-    assert.equal(response.usage?.promptTokens, wiki.token_ids.length);
+    assert.equal(response.usage?.promptTokens, facts.token_ids.length);
     assert.equal(response.usage?.completionTokens, 12);
     assert.equal(response.logprobs.length, 12);
     for (const [i, { token, top }] of response.logprobs.entries()) {
@@ -89,7 +91,7 @@ describe("the gRPC API of a router and 2 shards", () => {
   });
 
   test("streams text of a chat whose pieces join to the whole", async () => {
-    const messages = [{ role: "user", content: "Tell me about the Roman Empire." }];
+    const messages = [{ role: "user", content: "Tell me about Norway." }];
     const request = {
       prompt: { $case: "chat" as const, value: { messages } },
       sampling: { maxTokens: 16, temperature: 0 },
@@ -120,8 +122,12 @@ describe("the gRPC API of a router and 2 shards", () => {
     await rejects({ prompt: text, task: "Not A Label" }, status.INVALID_ARGUMENT, /task/);
     const hot = { temperature: -1 };
     await rejects({ prompt: text, sampling: hot }, status.INVALID_ARGUMENT, /temperature/);
-    const stranger = { $case: "tokenIds", value: { ids: [4096] } };
-    await rejects({ prompt: stranger }, status.INVALID_ARGUMENT, /4096/);
+    const stranger = { $case: "tokenIds", value: { ids: [config.vocabSize] } };
+    await rejects(
+      { prompt: stranger },
+      status.INVALID_ARGUMENT,
+      new RegExp(`${config.vocabSize}`, "u"),
+    );
     const long = { $case: "tokenIds", value: { ids: Array.from({ length: 3000 }, () => 5) } };
     await rejects({ prompt: long }, status.INVALID_ARGUMENT, /2048/);
   });

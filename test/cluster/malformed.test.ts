@@ -8,9 +8,11 @@ import fc from "fast-check";
 
 import { continueGreedily } from "../../bench/rig/api.ts";
 import { DEMO_MODEL, isHealthy, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
+import { readModelConfig } from "../../core/model/load-config.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 
-const [wiki] = await readDemoGoldens(["wiki"]);
+const [facts] = await readDemoGoldens(["facts"]);
+const { vocabSize } = await readModelConfig(DEMO_MODEL);
 
 /** What a request body may hold, good and bad, for the fields that the API knows. */
 const anyField = fc.oneof(
@@ -95,8 +97,8 @@ describe("malformed input to a live cluster", () => {
 
   async function assertStillWorks(): Promise<void> {
     assert.ok(await isHealthy(cluster.url));
-    const { ids } = await continueGreedily(cluster.url, wiki.token_ids, 4);
-    assert.deepEqual(ids, wiki.greedy.ids.slice(0, 4));
+    const { ids } = await continueGreedily(cluster.url, facts.token_ids, 4);
+    assert.deepEqual(ids, facts.greedy.ids.slice(0, 4));
   }
 
   const good = { prompt: "The Battle of", max_tokens: 1, temperature: 0 };
@@ -123,7 +125,7 @@ describe("malformed input to a live cluster", () => {
     ],
     ["no prompt", "/v1/completions", "{}", 400],
     ["no messages", "/v1/chat/completions", '{"messages":[]}', 400],
-    ["an id beyond the vocabulary", "/v1/completions", '{"prompt":[4096]}', 400],
+    ["an id beyond the vocabulary", "/v1/completions", `{"prompt":[${vocabSize}]}`, 400],
     ["a negative id", "/v1/completions", '{"prompt":[-1]}', 400],
     ["half an id", "/v1/completions", '{"prompt":[0.5]}', 400],
     ["an empty prompt", "/v1/completions", '{"prompt":[]}', 400],

@@ -5,7 +5,7 @@ import { continueGreedily } from "../../bench/rig/api.ts";
 import { DEMO_MODEL, startCluster, type Cluster } from "../../bench/rig/cluster.ts";
 import { readDemoGoldens } from "../support/goldens.ts";
 
-const goldens = await readDemoGoldens(["wiki", "chat", "math", "drama"]);
+const goldens = await readDemoGoldens(["facts", "chat", "maths", "books"]);
 
 describe("the default wire and weights", () => {
   let cluster: Cluster | undefined;

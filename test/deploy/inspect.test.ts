@@ -57,7 +57,8 @@ test("a shard on a GPU allocates what was predicted, within 5 %", async () => {
   const gpu = await openGpu();
   const allocated = countBuffers(gpu);
   const device = await createGpuExpertDevice(gpu, config, ["f16"]);
-  for (const layer of moeLayers(config)) device.allocate(layer, Array(16).fill("f16"));
+  for (const layer of moeLayers(config))
+    device.allocate(layer, Array(config.numExperts / 2).fill("f16"));
   const [shard] = plan(2, "f16").shards;
   assert.equal(device.residentBytes(), shard.residentBytes);
   assertPredicted(allocated(), shard.total);
@@ -108,7 +109,7 @@ test("where moves take a layer's slots twice they stay free, as a shard and a ro
 test("uneven shares are those of the router's first placement", () => {
   assert.deepEqual(
     plan(5, "f16").shards.map(({ expertsPerLayer }) => expertsPerLayer),
-    [7, 7, 7, 7, 4],
+    [13, 13, 13, 13, 12],
   );
 });
 
@@ -124,7 +125,7 @@ test("narrower experts take less, and more shards hold less each", () => {
 });
 
 test("a buffer that no binding of the adapter takes does not fit, however much memory there is", () => {
-  // The demo's expert has 2 · 64 · 64 weights of gate and up; a layer's cache 16 · 16 positions of 512 bytes.
+  // A layer's cache has 16 · 16 positions of 512 bytes.
   const layerCache = 16 * 16 * 512;
   const tight = plan(2, "f16", GIB, layerCache - 1);
   assert.equal(tight.router.fits, false);
@@ -148,11 +149,11 @@ test("switchyard inspect DIR tells family, parameters, parts and shards, as text
   const flags = ["--shards=2", "--experts-bits=4", "--memory=0.5"];
   const text = await inspect(DEMO_MODEL, ...flags);
   assert.equal(text.code, 0, text.stderr);
-  assert.match(text.stdout, /^demo-moe: qwen2_moe, 8\.94 M parameters, 2\.75 M read per token\n/u);
+  assert.match(text.stdout, /^demo-moe: qwen2_moe, 22\.13 M parameters, 4\.43 M read per token\n/u);
   assert.match(text.stdout, /\n {2}KV cache +128 MiB {2}3\.00 KiB per token/u);
   assert.match(
     text.stdout,
-    /\n {2}rank 1 .* 16 of 32 experts of each layer: 1\.90 MiB resident; fits in 512 MiB \(--memory\)\n/u,
+    /\n {2}rank 1 .* 32 of 64 experts of each layer: 5\.06 MiB resident; fits in 512 MiB \(--memory\)\n/u,
   );
   assert.match(text.stdout, /\n1 shard of 512 MiB would hold all experts in int4-g32\n$/u);
 
@@ -162,7 +163,7 @@ test("switchyard inspect DIR tells family, parameters, parts and shards, as text
     shards: { residentBytes: number }[];
     shardsNeeded: number;
   };
-  assert.equal(report.model.parameters.total, 8_938_944);
+  assert.equal(report.model.parameters.total, 22_125_568);
   assert.equal(report.shards.length, 2);
   assert.equal(report.shardsNeeded, 1);
 });

@@ -115,7 +115,7 @@ export interface DemoGolden {
   readonly greedy: { readonly ids: readonly number[]; readonly text: string };
 }
 
-/** The demo model's goldens of these names, as in "wiki". */
+/** The demo model's goldens of these names, as in "facts". */
 export function readDemoGoldens(names: readonly string[]): Promise<DemoGolden[]> {
   return Promise.all(
     names.map(async (name) => {

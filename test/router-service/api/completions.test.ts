@@ -2,9 +2,8 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
 import { toyContinuation, toyLogitsOf, logSumExp } from "../../support/toy-runner.ts";
-import { type Doors, openDoors } from "./doors.ts";
+import { type Doors, openDoors, VOCAB } from "./doors.ts";
 
-const VOCAB = 4096;
 const PROMPT = "Über den Wolken 🌊 muß die Freiheit";
 
 let doors: Doors;

@@ -15,6 +15,12 @@ const DEMO_MODEL = path.join(import.meta.dirname, "../../../models/demo-moe");
 /** Name that the doors serve the model under. */
 export const MODEL = "demo";
 
+/** The demo model's config. */
+export const CONFIG = await readModelConfig(DEMO_MODEL);
+
+/** Entries of its vocabulary, the first token id that it has not. */
+export const VOCAB = CONFIG.vocabSize;
+
 /** Changes to the doors and to what is behind them. */
 export interface DoorOptions {
   readonly toy?: Partial<ToyOptions>;
@@ -50,12 +56,11 @@ export interface Answer {
 
 /** Opens both doors on free ports; greedy unless a request says otherwise. */
 export async function openDoors(options: DoorOptions = {}): Promise<Doors> {
-  const config = await readModelConfig(DEMO_MODEL);
-  const generation = await readGenerationConfig(DEMO_MODEL, config);
+  const generation = await readGenerationConfig(DEMO_MODEL, CONFIG);
   const tokenizer = await loadTokenizer(DEMO_MODEL);
   if (tokenizer === undefined) throw new Error("the demo model has no tokenizer");
   const { engine, runner } = toyEngine(
-    { numBlocks: 256, vocabSize: config.vocabSize, ...options.toy },
+    { numBlocks: 256, vocabSize: VOCAB, ...options.toy },
     { maxModelLen: 256, ...options.engine },
   );
   const logged: { facts: object; message: string }[] = [];
@@ -63,7 +68,7 @@ export async function openDoors(options: DoorOptions = {}): Promise<Doors> {
   const api = createApi({
     engine,
     tokenizer: options.tokenizer === "none" ? undefined : tokenizer,
-    config,
+    config: CONFIG,
     generation: { eosTokenIds: generation.eosTokenIds, temperature: 0 },
     servedModelName: MODEL,
     unavailableReason: () => undefined,

@@ -18,7 +18,7 @@ import {
 import { loadFileDescriptorSetFromBuffer, loadSync } from "@grpc/proto-loader";
 
 import { toyContinuation } from "../../support/toy-runner.ts";
-import { type Doors, openDoors } from "./doors.ts";
+import { type Doors, openDoors, VOCAB } from "./doors.ts";
 
 const LIBRARY = path.dirname(createRequire(import.meta.url).resolve("@grpc/reflection"));
 
@@ -95,7 +95,7 @@ test("a client that knows nothing but reflection generates text", async () => {
         else resolve(value);
       });
     });
-    assert.deepEqual(response.token_ids, toyContinuation([1, 2, 3], 4, 4096));
+    assert.deepEqual(response.token_ids, toyContinuation([1, 2, 3], 4, VOCAB));
   } finally {
     client.close();
   }

@@ -19,9 +19,7 @@ import {
 } from "../../../proto/gen/switchyard/v1/inference.ts";
 import { toyContinuation, toyLogitsOf, logSumExp } from "../../support/toy-runner.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
-import { type DoorOptions, type Doors, MODEL, openDoors } from "./doors.ts";
-
-const VOCAB = 4096;
+import { CONFIG, type DoorOptions, type Doors, MODEL, openDoors, VOCAB } from "./doors.ts";
 
 let doors: Doors;
 let client: InferenceServiceClient;
@@ -175,9 +173,9 @@ test("Tokenize and GetModelInfo describe the model", async () => {
     modelType: "qwen2_moe",
     maxModelLen: doors.engine.maxModelLen,
     vocabSize: VOCAB,
-    numLayers: 6,
-    numExperts: 32,
-    numExpertsPerToken: 4,
+    numLayers: CONFIG.numLayers,
+    numExperts: CONFIG.numExperts,
+    numExpertsPerToken: CONFIG.numExpertsPerToken,
     numShards: 0,
     hasTokenizer: true,
   });
@@ -188,7 +186,10 @@ test("a bad field is INVALID_ARGUMENT and names itself, unary and streamed", asy
     [ask(undefined), /^prompt: is missing/],
     [ask(text("")), /^text: has no tokens/],
     [ask(ids()), /^token_ids: has no tokens/],
-    [ask(ids(1, 5000)), /^token_ids\[1\]: token id 5000 .* vocabulary of 4096/],
+    [
+      ask(ids(1, VOCAB)),
+      new RegExp(`^token_ids\\[1\\]: token id ${VOCAB} .* vocabulary of ${VOCAB}`, "u"),
+    ],
     [ask({ $case: "chat", value: { messages: [] } }), /^chat\.messages: 0 entries/],
     [
       ask({ $case: "chat", value: { messages: [{ role: "x", content: "" }] } }),
@@ -201,8 +202,8 @@ test("a bad field is INVALID_ARGUMENT and names itself, unary and streamed", asy
     [ask(ids(1), { maxTokens: 256 }), /257 were requested \(1 in token_ids, 256 to generate\)/],
     [ask(ids(1), { maxTokens: 2, minTokens: 3 }), /^sampling\.min_tokens: 3 is more than the 2/],
     [ask(ids(1), { logprobs: 21 }), /^sampling\.logprobs: 21 .* at most 20/],
-    [ask(ids(1), { logitBias: { 4096: 1 } }), /^sampling\.logit_bias\.4096: .* vocabulary/],
-    [ask(ids(1), { stopTokenIds: [4096] }), /^sampling\.stop_token_ids\[0\]: .* vocabulary/],
+    [ask(ids(1), { logitBias: { [VOCAB]: 1 } }), /^sampling\.logit_bias\.\d+: .* vocabulary/],
+    [ask(ids(1), { stopTokenIds: [VOCAB] }), /^sampling\.stop_token_ids\[0\]: .* vocabulary/],
     [ask(ids(1), { stop: ["a", "b", "c", "d", "e"] }), /^sampling\.stop: 5 entries/],
     [ask(ids(1), {}, { task: "Not Good" }), /^task: expected 1 to 32 characters/],
     [ask(ids(1), {}, { requestId: "x".repeat(129) }), /^request_id: 129 characters/],

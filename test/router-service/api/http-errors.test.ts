@@ -8,9 +8,12 @@ import {
   UnavailableError,
 } from "../../../router-service/engine/errors.ts";
 import type { Engine } from "../../../router-service/engine/request.ts";
-import { type Answer, type Doors, openDoors } from "./doors.ts";
+import { type Answer, type Doors, openDoors, VOCAB } from "./doors.ts";
 
 const BODY_LIMIT = 64 * 1024;
+
+/** What is said of the first token id beyond the vocabulary. */
+const BEYOND = new RegExp(`${VOCAB} .* vocabulary of ${VOCAB}`, "u");
 
 let doors: Doors;
 
@@ -67,7 +70,7 @@ const BAD_CHAT: [fields: object, param: string, message: RegExp][] = [
   [{ presence_penalty: -3 }, "presence_penalty", /-3 .* at least -2/],
   [{ logit_bias: { x: 1 } }, "logit_bias.x", /is not a token id/],
   [{ logit_bias: { 5: 101 } }, "logit_bias.5", /101 .* at most 100/],
-  [{ logit_bias: { 4096: 1 } }, "logit_bias.4096", /4096 .* vocabulary of 4096/],
+  [{ logit_bias: { [VOCAB]: 1 } }, `logit_bias.${VOCAB}`, BEYOND],
   [{ seed: 1.5 }, "seed", /expected integer, got 1.5/],
   [{ seed: 2 ** 60 }, "seed", /at most 9007199254740991/],
   [{ stop: ["a", "b", "c", "d", "e"] }, "stop", /5 entries, expected at most 4/],
@@ -132,8 +135,8 @@ const BAD_COMPLETION: [fields: object, param: string, message: RegExp][] = [
   [{ prompt: ["a", 3] }, "prompt[1]", /got 3/],
   [{ prompt: [3, "a"] }, "prompt[1]", /expected a token id, got "a"/],
   [{ prompt: [-1] }, "prompt[0]", /expected a token id, got -1/],
-  [{ prompt: [4096] }, "prompt[0]", /4096 .* vocabulary of 4096/],
-  [{ prompt: [[1], [1, 5000]] }, "prompt[1][1]", /5000 .* vocabulary/],
+  [{ prompt: [VOCAB] }, "prompt[0]", BEYOND],
+  [{ prompt: [[1], [1, 9999]] }, "prompt[1][1]", /9999 .* vocabulary/],
   [{ prompt: Array(257).fill("a") }, "prompt", /257 prompts, expected at most 256/],
   [{ prompt: Array(257).fill(1) }, "prompt", /257 tokens .* context of 256/],
   [{ prompt: "the sea ".repeat(500) }, "prompt", /tokens .* context of 256/],

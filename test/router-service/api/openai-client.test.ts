@@ -5,9 +5,7 @@ import OpenAI from "openai";
 
 import { toyContinuation } from "../../support/toy-runner.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
-import { type Doors, MODEL, openDoors } from "./doors.ts";
-
-const VOCAB = 4096;
+import { type Doors, MODEL, openDoors, VOCAB } from "./doors.ts";
 
 let doors: Doors;
 let client: OpenAI;

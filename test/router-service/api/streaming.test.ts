@@ -13,7 +13,7 @@ import type { Engine, EngineEvent } from "../../../router-service/engine/request
 import { toyEngine } from "../../support/engine-requests.ts";
 import { toyContinuation } from "../../support/toy-runner.ts";
 import { waitFor } from "../../../bench/rig/wait-for.ts";
-import { type DoorOptions, type Doors, openDoors } from "./doors.ts";
+import { type DoorOptions, type Doors, openDoors, VOCAB } from "./doors.ts";
 
 async function withDoors(
   options: DoorOptions,
@@ -108,7 +108,7 @@ test("a request of more completions than may wait is answered, in order, and oth
     assert.deepEqual(
       choices.map(({ index, token_ids }) => [index, token_ids]),
       prompts.flatMap((prompt, i) =>
-        [0, 1].map((k) => [2 * i + k, toyContinuation(prompt, 3, 4096)]),
+        [0, 1].map((k) => [2 * i + k, toyContinuation(prompt, 3, VOCAB)]),
       ),
     );
     const indices = ended.flatMap((id) => /^cmpl-.*-(\d+)$/.exec(id)?.[1] ?? []).map(Number);
@@ -146,11 +146,12 @@ test("a full queue refuses a request of several completions before anything of i
   const { beforeStep, release } = gate(1);
   const engine = { maxQueue: 2, maxNumSeqs: 1 };
   await withDoors({ toy: { beforeStep }, engine }, async (doors) => {
-    const ask = { ...streaming, n: 3 };
+    const one = { ...streaming, max_tokens: 8 };
+    const ask = { ...one, n: 3 };
     const first = doors.post("/v1/completions", ask);
-    const alone = doors.post("/v1/completions", streaming);
+    const alone = doors.post("/v1/completions", one);
     await waitFor("one to run", () => doors.engine.state().running === 1);
-    const other = doors.post("/v1/completions", streaming);
+    const other = doors.post("/v1/completions", one);
     await waitFor("a full queue", () => doors.engine.state().waiting === 2);
     for (const stream of [true, false]) {
       const refused = await doors.post("/v1/completions", { ...ask, stream });
