@@ -25,6 +25,7 @@ export interface PlacementView {
   readonly why: string | null;
   /** Expected time of a step's MoE layers; null where nothing is expected. */
   readonly predicted_step_seconds: number | null;
+  readonly forecast: { readonly tokens_per_step: number } | null;
   readonly layers: readonly {
     readonly layer: number;
     /** Copies of each expert. */

@@ -18,6 +18,9 @@ export interface PolicyFigures {
   /** Time of a step's MoE layers, mean over the run's steps, as predicted before each and as measured, milliseconds. */
   readonly predictedMs: number;
   readonly measuredMs: number;
+  /** Tokens of a step, mean over the same steps: what was predicted for, and what there were. */
+  readonly predictedTokens: number;
+  readonly measuredTokens: number;
 }
 
 /** What a router has counted since its start. */
@@ -27,6 +30,9 @@ export interface Counters {
   /** MoE layers of steps that were computed, and the time that they took together. */
   readonly layers: number;
   readonly layerSeconds: number;
+  /** Steps that were computed, and their tokens. */
+  readonly steps: number;
+  readonly tokens: number;
 }
 
 /** Reads a router's counters. */
@@ -40,6 +46,8 @@ export async function readCounters(url: string): Promise<Counters> {
     rows: new Map(rows.sort(([a], [b]) => a - b)),
     layers: value("moe_layer_seconds_count"),
     layerSeconds: value("moe_layer_seconds_sum"),
+    steps: value("vllm:iteration_tokens_total_count"),
+    tokens: value("vllm:iteration_tokens_total_sum"),
   };
 }
 
@@ -58,6 +66,7 @@ export class PolicyMeter {
   /** Layers that were computed while something was predicted, and the predicted seconds of all of them. */
   #predictedLayers = 0;
   #predictedSeconds = 0;
+  #predictedTokens = 0;
   #layersSeen: number | undefined;
 
   constructor(url: string, bytesPerExpert: number) {
@@ -97,6 +106,8 @@ export class PolicyMeter {
       movedBytes: this.#movedBytes,
       predictedMs: (this.#predictedSeconds / Math.max(1, this.#predictedLayers)) * 1000,
       measuredMs: layerSeconds * (this.#last?.layers.length ?? 0) * 1000,
+      predictedTokens: this.#predictedTokens / Math.max(1, this.#predictedLayers),
+      measuredTokens: (after.tokens - before.tokens) / Math.max(1, after.steps - before.steps),
     };
   }
 
@@ -108,6 +119,8 @@ export class PolicyMeter {
     if (predicted !== undefined && predicted !== null && this.#layersSeen !== undefined) {
       this.#predictedLayers += layers - this.#layersSeen;
       this.#predictedSeconds += predicted * (layers - this.#layersSeen);
+      const tokens = this.#last?.forecast?.tokens_per_step ?? 0;
+      this.#predictedTokens += tokens * (layers - this.#layersSeen);
     }
     this.#layersSeen = layers;
     if (this.#last !== undefined && now.epoch !== this.#last.epoch) {
@@ -131,6 +144,8 @@ export function policyTable(figures: readonly PolicyFigures[]): string {
     "MiB moved",
     "step's MoE layers ms: predicted",
     "measured",
+    "tokens of a step: forecast",
+    "counted",
     "failed",
   ];
   const rows = figures.map((one) => [
@@ -144,6 +159,8 @@ export function policyTable(figures: readonly PolicyFigures[]): string {
     (one.movedBytes / 2 ** 20).toFixed(1),
     one.predictedMs.toFixed(1),
     one.measuredMs.toFixed(1),
+    one.predictedTokens.toFixed(1),
+    one.measuredTokens.toFixed(1),
     `${one.failed}`,
   ]);
   return [head, head.map(() => "---"), ...rows]
