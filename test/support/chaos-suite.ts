@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { metric } from "../../bench/rig/api.ts";
 import { runChaos, type ChaosVerdict, type RoundReport } from "./chaos-run.ts";
 import { CHAOS_TURN, chaosSchedule, type ChaosShape } from "./chaos-schedule.ts";
-import { waitForConvergence } from "../../bench/rig/control-api.ts";
+import { placementOf, waitForConvergence } from "../../bench/rig/control-api.ts";
 import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
 import { failureText, runUndisturbed } from "../../bench/rig/load-driver.ts";
 import { residentBytes } from "./resident-bytes.ts";
@@ -17,6 +17,9 @@ const SHARDS = 3;
 
 /** Longest time until all that was under way has ended, milliseconds: requests, and what a shard fetches from another. */
 const LEFT_MS = 30_000;
+
+/** Longest time until a router that has just started says what its placement is worth, milliseconds. */
+const JUDGED_MS = 30_000;
 
 /** How long and how hard a run is. */
 export interface ChaosLength {
@@ -133,6 +136,13 @@ class MemoryWatch {
   }
 
   async look(): Promise<void> {
+    // The thread that judges placements starts with the first question, and is no growth.
+    const judged = this.#cluster
+      .routers()
+      .map(({ url }) =>
+        waitFor(`${url} to judge its placement`, () => placementOf(url), JUDGED_MS),
+      );
+    await Promise.all(judged);
     for (const { pid } of this.#processes()) {
       const seen = this.#seen.get(pid);
       if (seen === undefined) this.#seen.set(pid, { bytes: await residentBytes(pid), rounds: 0 });
