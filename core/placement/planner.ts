@@ -72,6 +72,8 @@ export function planPlacement(input: PlannerInput): Plan {
     ...limits,
     reloadBytes: reloadBytes(input, ideal.movedBytes),
   });
+  // What it takes is known then.
+  if (leadTo(wanted, stages)) stages[stages.length - 1] = wanted;
   const target = stages.at(-1) ?? current;
   const moves = movesOf(current, stages);
   const why = whyOf(input, current, target, moves, timesOf);
@@ -81,6 +83,12 @@ export function planPlacement(input: PlannerInput): Plan {
     const why = whyOf(input, current, current, [], timesOf);
     return { target: current, moves: [], stages: [], why };
   }
+}
+
+/** True where the last stage has the same copies. */
+function leadTo(wanted: PlacedLayers, stages: readonly PlacedLayers[]): boolean {
+  const last = stages.at(-1);
+  return last !== undefined && movesBetween(last, wanted).length === 0;
 }
 
 /**
