@@ -285,7 +285,7 @@ def prepare(corpora, work):
     (work / "heldout").mkdir(exist_ok=True)
     about = {"tasks": {}, "licences": {}}
     for readme in sorted(corpora.glob("*/README.md")):
-        about["licences"][readme.parent.name] = re.findall(r"^- ((?:source|licence).*)$", readme.read_text(), re.M)
+        about["licences"][readme.parent.name] = re.findall(r"^- ((?:source|paths|licence).*)$", readme.read_text(), re.M)
     for task in TASKS:
         about["tasks"][task] = prepare_task(task, corpora, work)
         print(task, {k: v for k, v in about["tasks"][task].items() if k != "heldout"}, flush=True)
