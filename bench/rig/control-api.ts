@@ -2,7 +2,6 @@
 
 import assert from "node:assert/strict";
 
-import { metric } from "./api.ts";
 import { isHealthy } from "./cluster.ts";
 import type { ElasticCluster } from "./elastic-cluster.ts";
 import { waitFor } from "./wait-for.ts";
@@ -118,10 +117,7 @@ async function decisions(cluster: ElasticCluster): Promise<string> {
   return JSON.stringify(views, (key, value: unknown) => (key === "layers" ? undefined : value));
 }
 
-/**
- * Why the cluster is not at rest; undefined where it is: all routers healthy at one epoch, every living shard ready for
- * it alone. GET /v1/placement also judges the placement, by a thread and for longer: too much to ask again and again.
- */
+/** Why the cluster is not at rest; undefined where it is: all routers healthy at one epoch, every living shard ready for it alone. */
 async function unrest(cluster: ElasticCluster): Promise<string | undefined> {
   const ended = await cluster.unexpectedlyEnded();
   assert.deepEqual(ended, [], "a process ended that was not told to");
@@ -129,7 +125,7 @@ async function unrest(cluster: ElasticCluster): Promise<string | undefined> {
   const epochs = new Set<number>();
   for (const { url } of cluster.routers()) {
     if (!(await isHealthy(url))) return `${url} is not healthy`;
-    const epoch = await metric(url, "moe_placement_epoch");
+    const { epoch } = await placementOf(url);
     epochs.add(epoch);
     const shards = await shardsOf(url);
     for (const rank of ranks) {
