@@ -53,7 +53,9 @@ function closable(connector: SecureConnector): SecureConnector {
       if (isDestroyed) throw new Error("the client is closed");
       await connector.waitForReady();
     },
-    connect: (socket) => {
+    connect: async (socket) => {
+      // Closed while the socket connected: whoever waits destroys it.
+      if (isDestroyed) throw new Error("the client is closed");
       last = socket;
       return connector.connect(socket);
     },

@@ -67,3 +67,16 @@ test("a client that is closed leaves no connection to a server that never said a
   client.close();
   await waitFor("the connection to close", () => server.open() === 0, 2_000);
 });
+
+test("a client that is closed while its socket connects leaves no connection to a server that says nothing", async (t) => {
+  const server = await listen(t, 0);
+  const client = connectingClient(server.port, 100);
+  // The address is known after this; between ticks nothing comes of a socket.
+  await new Promise((resolve) => setImmediate(resolve));
+  const tick = () => new Promise<void>((resolve) => process.nextTick(resolve));
+  for (let ticks = 0; ticks < 100; ticks++) await tick();
+  assert.equal(stateOf(client), connectivityState.CONNECTING);
+  client.close();
+  await waitFor("the connection", () => server.accepted() === 1);
+  await waitFor("the connection to close", () => server.open() === 0, 2_000);
+});
