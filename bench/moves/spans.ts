@@ -35,12 +35,12 @@ export function adoptionsIn(log: string, origin: number): Span[] {
 
 /**
  * The moves of a join or a drain. A shard that is there gets experts when a plan finds that worth it: what it waits for that is
- * no move, while a drain is one from the moment that it is asked for.
+ * no move, while a drain is one from the moment that it is asked for; of a shard that held nothing it takes no time.
  */
 export function movesOf({ kind, from, to }: Stretch, adoptions: readonly Span[]): Span[] {
   const those = adoptions.filter((adoption) => overlap(adoption, { from, to }));
   if (kind !== "drain") return those;
-  return [{ from, to: Math.max(...those.map((adoption) => adoption.to)) }];
+  return [{ from, to: Math.max(from, ...those.map((adoption) => adoption.to)) }];
 }
 
 /** Gaps of which any part is in one of the moves. */

@@ -33,6 +33,7 @@ test("a join is a move while experts are loaded, a drain from when it is asked f
   ];
   assert.deepEqual(movesOf({ kind: "join", from: 0, to: 30 }, adoptions), [{ from: 10, to: 20 }]);
   assert.deepEqual(movesOf({ kind: "drain", from: 35, to: 75 }, adoptions), [{ from: 35, to: 70 }]);
+  assert.deepEqual(movesOf({ kind: "drain", from: 80, to: 90 }, adoptions), [{ from: 80, to: 80 }]);
 });
 
 test("a gap that a move begins or ends in is the move's, one that rest begins or ends in is nobody's", () => {
