@@ -135,6 +135,7 @@ test("up serves with two shards and Redis, restarts a lost shard, and stops all 
   assert.ok(new Set(services).isSubsetOf(new Set(children)), cluster.text.stderr);
   cluster.kill("SIGTERM");
   assert.deepEqual(await cluster.exit(), { code: 0, signal: null }, cluster.text.stderr);
+  assert.deepEqual(services.filter(isAlive), []);
   await waitFor("the end of all children", () => !children.some(isAlive));
   assert.ok(!(await isOpen(cluster.redisPort)));
 });

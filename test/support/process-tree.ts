@@ -21,12 +21,6 @@ export async function descendants(pid: number): Promise<number[]> {
   return found;
 }
 
-/** Whether a process is there and not a zombie. */
-export async function isAlive(pid: number): Promise<boolean> {
-  const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => undefined);
-  return stat !== undefined && !/\) [ZX] /.test(stat);
-}
-
 /** Command line of a process; empty where it is gone. */
 export async function commandLine(pid: number): Promise<string> {
   const text = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
