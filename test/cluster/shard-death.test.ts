@@ -35,11 +35,13 @@ const CONCURRENCY = 16;
 /** Tokens of each answer: few, so that prompts and answers take turns in every step. */
 const MAX_TOKENS = 4;
 
-/** Each prompt is sent four times; with its answer it fills no KV block, so that every time it is computed anew. */
-const SIZES = { count: REQUESTS / 4, minLength: 4, maxLength: 12, maxTokens: MAX_TOKENS };
+const SIZES = { count: REQUESTS, minLength: 8, maxLength: 24, maxTokens: MAX_TOKENS };
 
 /** Longest time until a placement stands again after a shard is back, milliseconds. */
 const CONVERGE_MS = 15_000;
+
+/** Fewer blocks than the prompts fill, so that each run computes them anew. */
+const KV_BLOCKS = 128;
 
 /** Bytes of a dispatch of two rows; less may be none. */
 const ROWS_BYTES = 512;
@@ -76,7 +78,7 @@ async function startSubject(copies: 1 | 2, options: ElasticOptions): Promise<Sub
   const cluster = await ElasticCluster.start({
     ...options,
     routerFlags: [
-      ["--min-copies", `${copies}`],
+      ["--kv-blocks", `${KV_BLOCKS}`, "--min-copies", `${copies}`],
       // Ours would make copies of all that it has room for.
       copies === 1 ? ["--placement-policy", "static"] : [],
     ].flat(),
@@ -133,9 +135,8 @@ async function assertSurvives(
   disturb: () => Promise<void>,
 ): Promise<void> {
   const before = await sentAgain(url);
-  const { prompts } = undisturbed;
   const load = driveLoad({
-    prompts: Array.from({ length: REQUESTS }, (_, i) => prompts[i % prompts.length]),
+    prompts: undisturbed.prompts,
     concurrency: CONCURRENCY,
     target: () => url,
   });
