@@ -28,7 +28,7 @@ export interface InspectInput {
   readonly memoryBytes: number;
   /** Largest binding of the adapter that each process has, bytes; Infinity on the CPU. */
   readonly bindingBytes: number;
-  /** That memory was named: processes are told of it by --memory-limit. */
+  /** That memory was named: processes are told of it by --memory-limit and --router-memory-limit. */
   readonly isLimit: boolean;
   /** Moves take a layer's slots twice within it, as on a GPU with a memory limit. */
   readonly holdsTwice: boolean;

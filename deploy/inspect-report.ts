@@ -172,7 +172,7 @@ function routerLines(subject: InspectSubject): string[] {
     ...lines.filter(([, bytes, note]) => bytes > 0 || note !== undefined).map(sizeRow),
     sizeRow(["total", plan.router.total, fitText(plan.router, subject)]),
     ...(left > 0
-      ? [sizeRow(["left", left, "for routed experts of its own, with --memory-limit"])]
+      ? [sizeRow(["left", left, "for routed experts of its own, with --router-memory-limit"])]
       : []),
   ];
 }

@@ -76,7 +76,13 @@ async function startCluster(launch: Launch): Promise<void> {
   const router = await startService(
     {
       ...serviceSpec(launch, "router", "router-service/main.ts"),
-      ...routerArguments(config, discover ? [] : addresses, redisUrl),
+      ...toArguments(routerConfigSchema, {
+        ...config,
+        shards: discover ? [] : addresses,
+        discover,
+        minShards: Math.max(1, config.shards),
+        redisUrl,
+      }),
     },
     launch.signal,
   );
@@ -89,24 +95,6 @@ async function startCluster(launch: Launch): Promise<void> {
   await becomesHealthy(url, launch.signal);
   view.close();
   process.stdout.write(greeting(config, url, redisUrl));
-}
-
-/** How the router of a cluster is started, for these shards or, without any, those that it finds in Redis. */
-export function routerArguments(
-  config: UpConfig,
-  shards: readonly string[],
-  redisUrl: string | undefined,
-): ReturnType<typeof toArguments> {
-  const { argv, env } = toArguments(routerConfigSchema, {
-    ...config,
-    memoryLimit: config.routerMemoryLimit,
-    shards: [...shards],
-    discover: shards.length === 0 && config.shards > 0,
-    minShards: Math.max(1, config.shards),
-    redisUrl,
-  });
-  // What the environment says by this name is for the shards; a flag wins over it.
-  return { argv, env: { ...env, SWITCHYARD_MEMORY_LIMIT: "" } };
 }
 
 /** URL of the Redis to use: the one given, or a redis-server of our own; undefined where there is none. */

@@ -15,8 +15,6 @@ const {
   weights,
   expertsBits,
   expertsGroup,
-  memoryLimit: routerMemoryLimit,
-  localExperts,
   ...others
 } = routerFields.omit({ shards: true, discover: true, minShards: true }).shape;
 
@@ -41,11 +39,6 @@ export const upConfigSchema = z.object({
   memoryLimit: expertConfigSchema.shape.memoryLimit.meta({
     ...expertConfigSchema.shape.memoryLimit.meta(),
     description: "Device memory that the expert weights of one shard may take",
-  }),
-  routerMemoryLimit,
-  localExperts: localExperts.meta({
-    ...localExperts.meta(),
-    defaultText: "all that --router-memory-limit leaves; without that, none",
   }),
   startTimeout: z.number().positive().max(86_400).default(600).meta({
     description: "Longest wait until the cluster serves",

@@ -65,7 +65,7 @@ export const routerFields = z.object({
     description:
       "Parts of a step that take turns, one computing while the other's rows are with the shards; auto: what steps are faster with",
   }),
-  memoryLimit: z.int().min(1).optional().meta({
+  routerMemoryLimit: z.int().min(1).optional().meta({
     description:
       "Device memory that the router may take in all; what weights, KV cache and buffers leave goes to routed experts, but on a GPU one layer's part of it, half at most, that stays free for moves",
     unit: "bytes",
@@ -77,7 +77,7 @@ export const routerFields = z.object({
       "Device memory of the router's own that routed experts may take beside those of the shards",
     unit: "bytes",
     placeholder: "BYTES",
-    defaultText: "all that --memory-limit leaves; without that, none",
+    defaultText: "all that --router-memory-limit leaves; without that, none",
   }),
   dispatchTimeout: z.number().positive().max(3_600).default(2).meta({
     description: "Longest wait for a shard's answer before its rows are sent again",

@@ -1,4 +1,4 @@
-/** What the router's own device has for routed experts: `--memory-limit` less what all else takes, and `--local-experts`. */
+/** What the router's own device has for routed experts: `--router-memory-limit` less what all else takes, and `--local-experts`. */
 
 import type { WeightsDtype } from "../core/expert-device.ts";
 import type { FormatOf } from "../core/expert-format.ts";
@@ -23,7 +23,12 @@ export interface LocalMemorySettings {
   readonly checkpoint: Pick<Checkpoint, "config" | "overlay" | "storedExperts">;
   readonly settings: Pick<
     RouterConfig,
-    "memoryLimit" | "localExperts" | "weights" | "expertsBits" | "expertsGroup" | "microBatches"
+    | "routerMemoryLimit"
+    | "localExperts"
+    | "weights"
+    | "expertsBits"
+    | "expertsGroup"
+    | "microBatches"
   >;
   readonly limits: RunnerLimits;
   /** Absent: the CPU. */
@@ -63,25 +68,28 @@ export function expertRoom(
  */
 export function createLocalMemory(options: LocalMemorySettings): LocalMemory {
   const { settings, gpu, isRemote, logger } = options;
-  const { memoryLimit, localExperts } = settings;
-  if (memoryLimit === undefined) {
+  const { routerMemoryLimit, localExperts } = settings;
+  if (routerMemoryLimit === undefined) {
     const bytes = localExperts ?? 0;
     return { isOffered: bytes > 0, bytes: () => bytes, decided: () => {} };
   }
   const of = (weights: WeightsDtype): number => {
-    const left = memoryLimit - takenBytes(options, weights).total;
+    const left = routerMemoryLimit - takenBytes(options, weights).total;
     const room = isRemote ? roomBeside(options, left, weights) : 0;
     return Math.min(room, localExperts ?? room);
   };
   const say = (weights: WeightsDtype) => {
     const taken = takenBytes(options, weights).total;
     const left = isRemote ? { leftForExperts: of(weights) } : {};
-    logger.info({ memoryLimit, weights, taken, ...left }, "memory of the router's own device");
+    logger.info(
+      { routerMemoryLimit, weights, taken, ...left },
+      "memory of the router's own device",
+    );
   };
   const isAuto = settings.weights === "auto" && isRemote && gpu !== undefined;
   const vote = { weights: settings.weights, shaderF16: gpu?.shaderF16 ?? false };
   const narrowest = decideWeights([vote]);
-  checkLimit(options, memoryLimit, narrowest);
+  checkLimit(options, routerMemoryLimit, narrowest);
   let counted = isAuto ? "f32" : narrowest;
   let bytes = of(counted);
   let isSaid = counted === narrowest;
@@ -90,7 +98,7 @@ export function createLocalMemory(options: LocalMemorySettings): LocalMemory {
     isOffered: isRemote && localExperts !== 0,
     bytes: () => bytes,
     decided: (weights) => {
-      checkLimit(options, memoryLimit, weights);
+      checkLimit(options, routerMemoryLimit, weights);
       if (!isSaid || weights !== counted) say(weights);
       isSaid = true;
       counted = weights;
@@ -144,6 +152,6 @@ function checkLimit(options: LocalMemorySettings, limit: number, weights: Weight
     ...(experts > 0 ? [`${experts} of experts`] : []),
   ];
   throw new LimitError(
-    `--memory-limit ${limit}: the router takes ${total} bytes, ${parts.join(", ")}`,
+    `--router-memory-limit ${limit}: the router takes ${total} bytes, ${parts.join(", ")}`,
   );
 }

@@ -32,7 +32,7 @@ describe("a router whose shard has no room for all experts", { timeout: 60_000 }
       shardFlags: () => ["--memory-limit", `${(ALL_BYTES * 2) / 3}`],
       routerFlags: (index) => [
         "--plan-interval=0",
-        index === 0 ? `--memory-limit=${memoryLimit}` : "--local-experts=0",
+        index === 0 ? `--router-memory-limit=${memoryLimit}` : "--local-experts=0",
       ],
     });
     const [{ url }] = cluster.routers();

@@ -4,10 +4,8 @@ import { existsSync, realpathSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { test } from "node:test";
 
-import { foreignEnvironment, parseConfig } from "../../core/platform/config.ts";
-import { greeting, routerArguments } from "../../deploy/local-cluster.ts";
-import { upConfigSchema } from "../../deploy/up-config.ts";
-import { routerConfigSchema } from "../../router-service/config.ts";
+import { foreignEnvironment } from "../../core/platform/config.ts";
+import { greeting } from "../../deploy/local-cluster.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
 const LAUNCHER = join(ROOT, "deploy/switchyard.mjs");
@@ -56,20 +54,6 @@ test("the shard to drain may stand after the flags", () => {
   const drained = run(["drain", "--wait", "--url", "http://127.0.0.1:1", "1"]);
   assert.equal(drained.status, 1);
   assert.match(drained.stderr, /router at http:\/\/127\.0\.0\.1:1: /);
-});
-
-test("up keeps the shards' memory limit from its router, which has one of its own", () => {
-  for (const [limits, expected] of [
-    [{ memoryLimit: 1000 }, undefined],
-    [{ memoryLimit: 1000, routerMemoryLimit: 5000 }, 5000],
-  ] as const) {
-    const { argv, env } = routerArguments(upConfigSchema.parse(limits), ["10.0.0.1:1"], undefined);
-    const inherited = { SWITCHYARD_MEMORY_LIMIT: "1000", ...env };
-    const parsed = parseConfig(routerConfigSchema, argv, inherited);
-    assert.ok(parsed.kind === "config");
-    assert.equal(parsed.config.memoryLimit, expected);
-    assert.deepEqual(parsed.config.shards, ["10.0.0.1:1"]);
-  }
 });
 
 test("every bad flag of up is listed", () => {

@@ -51,28 +51,28 @@ test("without a memory limit experts get what --local-experts says, and nothing 
 });
 
 test("experts get what a memory limit leaves, but for a layer's slots that moves take on a GPU", () => {
-  const memoryLimit = leaving(3 * LAYER_BYTES);
-  const flags = { memoryLimit, weights: "f32" } as const;
+  const routerMemoryLimit = leaving(3 * LAYER_BYTES);
+  const flags = { routerMemoryLimit, weights: "f32" } as const;
   const { memory, said } = memoryOf(flags);
   assert.deepEqual([memory.isOffered, memory.bytes()], [true, 2 * LAYER_BYTES]);
   const taken = takenIn("f32");
-  const facts = { memoryLimit, weights: "f32", taken, leftForExperts: 2 * LAYER_BYTES };
+  const facts = { routerMemoryLimit, weights: "f32", taken, leftForExperts: 2 * LAYER_BYTES };
   assert.deepEqual(said, [facts]);
   assert.equal(memoryOf(flags, { gpu: undefined }).memory.bytes(), 3 * LAYER_BYTES);
   // Less than two layers: half of it.
-  const small = memoryOf({ ...flags, memoryLimit: leaving(LAYER_BYTES) });
+  const small = memoryOf({ ...flags, routerMemoryLimit: leaving(LAYER_BYTES) });
   assert.equal(small.memory.bytes(), LAYER_BYTES / 2);
-  assert.equal(memoryOf({ ...flags, memoryLimit: takenIn("f32") }).memory.bytes(), 0);
+  assert.equal(memoryOf({ ...flags, routerMemoryLimit: takenIn("f32") }).memory.bytes(), 0);
 });
 
 test("one lane of buffers less is more for experts", () => {
-  const flags = { memoryLimit: leaving(3 * LAYER_BYTES), weights: "f32" } as const;
+  const flags = { routerMemoryLimit: leaving(3 * LAYER_BYTES), weights: "f32" } as const;
   const one = memoryOf({ ...flags, microBatches: "1" }).memory.bytes();
   assert.ok(one > memoryOf(flags).memory.bytes());
 });
 
 test("of --local-experts and what a memory limit leaves, the smaller counts", () => {
-  const flags = { memoryLimit: leaving(3 * LAYER_BYTES), weights: "f32" } as const;
+  const flags = { routerMemoryLimit: leaving(3 * LAYER_BYTES), weights: "f32" } as const;
   for (const [localExperts, bytes] of [
     [0, 0],
     [EXPERT_BYTES, EXPERT_BYTES],
@@ -87,11 +87,11 @@ test("a limit below what the router takes beside experts is refused with the par
   const taken = takenIn("f32");
   for (const flags of [{}, { localExperts: 0 }]) {
     assert.throws(
-      () => memoryOf({ ...flags, memoryLimit: taken - 1, weights: "f32" }),
+      () => memoryOf({ ...flags, routerMemoryLimit: taken - 1, weights: "f32" }),
       (error: Error) =>
         error instanceof LimitError &&
         error.message.startsWith(
-          `--memory-limit ${taken - 1}: the router takes ${taken} bytes, `,
+          `--router-memory-limit ${taken - 1}: the router takes ${taken} bytes, `,
         ) &&
         / of KV cache, 64 blocks, /.test(error.message),
     );
@@ -99,8 +99,8 @@ test("a limit below what the router takes beside experts is refused with the par
 });
 
 test("until the cluster decides on the dtype of weights the wider one is counted", () => {
-  const memoryLimit = leaving(3 * LAYER_BYTES);
-  const { memory, said } = memoryOf({ memoryLimit });
+  const routerMemoryLimit = leaving(3 * LAYER_BYTES);
+  const { memory, said } = memoryOf({ routerMemoryLimit });
   assert.equal(memory.bytes(), 2 * LAYER_BYTES);
   assert.deepEqual(said, []);
   memory.decided("f16");
@@ -108,18 +108,18 @@ test("until the cluster decides on the dtype of weights the wider one is counted
   assert.equal(memory.bytes(), narrow);
   assert.equal(said.length, 1);
 
-  const tight = memoryOf({ memoryLimit: takenIn("f16") }).memory;
+  const tight = memoryOf({ routerMemoryLimit: takenIn("f16") }).memory;
   assert.equal(tight.bytes(), 0);
   tight.decided("f16");
-  assert.throws(() => tight.decided("f32"), /--memory-limit .* bytes of weights in f32/);
+  assert.throws(() => tight.decided("f32"), /--router-memory-limit .* bytes of weights in f32/);
 });
 
 test("without shards the limit is for all experts too", () => {
   const whole = { isRemote: false, gpu: undefined };
-  const flags = { memoryLimit: leaving(TINY_EXPERTS_BYTES), weights: "f32" } as const;
+  const flags = { routerMemoryLimit: leaving(TINY_EXPERTS_BYTES), weights: "f32" } as const;
   assert.equal(memoryOf(flags, whole).memory.isOffered, false);
   assert.throws(
-    () => memoryOf({ ...flags, memoryLimit: takenIn("f32") }, whole),
+    () => memoryOf({ ...flags, routerMemoryLimit: takenIn("f32") }, whole),
     /bytes, .* of experts$/,
   );
 });

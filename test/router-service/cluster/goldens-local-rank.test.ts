@@ -16,13 +16,13 @@ import { connectTestCluster, silentLogger, startTestShard } from "../../support/
 const gpu = await openGpu();
 const allocated = countBuffers(gpu);
 /** A little more than attention, half of the experts, and a layer of them once more take. */
-const memoryLimit = 13.5 * 2 ** 20;
+const routerMemoryLimit = 13.5 * 2 ** 20;
 after(() => gpu.close());
 
 const onLocalRankAndShard: RunnerFactory = async (checkpoint, limits) => {
   const { dir: model, config } = checkpoint;
   const shard = await startTestShard({ model, device: "webgpu", weights: "f32" });
-  const settings = routerConfigSchema.parse({ memoryLimit, weights: "f32", tune: "never" });
+  const settings = routerConfigSchema.parse({ routerMemoryLimit, weights: "f32", tune: "never" });
   const logger = silentLogger;
   const memory = createLocalMemory({ checkpoint, settings, limits, gpu, isRemote: true, logger });
   const cluster = await connectTestCluster([shard.address], {
@@ -44,7 +44,7 @@ const onLocalRankAndShard: RunnerFactory = async (checkpoint, limits) => {
     limits,
     experts: { kind: "remote", runExperts, microBatches: "auto" },
   });
-  assert.ok(allocated() <= memoryLimit, `${allocated()} bytes`);
+  assert.ok(allocated() <= routerMemoryLimit, `${allocated()} bytes`);
   return {
     forward: (batch, context) => runner.forward(batch, context),
     close: async () => {
