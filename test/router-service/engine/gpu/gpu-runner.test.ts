@@ -9,10 +9,24 @@ import { decodeSteps, runnerSuite } from "../../../support/runner-suite.ts";
 import { openTiny, SMALL_LIMITS } from "../../../support/tiny-checkpoint.ts";
 import { batchOf } from "../../../support/step-batch.ts";
 
+/** All goldens of the demo model. */
+const GOLDENS = [
+  "books",
+  "dialogue",
+  "facts",
+  "python",
+  "javascript",
+  "maths",
+  "long_python",
+  "maths_fewshot",
+  "chat",
+  "one_token",
+];
+
 const gpu = await openGpu();
 after(() => gpu.close());
 
-await runnerSuite("llvmpipe", gpuRunnerFactory(gpu), ["chat", "facts", "long_python", "one_token"]);
+await runnerSuite("llvmpipe", gpuRunnerFactory(gpu), GOLDENS);
 
 test("100 decode steps with local experts create nothing on the device but their command encoders", async (t) => {
   const checkpoint = await openTiny(t);
