@@ -33,6 +33,8 @@ export interface LoadOptions {
   readonly target: () => string | undefined;
   /** Sends no more requests once it aborts, those that run end in their own time; without it each prompt is sent once. */
   readonly until?: AbortSignal;
+  /** With `until`: requests that are sent in any case; 0 unless given. */
+  readonly atLeast?: number;
   /** Called for every chunk with tokens, `gapMs` after the one before or the sending. */
   readonly onToken?: (request: DrivenRequest, gapMs: number) => void;
 }
@@ -113,9 +115,12 @@ export async function runUndisturbed(
 
 /** Starts sending; a request that fails is kept as such and not sent again. */
 export function driveLoad(options: LoadOptions): DrivenLoad {
-  const { prompts, concurrency, until } = options;
+  const { prompts, concurrency, until, atLeast = 0 } = options;
   const requests: DrivenRequest[] = [];
-  const more = () => (until === undefined ? requests.length < prompts.length : !until.aborted);
+  const more = () =>
+    until === undefined
+      ? requests.length < prompts.length
+      : !until.aborted || requests.length < atLeast;
   async function sendInTurn(): Promise<void> {
     while (more()) {
       const url = options.target();
