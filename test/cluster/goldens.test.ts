@@ -39,13 +39,13 @@ for (const shards of [0, 1, 2, 3])
     if (shards === 2) underLoad(() => cluster.url);
   });
 
-// On GPUs, these and the other families run over two shards in one process: test/router-service/cluster/goldens-two-gpu-shards.test.ts.
+// The other families run over two shards in one process: test/router-service/cluster/goldens-two-gpu-shards.test.ts.
 for (const family of ["deepseek_v3", "gpt_oss"])
   describe(`a router with 2 shards of ${family}`, () => {
     const model = `test/goldens/${family}`;
     let cluster: Cluster;
     before(async () => {
-      cluster = await startCluster({ shards: 2, model, device: "cpu" });
+      cluster = await startCluster({ shards: 2, model });
     });
     after(() => cluster?.close());
 
