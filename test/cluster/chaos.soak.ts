@@ -14,7 +14,8 @@ test("5 minutes of kills, freezes, bad links, joins, drains and restarts cost no
     shape: { maxFaultMs: 4000, redisOutageMs: 30_000, besideShare: 0.5 },
     concurrency: 8,
     convergeMs: 30_000,
-    maxGrowthBytes: 64 << 20,
+    warmMs: 45_000,
+    maxGrowthBytes: 32 << 20,
     onRound: ({ round, convergedAfterMs, tokens }) => {
       const { main, beside } = round;
       const what = beside === undefined ? main.kind : `${main.kind}, ${beside.kind}`;

@@ -9,6 +9,7 @@ test("45 seconds of kills, freezes, bad links, joins, drains and restarts cost n
     shape: { maxFaultMs: 1500, redisOutageMs: 3000, besideShare: 0.3 },
     concurrency: 3,
     convergeMs: 15_000,
+    warmMs: 15_000,
     maxGrowthBytes: 64 << 20,
   });
 });
