@@ -2,8 +2,14 @@
 
 import type { Socket } from "node:net";
 
-import type { ChannelCredentials, ChannelOptions, Server, ServerOptions } from "@grpc/grpc-js";
-import { credentials, ServerCredentials, status } from "@grpc/grpc-js";
+import type {
+  ChannelCredentials,
+  ChannelOptions,
+  ClientOptions,
+  Server,
+  ServerOptions,
+} from "@grpc/grpc-js";
+import { Channel, credentials, ServerCredentials, status } from "@grpc/grpc-js";
 
 /** Largest message of any service, bytes; both ends set it. */
 export const MAX_MESSAGE_BYTES = 256 * 1024 * 1024;
@@ -18,8 +24,20 @@ const sharedOptions = {
   "grpc.keepalive_timeout_ms": 5_000,
 } satisfies ChannelOptions;
 
+/** A channel that stays closed: grpc-js tells of an IP address a turn later, also to one that was closed meanwhile. */
+function closableChannel(...settings: ConstructorParameters<typeof Channel>): Channel {
+  const channel = new Channel(...settings);
+  const close = channel.close.bind(channel);
+  channel.close = () => {
+    close();
+    // After that turn, and before a socket can have connected.
+    setImmediate(close);
+  };
+  return channel;
+}
+
 /** Options of every client channel: no retries (callers decide), no sharing of connections, no proxy. */
-export const channelOptions: ChannelOptions = {
+export const channelOptions: ClientOptions = {
   ...sharedOptions,
   "grpc.keepalive_permit_without_calls": 1,
   "grpc.enable_retries": 0,
@@ -27,6 +45,7 @@ export const channelOptions: ChannelOptions = {
   "grpc.enable_http_proxy": 0,
   "grpc.service_config_disable_resolution": 1,
   "grpc-node.flow_control_window": FLOW_CONTROL_WINDOW,
+  channelFactoryOverride: closableChannel,
 };
 
 type SecureConnector = ReturnType<ChannelCredentials["_createSecureConnector"]>;

@@ -80,3 +80,13 @@ test("a client that is closed while its socket connects leaves no connection to 
   await waitFor("the connection", () => server.accepted() === 1);
   await waitFor("the connection to close", () => server.open() === 0, 2_000);
 });
+
+test("a client that is closed in the turn in which it begins to connect leaves no connection", async (t) => {
+  const server = await listen(t, 0, SETTINGS);
+  connectingClient(server.port, 100).close();
+  const open = connectingClient(server.port, 100);
+  t.after(() => open.close());
+  // It was made after the other one: what that one connects by was connected before.
+  await waitFor("the open client", () => stateOf(open) === connectivityState.READY);
+  await waitFor("the only connection to be its", () => server.open() === 1, 2_000);
+});
