@@ -26,6 +26,8 @@ export interface LoadExpertsOptions {
   readonly numWorkers?: number;
   /** What is served meanwhile, and given way to; absent: nothing. */
   readonly beside?: LoadBeside;
+  /** Ends the load: no other expert is begun. */
+  readonly signal?: AbortSignal;
 }
 
 /** Runs that a load gives way to. */
@@ -49,13 +51,14 @@ const BYTES_ON_THE_WAY = 2 ** 26;
 
 /**
  * Loads experts into slots that are allocated. The host holds as many experts as are packed at a time, READ_AHEAD more,
- * and BYTES_ON_THE_WAY. Rejects with the first thing that goes wrong, when nothing is under way any more.
+ * and BYTES_ON_THE_WAY. Rejects with the first thing that goes wrong, or the signal's reason, when nothing is under way
+ * any more.
  */
 export async function loadExperts(
   experts: readonly ExpertLoad[],
   options: LoadExpertsOptions,
 ): Promise<void> {
-  const { sizes, read, device, onExpert, beside } = options;
+  const { sizes, read, device, onExpert, beside, signal } = options;
   const isGentle = () => beside?.gentle() === true;
   const numWorkers = isGentle() ? gentleWorkers(sizes) : workersFor(experts.length, options);
   const pool = numWorkers === 0 ? undefined : new PackPool(numWorkers);
@@ -71,6 +74,7 @@ export async function loadExperts(
   };
   const lane = async (): Promise<void> => {
     while (next < experts.length) {
+      signal?.throwIfAborted();
       const load = experts[next++];
       const { layer, expert, slot, format } = load;
       const startedAt = performance.now();
@@ -84,11 +88,16 @@ export async function loadExperts(
         ? await pool.pack(request)
         : packExpert(request.name, request.weights, sizes, format);
       if (stopped) return;
+      signal?.throwIfAborted();
       let waitedMs: number | undefined = 0;
       if (beside !== undefined && isGentle()) {
         const parts = beside.device.loadParts(layer, slot, packed, PORTION_BYTES);
-        waitedMs = await writePortions(parts, beside, () => stopped, onPortion);
-        if (waitedMs === undefined) return;
+        const isOver = () => stopped || signal?.aborted === true;
+        waitedMs = await writePortions(parts, beside, isOver, onPortion);
+        if (waitedMs === undefined) {
+          signal?.throwIfAborted();
+          return;
+        }
       } else {
         device.loadPacked(layer, slot, packed);
         await onPortion(packedBytes(packed));
@@ -102,7 +111,7 @@ export async function loadExperts(
       lane().catch((error: unknown) => {
         stopped = true;
         next = experts.length;
-        throw error;
+        throw signal?.aborted ? signal.reason : error;
       }),
     );
     const failed = (await Promise.allSettled(lanes)).find(({ status }) => status === "rejected");

@@ -20,6 +20,7 @@ import {
 } from "../../core/wire.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { DispatchErrorCode, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
+import { UnavailableError } from "../engine/errors.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
 import { DispatchFailedError, PlacementRefusedError } from "./errors.ts";
 import { type MeasuredSpeed, ShardSpeed } from "./shards/shard-speed.ts";
@@ -67,7 +68,8 @@ export class LocalRank implements ClusterMember {
   #reason = "it holds no placement yet";
   /** When the last run ended, milliseconds of performance.now(); Infinity while one is on the device. */
   #lastRunAt = Number.NEGATIVE_INFINITY;
-  #closed = false;
+  /** Ends what is being loaded. */
+  readonly #stop = new AbortController();
 
   constructor(
     options: LocalRankOptions,
@@ -167,10 +169,14 @@ export class LocalRank implements ClusterMember {
     };
   }
 
+  /** Ends what is being loaded, waits for runs that have begun, and frees the device; nothing is placed from then on. */
   async close(): Promise<void> {
-    this.#closed = true;
+    this.#stop.abort(new UnavailableError("the router is stopping"));
     await this.#placing;
-    await this.#inTurn(async () => this.#slots?.device.close());
+    await this.#inTurn(async () => {
+      this.#slots?.device.close();
+      this.#slots = undefined;
+    });
   }
 
   #inTurn<T>(task: () => Promise<T>): Promise<T> {
@@ -187,6 +193,7 @@ export class LocalRank implements ClusterMember {
       await this.#load([...this.#epochs.values(), placed.experts], placed.common);
     } catch (error) {
       this.#reason = String(error);
+      if (this.#stop.signal.aborted) throw error;
       this.#options.logger.error({ epoch: message.epoch, reason: this.#reason }, "local experts");
       throw error;
     }
@@ -198,6 +205,8 @@ export class LocalRank implements ClusterMember {
 
   async #load(epochs: readonly Epoch[], common: ExpertFormat): Promise<void> {
     const { sizes, readExpert } = this.#options;
+    const { signal } = this.#stop;
+    signal.throwIfAborted();
     const memoryBytes = this.#options.memoryBytes();
     const wanted = new Map<number, { readonly expert: number; readonly format: ExpertFormat }[]>();
     let bytes = 0;
@@ -224,13 +233,14 @@ export class LocalRank implements ClusterMember {
       between: (task) => this.#inTurn(async () => task()),
       gentle: () => this.#isServing(),
     }));
-    await slots.arrange(wanted);
+    await slots.arrange(wanted, signal);
     const { device } = slots;
     await loadExperts(slots.empty(), {
       sizes,
       read: (layer, expert) => readExpert(layer, expert),
       device,
       onExpert: (load) => slots.filled(load),
+      signal,
       beside: {
         gentle: () => this.#isServing(),
         turn: () => this.#inTurn(async () => {}),
@@ -242,13 +252,14 @@ export class LocalRank implements ClusterMember {
 
   /** Whether anything may run while experts are loaded. */
   #isServing(): boolean {
-    return this.#epochs.size > 0 && !this.#closed;
+    return this.#epochs.size > 0;
   }
 
   /** Where there were runs since `startedAt`, waits as long again as work beside them took: they may need the cores too. */
   async #giveWay(startedAt: number, workMs: number): Promise<void> {
     if (this.#lastRunAt < startedAt) return;
-    await pause(Math.min(LONGEST_PAUSE_MS, workMs));
+    const { signal } = this.#stop;
+    await pause(Math.min(LONGEST_PAUSE_MS, workMs), undefined, { signal });
   }
 
   #forget(which: (epoch: number) => boolean): void {

@@ -154,3 +154,60 @@ it("lets runs come between the parts of an expert that is loaded", async () => {
   await local.close();
   await checkpoint.close();
 });
+
+it("ends what is being loaded when it is closed, and leaves the closed device alone", async () => {
+  const checkpoint = await openCheckpoint(TINY_MODEL);
+  const { config } = checkpoint;
+  const device = createCpuExpertDevice(config);
+  let isClosed = false;
+  const late: string[] = [];
+  const watched = new Proxy(device, {
+    get: (_, name) => {
+      const value: unknown = Reflect.get(device, name);
+      if (typeof value !== "function") return value;
+      return (...args: unknown[]): unknown => {
+        if (isClosed) late.push(String(name));
+        isClosed ||= name === "close";
+        return Reflect.apply(value, device, args);
+      };
+    },
+  });
+  let reads = 0;
+  let onRead = () => {};
+  const local = new LocalRank(
+    {
+      adapter: "cpu",
+      shaderF16: false,
+      memoryBytes: () => Infinity,
+      sizes: config,
+      createDevice: async () => watched,
+      formats: () => ["f32"],
+      readExpert: (layer, expert) => {
+        reads++;
+        onRead();
+        return readExpert(checkpoint, layer, expert);
+      },
+      logger: silentLogger,
+    },
+    () => {},
+  );
+  const place = (epoch: number, experts: readonly number[]) =>
+    local.place(placementOf(checkpoint, experts, { epoch, oldestLiveEpoch: 1 }));
+  await place(1, [1, 2]);
+  await place(2, [2, 3]);
+  reads = 0;
+  let closing: Promise<void> | undefined;
+  onRead = () => {
+    closing ??= local.close();
+    // There would be slots to free, and experts to load.
+    local.release(2);
+    place(4, [4]).catch(() => {});
+  };
+  const all = Array.from({ length: config.numExperts }, (_, expert) => expert);
+  await assert.rejects(place(3, all), /the router is stopping/);
+  await closing;
+  await assert.rejects(place(5, [1]), /the router is stopping/);
+  assert.ok(reads <= 2, `${reads} experts were read`);
+  assert.deepEqual([isClosed, late], [true, []]);
+  await checkpoint.close();
+});
