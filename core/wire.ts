@@ -13,7 +13,7 @@ import { bytesOf, f32FromBytes, u16FromBytes } from "./tensor.ts";
 import { bytesPerRow, isRowDtype, unpackRows, type WireRows } from "./wire-rows.ts";
 
 /** Version of the wire contract; both ends of a hop must have the same. */
-export const PROTOCOL_VERSION = 4;
+export const PROTOCOL_VERSION = 5;
 
 /** Expert id of a row's expert that is on another shard. */
 export const NO_EXPERT = 65535;

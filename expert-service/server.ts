@@ -64,13 +64,16 @@ export interface ExpertServiceOptions {
   readonly pairsPerSecond: number;
   /** The same by format; none where it was not measured. */
   readonly formatSpeeds: readonly FormatSpeed[];
-  /** What the shard says of itself now. */
-  readonly status: () => ShardStatus;
+  /** What the shard says of itself now; its messages each stream counts. */
+  readonly status: () => ShardStanding;
   /** A router asks the shard to leave, or to stay after all. */
   readonly onDrain: (draining: boolean) => void;
   /** A placement could not be loaded, and nothing else is served: the shard can not go on. */
   readonly onFailure: (error: Error) => void;
 }
+
+/** How a shard stands, to whichever router. */
+export type ShardStanding = Omit<ShardStatus, "messagesRead" | "messagesSent">;
 
 type Call = ServerDuplexStream<RouterMessage, ShardMessage>;
 
@@ -128,6 +131,8 @@ class RouterStream {
   readonly #streams: Set<RouterStream>;
   readonly #helloTimer: NodeJS.Timeout;
   #routerId: string | undefined;
+  #messagesRead = 0;
+  #messagesSent = 0;
   #open = true;
 
   constructor(call: Call, options: ExpertServiceOptions, streams: Set<RouterStream>) {
@@ -155,7 +160,10 @@ class RouterStream {
   /** Tells the router how the shard stands. */
   sendStatus(): void {
     if (!this.isGreeted) return;
-    this.#send({ kind: { $case: "status", value: this.#options.status() } });
+    const messagesRead = this.#messagesRead;
+    const messagesSent = this.#messagesSent + 1;
+    const value = { ...this.#options.status(), messagesRead, messagesSent };
+    this.#send({ kind: { $case: "status", value } });
   }
 
   /** Ends the stream with a status. */
@@ -178,11 +186,14 @@ class RouterStream {
   }
 
   #send(message: ShardMessage): void {
-    if (this.#open) this.#call.write(message);
+    if (!this.#open) return;
+    this.#messagesSent++;
+    this.#call.write(message);
   }
 
   #receive({ kind }: RouterMessage): void {
     if (!this.#open) return;
+    this.#messagesRead++;
     if (kind === undefined) {
       this.end(status.INVALID_ARGUMENT, "a message of an unknown kind");
     } else if (kind.$case === "hello") {

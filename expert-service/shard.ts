@@ -22,7 +22,6 @@ import { moeLayers } from "../core/model/config.ts";
 import { readExpert } from "../core/model/checkpoint/weights.ts";
 import { bindServer, serverOptions, stopServer } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
-import type { ShardStatus } from "../proto/gen/switchyard/v1/expert.ts";
 import { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
@@ -31,7 +30,7 @@ import { createLoader, type LoaderOptions } from "./loader.ts";
 import { measureSpeed } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
 import { Residency } from "./residency.ts";
-import { addExpertService } from "./server.ts";
+import { addExpertService, type ShardStanding } from "./server.ts";
 
 /** What a shard is made of. */
 export interface ShardOptions {
@@ -180,7 +179,7 @@ export async function startShard(address: string, options: ShardOptions): Promis
   });
   const incarnation = randomUUID();
   let draining = false;
-  const shardStatus = (): ShardStatus => ({
+  const shardStatus = (): ShardStanding => ({
     draining,
     released: draining && !residency.isNeeded(),
     residentBytes: residency.residentBytes(),

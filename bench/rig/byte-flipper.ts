@@ -6,9 +6,10 @@ import { drawBelow, type Random } from "../../core/random.ts";
 export interface Corruption {
   /**
    * `anywhere`: any byte, so that frames of HTTP/2 itself may break. `payload`: one byte in the middle of a large DATA
-   * frame, where the tensors of a dispatch or of its answer are; all frames stay whole.
+   * frame, where the tensors of a dispatch or of its answer are; all frames stay whole. `length`: in the length that gRPC
+   * writes before a message, so that its reader waits for bytes that do not come; all frames stay whole.
    */
-  readonly where: "anywhere" | "payload";
+  readonly where: "anywhere" | "payload" | "length";
   /** One bit of about so many bytes. */
   readonly everyBytes: number;
 }
@@ -21,6 +22,9 @@ const HEADER_BYTES = 9;
 
 /** Bytes that a client sends before its first frame. */
 const PREFACE_BYTES = 24;
+
+/** Byte of a message's prefix (1 of flags, 4 of length) whose bits stand for 64 KiB to 8 MiB. */
+const LENGTH_BYTE = 2;
 
 /** Smaller DATA frames hold no tensors. */
 const MIN_TENSOR_FRAME = 200;
@@ -91,8 +95,12 @@ export class ByteFlipper {
     const length = (high << 16) | (middle << 8) | low;
     this.#untilHeader = length;
     this.#untilVictim = -1;
-    if (corruption?.where !== "payload" || this.#untilDue !== 0) return;
-    if (type !== DATA || length < MIN_TENSOR_FRAME) return;
-    this.#untilVictim = 1 + Math.floor(length * (0.3 + 0.4 * this.#random()));
+    if (corruption === undefined || this.#untilDue !== 0 || type !== DATA) return;
+    if (corruption.where === "length" && length > LENGTH_BYTE) {
+      // A message of several frames is hit in its payload where this is not its first one.
+      this.#untilVictim = 1 + LENGTH_BYTE;
+    } else if (corruption.where === "payload" && length >= MIN_TENSOR_FRAME) {
+      this.#untilVictim = 1 + Math.floor(length * (0.3 + 0.4 * this.#random()));
+    }
   }
 }

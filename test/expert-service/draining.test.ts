@@ -52,6 +52,9 @@ describe("a shard's word of itself", () => {
           memoryBytes: 9 * EXPERT_BYTES,
           waiting: 0,
           epochs: [],
+          // The router's hello, and the shard's with this word.
+          messagesRead: 1,
+          messagesSent: 2,
         });
         await place(connection, placementOf(shard.checkpoint, [1]));
         await waitFor("the change", () => connection.status()?.epochs.join() === "1", 500);

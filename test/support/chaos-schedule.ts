@@ -98,7 +98,10 @@ const KINDS: readonly Draw[] = [
   (random, { maxFaultMs }) => ({
     kind: "corrupted bytes",
     shard: random(),
-    corruption: { where: "payload", everyBytes: between(random, 500, 10_000) },
+    corruption: {
+      where: random() < 0.5 ? "payload" : "length",
+      everyBytes: between(random, 500, 10_000),
+    },
     forMs: between(random, maxFaultMs / 2, maxFaultMs),
   }),
   (random, { maxFaultMs }) => ({

@@ -23,6 +23,7 @@ import {
   PlacementRefusedError,
   ShardLostError,
 } from "../errors.ts";
+import { MessageCounts } from "./message-counts.ts";
 
 const ExpertClient = makeGenericClientConstructor(expertServiceDefinition, "ExpertService");
 
@@ -77,8 +78,9 @@ export class ShardStream {
   readonly #resolveEnded: (reason: string) => void;
   readonly #onStatus: ((status: ShardStatus) => void) | undefined;
   #hello: Waiting<ShardHello> | undefined;
-  /** By epoch. */
-  readonly #acks = new Map<number, Waiting<PlacementAck>>();
+  /** By epoch, in the order in which they were sent: one that was given up may be sent again. */
+  readonly #acks = new Map<number, Waiting<PlacementAck>[]>();
+  readonly #counts = new MessageCounts();
   #endReason: string | undefined;
   #nextDispatchId = 1;
   #lastMessageAt = performance.now();
@@ -120,7 +122,8 @@ export class ShardStream {
     const { epoch } = placement;
     const text = `placement ${epoch} is not acknowledged within ${timeoutMs} ms`;
     const waiting = this.#wait<PlacementAck>(text, timeoutMs);
-    this.#acks.set(epoch, waiting);
+    const others = this.#acks.get(epoch) ?? [];
+    this.#acks.set(epoch, [...others, waiting]);
     this.#send({ $case: "placement", value: placement });
     return waiting.promise;
   }
@@ -151,10 +154,12 @@ export class ShardStream {
     const sentAt = performance.now();
     const { numRows } = message;
     this.#pending.set(dispatchId, { header: full, numRows, sentAt, timer, resolve, reject });
-    this.#send({ $case: "dispatch", value: message });
+    const bytesOut =
+      message.hiddenStates.length + message.expertIds.length + message.topkWeights.length;
+    this.#send({ $case: "dispatch", value: message }, bytesOut);
     return {
       answer: promise,
-      bytesOut: message.hiddenStates.length + message.expertIds.length + message.topkWeights.length,
+      bytesOut,
       cancel: (reason) => {
         if (this.#take(dispatchId) === undefined) return;
         this.#send({ $case: "cancel", value: { dispatchId } });
@@ -169,7 +174,7 @@ export class ShardStream {
     this.#endReason = reason;
     const error = new ShardLostError(this.#shard, reason);
     for (const dispatchId of this.#pending.keys()) this.#take(dispatchId)?.reject(error);
-    for (const waiting of [this.#hello, ...this.#acks.values()]) {
+    for (const waiting of [this.#hello, ...[...this.#acks.values()].flat()]) {
       clearTimeout(waiting?.timer);
       waiting?.reject(error);
     }
@@ -195,8 +200,11 @@ export class ShardStream {
     return new ShardLostError(this.#shard, text);
   }
 
-  #send(kind: NonNullable<RouterMessage["kind"]>): void {
-    if (this.#endReason === undefined) this.#call.write({ kind });
+  /** `bytes`: about how long it is, where it may be long. */
+  #send(kind: NonNullable<RouterMessage["kind"]>, bytes = 0): void {
+    if (this.#endReason !== undefined) return;
+    this.#counts.sent(bytes);
+    this.#call.write({ kind });
   }
 
   #take(dispatchId: number): Pending | undefined {
@@ -205,6 +213,16 @@ export class ShardStream {
     clearTimeout(pending.timer);
     this.#pending.delete(dispatchId);
     return pending;
+  }
+
+  /** Who waits for the answer to a placement; where nobody does, the stream is ended with what it `does`. */
+  #takeAck(epoch: number, does: string): Waiting<PlacementAck> | undefined {
+    const [waiting, ...others] = this.#acks.get(epoch) ?? [];
+    if (others.length > 0) this.#acks.set(epoch, others);
+    else this.#acks.delete(epoch);
+    clearTimeout(waiting?.timer);
+    if (waiting === undefined) this.end(`${does} placement ${epoch}, which was not sent`);
+    return waiting;
   }
 
   #timeOut(dispatchId: number): void {
@@ -223,28 +241,22 @@ export class ShardStream {
 
   #receive({ kind }: ShardMessage): void {
     this.#lastMessageAt = performance.now();
+    this.#counts.received();
     if (kind === undefined) {
       this.end("a message of an unknown kind");
     } else if (kind.$case === "hello") {
       clearTimeout(this.#hello?.timer);
       this.#hello?.resolve(kind.value);
     } else if (kind.$case === "placementAck") {
-      const waiting = this.#acks.get(kind.value.epoch);
-      if (waiting === undefined) {
-        this.end(`acknowledges placement ${kind.value.epoch}, which was not sent`);
-        return;
-      }
-      this.#acks.delete(kind.value.epoch);
-      clearTimeout(waiting.timer);
-      waiting.resolve(kind.value);
+      this.#takeAck(kind.value.epoch, "acknowledges")?.resolve(kind.value);
     } else if (kind.$case === "placementRefused") {
       const { epoch, reason } = kind.value;
-      const waiting = this.#acks.get(epoch);
-      this.#acks.delete(epoch);
-      clearTimeout(waiting?.timer);
-      waiting?.reject(new PlacementRefusedError(this.#shard, epoch, reason));
+      const refused = new PlacementRefusedError(this.#shard, epoch, reason);
+      this.#takeAck(epoch, "refuses")?.reject(refused);
     } else if (kind.$case === "status") {
-      this.#onStatus?.(kind.value);
+      const lost = this.#counts.judge(kind.value, this.#lastMessageAt);
+      if (lost === undefined) this.#onStatus?.(kind.value);
+      else this.end(lost);
     } else if (kind.$case === "partialSum") {
       this.#onPartialSum(kind.value);
     } else if (kind.$case === "error") {

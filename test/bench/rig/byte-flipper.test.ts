@@ -12,7 +12,8 @@ function frame(type: number, length: number): Buffer {
   return bytes;
 }
 
-test("flips in the payload hit the middle of large DATA frames only, however the stream is cut", () => {
+/** Where flips hit a stream of frames that is cut anyhow: the length of the frame's payload, and the byte of it. */
+function hits(where: "payload" | "length"): { readonly length: number; readonly byte: number }[] {
   const preface = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
   const frames = Array.from({ length: 200 }, (_, i) =>
     i % 3 === 0 ? frame(1, 300) : frame(0, i % 3 === 1 ? 150 : 1000),
@@ -24,7 +25,7 @@ test("flips in the payload hit the middle of large DATA frames only, however the
   const flipper = new ByteFlipper(true, random, () => flips++);
   for (let from = 0; from < passed.length;) {
     const to = Math.min(passed.length, from + 1 + Math.floor(random() * 400));
-    flipper.flip(passed.subarray(from, to), { where: "payload", everyBytes: 2000 });
+    flipper.flip(passed.subarray(from, to), { where, everyBytes: 2000 });
     from = to;
   }
   const changed = [...passed.keys()].filter((at) => passed[at] !== stream[at]);
@@ -36,10 +37,22 @@ test("flips in the payload hit the middle of large DATA frames only, however the
     at += one.length;
     return { begin, length: one.length - 9 };
   });
-  for (const place of changed) {
+  return changed.map((place) => {
     const hit = middles.find(({ begin, length }) => place >= begin && place < begin + length);
-    assert.equal(hit?.length, 1000, `byte ${place}`);
-    const offset = place - (hit?.begin ?? 0);
-    assert.ok(offset >= 250 && offset <= 750, `byte ${offset} of its frame`);
+    assert.ok(hit !== undefined, `byte ${place} is in no payload`);
+    return { length: hit.length, byte: place - hit.begin };
+  });
+}
+
+test("flips in the payload hit the middle of large DATA frames only, however the stream is cut", () => {
+  for (const { length, byte } of hits("payload")) {
+    assert.equal(length, 1000);
+    assert.ok(byte >= 250 && byte <= 750, `byte ${byte} of its frame`);
   }
+});
+
+test("flips in the length hit the third byte of DATA frames only, however the stream is cut", () => {
+  const hit = hits("length");
+  assert.deepEqual(new Set(hit.map(({ byte }) => byte)), new Set([2]));
+  assert.deepEqual(new Set(hit.map(({ length }) => length)), new Set([150, 1000]));
 });

@@ -167,6 +167,12 @@ export interface ShardStatus {
   waiting: number;
   /** Live epochs, ascending. */
   epochs: number[];
+  /**
+   * Messages of this stream that the shard has read, and that it has sent, this one included. A router ends a stream that
+   * loses messages.
+   */
+  messagesRead: number;
+  messagesSent: number;
 }
 
 /** The router dispatches to no epoch below this one any more; the shard frees what no router needs. */
@@ -953,7 +959,16 @@ export const FormatSpeed: MessageFns<FormatSpeed> = {
 };
 
 function createBaseShardStatus(): ShardStatus {
-  return { draining: false, released: false, residentBytes: 0, memoryBytes: 0, waiting: 0, epochs: [] };
+  return {
+    draining: false,
+    released: false,
+    residentBytes: 0,
+    memoryBytes: 0,
+    waiting: 0,
+    epochs: [],
+    messagesRead: 0,
+    messagesSent: 0,
+  };
 }
 
 export const ShardStatus: MessageFns<ShardStatus> = {
@@ -979,6 +994,12 @@ export const ShardStatus: MessageFns<ShardStatus> = {
         writer.uint64(v);
       }
       writer.join();
+    }
+    if (message.messagesRead !== 0) {
+      writer.uint32(56).uint64(message.messagesRead);
+    }
+    if (message.messagesSent !== 0) {
+      writer.uint32(64).uint64(message.messagesSent);
     }
     return writer;
   },
@@ -1054,6 +1075,22 @@ export const ShardStatus: MessageFns<ShardStatus> = {
 
             break;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.messagesRead = longToNumber(reader.uint64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.messagesSent = longToNumber(reader.uint64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1077,6 +1114,8 @@ export const ShardStatus: MessageFns<ShardStatus> = {
     message.memoryBytes = object.memoryBytes ?? 0;
     message.waiting = object.waiting ?? 0;
     message.epochs = object.epochs?.map((e) => e) || [];
+    message.messagesRead = object.messagesRead ?? 0;
+    message.messagesSent = object.messagesSent ?? 0;
     return message;
   },
 };

@@ -12,10 +12,12 @@ import {
   type PartialSum,
   type RouterMessage,
   type ShardMessage,
+  ShardStatus,
 } from "../../../../proto/gen/switchyard/v1/expert.ts";
 import {
   DispatchFailedError,
   DispatchTimeoutError,
+  PlacementRefusedError,
   ShardLostError,
 } from "../../../../router-service/cluster/errors.ts";
 import { shardPlacement } from "../../../../router-service/cluster/shards/shard-placement.ts";
@@ -163,16 +165,50 @@ describe("a stream to a shard", () => {
     script = () => {};
     const mute = new ShardStream(address, "shard 1");
     await assert.rejects(mute.hello(HELLO, 50), /shard 1 is lost: no hello within 50 ms/);
-    const layers = new Map([[0, [[{ rank: 1, share: 1 }]]]]);
-    const stored = { placement: { epoch: 1, layers }, weights: "f32", experts: "f32" } as const;
-    const placement = shardPlacement(stored, 1, undefined, 1);
+    const placement = placementOne();
     const lazy = new ShardStream(address, "shard 1");
     await assert.rejects(lazy.place(placement, 50), /placement 1 is not acknowledged within 50 ms/);
     const ack = { numExperts: 1, residentBytes: 1, checkpointBytesRead: 1 };
     script = (_, call) =>
       call.write({ kind: { $case: "placementAck", value: { epoch: 2, ...ack } } });
     const confused = new ShardStream(address, "shard 1");
-    await assert.rejects(confused.place(placement, 1000), /placement 2, which was not sent/);
+    await assert.rejects(
+      confused.place(placement, 1000),
+      /acknowledges placement 2, which was not/,
+    );
+    const refused = { epoch: 2, reason: "no room", supersededBy: 0 };
+    script = (_, call) => call.write({ kind: { $case: "placementRefused", value: refused } });
+    const wrong = new ShardStream(address, "shard 1");
+    await assert.rejects(wrong.place(placement, 1000), /refuses placement 2, which was not sent/);
+  });
+
+  it("takes an answer for each time that a placement was sent", async () => {
+    let answers = 0;
+    const ack = { epoch: 1, residentBytes: 1, checkpointBytesRead: 1 };
+    const refused = { epoch: 1, reason: "no room", supersededBy: 0 };
+    script = ({ $case }, call) => {
+      if ($case === "dispatch") call.write({ kind: partialSum(1) });
+      if ($case !== "placement" || ++answers < 3) return;
+      for (const numExperts of [1, 2]) {
+        call.write({ kind: { $case: "placementAck", value: { ...ack, numExperts } } });
+      }
+      call.write({ kind: { $case: "placementRefused", value: refused } });
+    };
+    const stream = new ShardStream(address, "shard 1");
+    const [first, second, third] = [1, 2, 3].map(() => stream.place(placementOne(), 1000));
+    assert.equal((await first).numExperts, 1);
+    assert.equal((await second).numExperts, 2);
+    await assert.rejects(third, PlacementRefusedError);
+    assert.deepEqual((await stream.dispatch(HEADER, ROWS).answer).sums, SUMS);
+    stream.end("done");
+  });
+
+  it("ends with the shard's count where a message of the shard's did not come", async () => {
+    const status = ShardStatus.create({ messagesRead: 1, messagesSent: 2 });
+    script = (_, call) => call.write({ kind: { $case: "status", value: status } });
+    const stream = new ShardStream(address, "shard 1");
+    const { answer } = stream.dispatch(HEADER, ROWS);
+    await assert.rejects(answer, /shard 1 is lost: the shard has sent 2 messages, 1 came/);
   });
 
   it("ends with the reason that the shard gives, every pending dispatch with it", async () => {
@@ -188,6 +224,13 @@ describe("a stream to a shard", () => {
     await Promise.all(lost);
   });
 });
+
+/** Placement 1, of one expert on rank 1. */
+function placementOne() {
+  const layers = new Map([[0, [[{ rank: 1, share: 1 }]]]]);
+  const stored = { placement: { epoch: 1, layers }, weights: "f32", experts: "f32" } as const;
+  return shardPlacement(stored, 1, undefined, 1);
+}
 
 const SHARD_HELLO = {
   protocolVersion: 1,
