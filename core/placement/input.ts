@@ -98,7 +98,7 @@ export interface PlannerInput {
 
 /** What moving may cost. */
 export interface MoveBudget {
-  /** Bytes that one plan loads at most, beside what it must: experts without a copy and those of draining shards. */
+  /** Bytes that one plan loads at most, beside what it must: experts without a copy, those of draining shards, and what a shard has no room for any more. */
   readonly bytes: number;
   /** Steps that a placement is expected to stand: loading time is spread over them; fewer than one count as one. */
   readonly steps: number;

@@ -32,6 +32,34 @@ export function currentHolders(input: PlannerInput): Holders {
   return layers.map((layer) => holdersIn(input, staying, current?.layers.get(layer)));
 }
 
+/**
+ * Of these copies, those that fit their shards' memory: where a shard has less than it holds, copies of experts that have
+ * others go first, then those of least load.
+ */
+export function fittingHolders(input: PlannerInput, holders: Holders): Holders {
+  const { bytes, load, numExperts, shards } = input;
+  const left = freeBytes(input);
+  const cells = holders.flat().map((copies) => copies.slice());
+  for (const [cell, copies] of cells.entries()) {
+    for (const shard of copies) left[shard] -= bytes[cell];
+  }
+  if (left.every((free) => free >= 0)) return holders;
+  for (const shard of shards.keys()) {
+    if (left[shard] >= 0) continue;
+    const held = [...cells.keys()].filter((cell) => cells[cell].includes(shard));
+    held.sort(
+      (a, b) =>
+        Number(cells[a].length === 1) - Number(cells[b].length === 1) || load[a] - load[b] || a - b,
+    );
+    for (const cell of held) {
+      if (left[shard] >= 0) break;
+      cells[cell] = cells[cell].filter((one) => one !== shard);
+      left[shard] += bytes[cell];
+    }
+  }
+  return holders.map((_, index) => cells.slice(index * numExperts, (index + 1) * numExperts));
+}
+
 /** Every expert on the shard with most room, the largest first: where sizes are so unequal that layers' rooms do not do. */
 export function largestFirst(input: PlannerInput): Holders | undefined {
   const left = freeBytes(input);

@@ -5,6 +5,7 @@
 
 import { replicasOf } from "./cost.ts";
 import { PlacementError, PlannerInputError } from "./errors.ts";
+import { Holdings, type StageLimits } from "./holdings.ts";
 import type { PlacedLayers, Plan, PlannerInput, PlanReason } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
@@ -13,6 +14,7 @@ import { layerCosts, scoreOf } from "./objective.ts";
 import { LEAST_GAIN_OF_LOADS } from "./search.ts";
 import {
   currentHolders,
+  fittingHolders,
   largestFirst,
   placeFresh,
   placeKept,
@@ -60,7 +62,7 @@ export function planPlacement(input: PlannerInput): Plan {
     return { target: wanted, moves: direct, stages: [wanted], why };
   }
   const asked = (input.policy ?? "auto") !== "auto" || (input.minCopies ?? 1) > 1;
-  const mustMove = asked || drains(input, current);
+  const mustMove = asked || drains(input, current) || isCrowded(current, limits);
   const ideal = {
     secondsBefore: secondsIfComplete(current, timesOf),
     secondsAfter: sumOfSeconds(timesOf(wanted)),
@@ -109,6 +111,12 @@ function drains({ shards }: PlannerInput, current: PlacedLayers): boolean {
   );
 }
 
+/** True where a shard that stays holds more than it has memory for: it has less than when that was planned. */
+function isCrowded(current: PlacedLayers, limits: StageLimits): boolean {
+  const held = new Holdings(current, limits);
+  return [...held.ranks()].some((rank) => held.free(rank) < 0);
+}
+
 /** Where the experts are to be. */
 function wantedLayers(input: PlannerInput, current: PlacedLayers): PlacedLayers {
   const { policy = "auto", minCopies = 1 } = input;
@@ -131,7 +139,8 @@ function first(input: PlannerInput): Layer[] {
 /** From what is held, the other copies of an expert giving way where that leaves no room; or anew where that is worth the moves. */
 function next(input: PlannerInput): Layer[] {
   const current = currentHolders(input);
-  const kept = placeKept(input, current, current) ?? placeKept(input, onlyFirst(current), current);
+  const fitting = fittingHolders(input, current);
+  const kept = placeKept(input, fitting, current) ?? placeKept(input, onlyFirst(fitting), current);
   if (kept === undefined) return first(input);
   if (sumOf(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
   const fresh = placeFresh(input);
@@ -144,7 +153,7 @@ function next(input: PlannerInput): Layer[] {
   const worthwhile = (LEAST_GAIN_OF_LOADS * loads * sumOf(kept)) / kept.length;
   const keptSeconds = sumOf(kept) + loadedBy(input, movesTo(kept)).moveSecondsPerStep;
   if (sumOf(fresh) + moveSecondsPerStep + worthwhile >= keptSeconds) return kept;
-  return movedBytes <= input.moves.bytes + missingBytes(input, current) ? fresh : kept;
+  return movedBytes <= input.moves.bytes + missingBytes(input, fitting) ? fresh : kept;
 }
 
 /** Seconds of a step whose pairs are shared out perfectly, without what hops cost. */
@@ -160,11 +169,11 @@ function idealSeconds(input: PlannerInput): number {
 /** Bytes of the move budget that the loads of what is wanted leave. */
 function reloadBytes(input: PlannerInput, loadedBytes: number): number {
   if (input.moves.bytes === Infinity) return Infinity;
-  const must = missingBytes(input, currentHolders(input));
+  const must = missingBytes(input, fittingHolders(input, currentHolders(input)));
   return Math.max(0, input.moves.bytes + must - loadedBytes);
 }
 
-/** Bytes of the experts that have no copy on a shard that stays. */
+/** Bytes of the experts that have no copy on a shard that stays and has room for it. */
 function missingBytes({ bytes, numExperts }: PlannerInput, held: Holders): number {
   return held.reduce(
     (sum, layer, index) =>

@@ -14,7 +14,7 @@ import type { PairTables } from "../../core/statistics/load.ts";
 import type { Assessment, ShardLoss } from "../cluster/planning/assessment.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { followingOf } from "../cluster/planning/following.ts";
-import { decide, MARGIN, needOf } from "../cluster/planning/plan-decision.ts";
+import { bytesIn, decide, MARGIN, needOf } from "../cluster/planning/plan-decision.ts";
 import type { ClusterPlacement } from "../cluster/planning/first-placement.ts";
 import type { PlacementFollower } from "../cluster/planning/placement-follower.ts";
 import type { PlacementOutlook } from "../cluster/planning/placement-outlook.ts";
@@ -97,7 +97,7 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
     const plan = await source.thread.plan(plannerInput(supposed), MAX_QUESTIONS);
     const before = supposed.current?.layers ?? nothingHeld(facts.config.numExperts, layers);
     const last = plan.stages.at(-1) ?? plan.target;
-    const need = needOf(before, supposed.shards, supposed.minCopies);
+    const need = needOf(before, supposed.shards, supposed.minCopies, bytesIn(supposed));
     const { sparse: sparseAfter } = needOf(last, supposed.shards, supposed.minCopies);
     const decision = decide(plan, need, {
       policy: supposed.policy,

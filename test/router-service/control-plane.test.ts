@@ -3,6 +3,7 @@ import { after, before, describe, it, type TestContext } from "node:test";
 
 import { startHeartbeat, type Heartbeat } from "../../core/heartbeat.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import {
   connectRedis,
@@ -23,6 +24,7 @@ import {
   type TestRouter,
   type TestRouterOptions,
 } from "../support/test-router.ts";
+import { EXPERT_BYTES } from "../support/tiny-experts.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
 let checkpoint: Checkpoint;
@@ -137,6 +139,44 @@ describe("two routers and their Redis", () => {
     await waitFor("no copy on 1", () => holders(routers[0]).every((rank) => rank !== 1), 15_000);
     await waitFor("copies", () => cluster.unavailableReason() === undefined, 15_000);
     await assertComputes(routers[0], expected);
+  });
+
+  it("give the shards what the device of one that joins has no room for", async (t) => {
+    const memoryLimit = 15 * EXPERT_BYTES;
+    const listed = await Promise.all(
+      [0, 1].map((rank) => startTestShard({ rank, weights: "f32", memoryLimit })),
+    );
+    const near: TestRouter[] = [];
+    t.after(async () => {
+      await Promise.all(near.map((router) => router.close()));
+      await Promise.all(listed.map((shard) => shard.close()));
+    });
+    const startNear = async (room: number) => {
+      const options = {
+        redisUrl: server.url,
+        shards: listed.map(({ address }) => address),
+        minShards: 2,
+        localBytes: () => room * EXPERT_BYTES,
+      };
+      near.push(await startRouter(`room for ${room}`, options));
+    };
+    const numLocal = ({ cluster }: TestRouter) =>
+      [...(cluster.current()?.placement.layers.values() ?? [])]
+        .flat()
+        .filter((copies) => copies.some(({ rank }) => rank === LOCAL_RANK)).length;
+    await startNear(12);
+    await near[0].cluster.ready();
+    assert.equal(numLocal(near[0]), 12);
+    const sums = await runRows(near[0]);
+    await startNear(8);
+    await waitFor("a placement for both", () =>
+      near.every((router) => epochOf(router) > 1 && numLocal(router) <= 8),
+    );
+    for (const router of near) {
+      await router.cluster.ready();
+      await assertComputes(router, sums);
+    }
+    assert.match(near[0].plane.follower.stored()?.why ?? "", /shard local is short of memory/);
   });
 
   it("put a placement back that a Redis has lost, and go on as before meanwhile", async () => {

@@ -11,6 +11,7 @@ import type { Logger } from "../../core/platform/log.ts";
 import { createStatistics } from "../../core/statistics/store.ts";
 import type { Cluster } from "../../router-service/cluster/cluster.ts";
 import { startControlPlane, type ControlPlane } from "../../router-service/control-plane.ts";
+import { localRankOptions } from "../../router-service/local-rank.ts";
 import { hostStep, testRouting } from "./run-experts-contract.ts";
 import { connectTestCluster, silentLogger } from "./shards.ts";
 
@@ -27,6 +28,8 @@ export interface TestRouterOptions {
   readonly shards?: readonly string[];
   readonly minShards?: number;
   readonly minCopies?: number;
+  /** What routed experts may take of its own device now, bytes; absent: it has none for them. */
+  readonly localBytes?: () => number;
   readonly logger?: Logger;
 }
 
@@ -37,7 +40,7 @@ export async function startTestRouter(
   options: TestRouterOptions,
 ): Promise<TestRouter> {
   const { config, modelHash, overlay, storedExperts } = checkpoint;
-  const { redisUrl, shards = [], minShards = 1, minCopies = 1 } = options;
+  const { redisUrl, shards = [], minShards = 1, minCopies = 1, localBytes } = options;
   const shape = {
     modelName: "tiny",
     layers: moeLayers(config),
@@ -47,7 +50,16 @@ export async function startTestRouter(
   const statistics = createStatistics({ ...shape, modelHash, ...(redisUrl && { redisUrl }) });
   const cluster = await connectTestCluster(shards, {
     routerId,
-    plansFirst: redisUrl === undefined,
+    plansFirst: redisUrl === undefined && localBytes === undefined,
+    local:
+      localBytes &&
+      localRankOptions({
+        checkpoint,
+        settings: { tune: "never" },
+        memory: { isOffered: true, bytes: localBytes },
+        gpu: undefined,
+        logger: silentLogger,
+      }),
   });
   const plane = startControlPlane({
     settings: {
@@ -61,7 +73,7 @@ export async function startTestRouter(
       wire: "f32",
       host: "127.0.0.1",
     },
-    localBytes: () => 0,
+    localBytes: localBytes ?? (() => 0),
     checkpoint,
     shape,
     statistics,

@@ -1,8 +1,9 @@
 /** Whether a plan is worth its moves, and why; pure. */
 
-import type { Placement } from "../../../core/placement/placement.ts";
+import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
 import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
 import type { Policy } from "../../../core/placement/input.ts";
+import { expertBytes } from "../../../core/weights.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** Part of a step's time that a plan has to save beside the cost of its moves. */
@@ -23,6 +24,8 @@ export interface Need {
   readonly lost: readonly number[];
   /** Ranks that hold copies and are to leave, ascending. */
   readonly draining: readonly number[];
+  /** Ranks that stay and have less memory than they hold, ascending. */
+  readonly crowded: readonly number[];
   /** Experts, over all layers, without a copy on a shard that is there and stays. */
   readonly homeless: number;
   /** Experts, over all layers, with fewer such copies than are asked for. */
@@ -38,31 +41,56 @@ export interface Decision {
   readonly why: string;
 }
 
-/** What a placement lacks. */
+/** What a placement lacks, in memory where `bytesOf` says what each expert takes. */
 export function needOf(
   layers: PlacedLayers,
-  shards: readonly Pick<ShardFacts, "rank" | "draining">[],
+  shards: readonly (Pick<ShardFacts, "rank" | "draining"> &
+    Partial<Pick<ShardFacts, "memoryBytes">>)[],
   minCopies: number,
+  bytesOf: BytesOf = () => 0,
 ): Need {
   const byRank = new Map(shards.map((shard) => [shard.rank, shard]));
   const lost = new Set<number>();
   const draining = new Set<number>();
+  const held = new Map<number, number>();
   let homeless = 0;
   let sparse = 0;
-  for (const replicas of layers.values()) {
-    for (const copies of replicas) {
+  for (const [layer, replicas] of layers) {
+    for (const [expert, copies] of replicas.entries()) {
+      const bytes = bytesOf(layer, expert);
       let homes = 0;
       for (const { rank } of copies) {
         const shard = byRank.get(rank);
         if (shard === undefined) lost.add(rank);
         else if (shard.draining) draining.add(rank);
-        else homes++;
+        else {
+          held.set(rank, (held.get(rank) ?? 0) + bytes);
+          homes++;
+        }
       }
       if (homes === 0) homeless++;
       if (homes < minCopies) sparse++;
     }
   }
-  return { lost: ascending(lost), draining: ascending(draining), homeless, sparse };
+  const crowded = new Set<number>();
+  for (const [rank, bytes] of held) {
+    if (bytes > (byRank.get(rank)?.memoryBytes ?? Infinity)) crowded.add(rank);
+  }
+  return {
+    lost: ascending(lost),
+    draining: ascending(draining),
+    crowded: ascending(crowded),
+    homeless,
+    sparse,
+  };
+}
+
+/** Device memory of each expert, bytes. */
+export type BytesOf = (layer: number, expert: number) => number;
+
+/** Device memory of each expert of these facts. */
+export function bytesIn({ config, formatOf }: Pick<PlanFacts, "config" | "formatOf">): BytesOf {
+  return (layer, expert) => expertBytes(config, formatOf(layer, expert));
 }
 
 /** What one or the other of two placements lacks. */
@@ -70,14 +98,15 @@ function eitherNeed(one: Need, other: Need): Need {
   return {
     lost: ascending(new Set([...one.lost, ...other.lost])),
     draining: ascending(new Set([...one.draining, ...other.draining])),
+    crowded: ascending(new Set([...one.crowded, ...other.crowded])),
     homeless: Math.max(one.homeless, other.homeless),
     sparse: Math.max(one.sparse, other.sparse),
   };
 }
 
 /** Whether something has to move whatever it costs. */
-export function isUrgent({ homeless, draining }: Need): boolean {
-  return homeless > 0 || draining.length > 0;
+export function isUrgent({ homeless, draining, crowded }: Need): boolean {
+  return homeless > 0 || draining.length > 0 || crowded.length > 0;
 }
 
 /** Whether shards have come, gone or changed since their placement was first looked at. */
@@ -153,6 +182,8 @@ export interface PlanAtHand {
   readonly underway?: PlacedLayers | undefined;
   /** What it was made from. */
   readonly facts: Pick<PlanFacts, "shards" | "minCopies" | "policy">;
+  /** Device memory of each expert, bytes. */
+  readonly bytesOf: BytesOf;
   /** The last look that made a plan; undefined before the first. */
   readonly last: Look | undefined;
   /** Time of this look, milliseconds of any clock that only goes forward. */
@@ -162,14 +193,23 @@ export interface PlanAtHand {
 }
 
 /** What becomes of a plan, and the look to remember. */
-export function judge({ plan, current, underway, facts, last, atMs, leastMs }: PlanAtHand): {
+export function judge({
+  plan,
+  current,
+  underway,
+  facts,
+  bytesOf,
+  last,
+  atMs,
+  leastMs,
+}: PlanAtHand): {
   readonly decision: Decision;
   readonly look: Look;
 } {
   const { shards, minCopies, policy } = facts;
   const { epoch, layers } = current;
   const now = { atMs, epoch, shards };
-  const own = needOf(layers, shards, minCopies);
+  const own = needOf(layers, shards, minCopies, bytesOf);
   const need = underway ? eitherNeed(own, needOf(underway, shards, minCopies)) : own;
   const decision = decide(plan, need, {
     policy,
@@ -183,7 +223,7 @@ export function judge({ plan, current, underway, facts, last, atMs, leastMs }: P
 }
 
 /**
- * A plan is published where experts lack a living copy, a shard is to leave, or fewer experts lack copies than before
+ * A plan is published where experts lack a living copy, a shard is to leave or has less memory than it holds, or fewer experts lack copies than before
  * (`sparseAfter` do then), else where the time that it saves per step is more than its loading, `margin` of the step's
  * time and what that may be off by (unless shards have `changed`), and that is `confirmed` or shards with copies are gone.
  */
@@ -234,18 +274,20 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
   return { publish: false, why: `${lost}${saving}, ${because}` };
 }
 
-function needText({ lost, draining, homeless }: Need): string {
+function needText({ lost, draining, crowded, homeless }: Need): string {
   const elsewhere = lost.length + draining.length > 0 ? " elsewhere" : "";
   const parts = [
     ...(lost.length === 0 ? [] : [`${ranksText(lost)} gone`]),
     ...(draining.length === 0 ? [] : [`${ranksText(draining)} to leave`]),
+    ...(crowded.length === 0 ? [] : [`${ranksText(crowded)} short of memory`]),
     ...(homeless === 0 ? [] : [`${homeless} experts have no copy${elsewhere}`]),
   ];
   return parts.join(", ");
 }
 
 function ranksText(ranks: readonly number[]): string {
-  return ranks.length === 1 ? `shard ${ranks[0]} is` : `shards ${ranks.join(", ")} are`;
+  const names = ranks.map((rank) => (rank === LOCAL_RANK ? "local" : rank));
+  return names.length === 1 ? `shard ${names[0]} is` : `shards ${names.join(", ")} are`;
 }
 
 function milliseconds(seconds: number): string {

@@ -12,7 +12,7 @@ import type { Cluster, ClusterChange } from "../cluster.ts";
 import { type FirstPlanOptions, planFirst } from "./cold-start.ts";
 import { sharedLocalBytes } from "../membership-static.ts";
 import type { ClusterPlacement } from "./first-placement.ts";
-import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
+import { bytesIn, isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
 import type { PlacementOutlook } from "./placement-outlook.ts";
 import type { PlacementFollower } from "./placement-follower.ts";
 import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
@@ -264,7 +264,8 @@ export class PlannerLoop {
   ): Promise<number | undefined> {
     const { outlook, follower, lease, routerId, log, intervalSeconds } = this.#options;
     const facts = await outlook.facts(inUse);
-    const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies);
+    const bytesOf = bytesIn(facts);
+    const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies, bytesOf);
     const now = performance.now();
     this.#away.note(need.lost, now);
     const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
@@ -291,6 +292,7 @@ export class PlannerLoop {
       current: inUse.placement,
       underway: underway?.stage,
       facts,
+      bytesOf,
       last: this.#lastLook,
       atMs: performance.now(),
       leastMs: intervalSeconds * 1000 * CONFIRMING_INTERVALS,
@@ -308,15 +310,10 @@ export class PlannerLoop {
     log.debug({ publish, why }, "planned");
     if (!publish) return undefined;
     const epochAlone = (after: number) => this.#outage.epochAfter(after);
-    const terms =
-      aloneAfter === undefined
-        ? { why, after: stored.placement.epoch, planned: facts.shards }
-        : {
-            why: `${why}; while Redis was away`,
-            after: aloneAfter,
-            planned: facts.shards,
-            epochAlone,
-          };
+    const after = aloneAfter ?? stored.placement.epoch;
+    const shared = { why, after, planned: facts.shards };
+    const alone = { ...shared, why: `${why}; while Redis was away`, epochAlone };
+    const terms = aloneAfter === undefined ? shared : alone;
     const outcome = await this.#publisher.publishStages(plan.stages, inUse, terms);
     return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
       outcome

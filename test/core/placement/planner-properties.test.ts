@@ -261,3 +261,31 @@ test("a draining shard is emptied where the others have room", () => {
     { numRuns: 100 },
   );
 });
+
+test("a shard that has less memory than it holds gives up what does not fit, where the others have room", () => {
+  fc.assert(
+    fc.property(
+      changed,
+      fc.nat(5),
+      fc.integer({ min: 0, max: 60 }),
+      (input, which, memoryBytes) => {
+        const [first, ...others] = input.shards.filter(({ draining }) => !draining);
+        if (first === undefined || others.length === 0) return;
+        const small = [first, ...others][which % (others.length + 1)].rank;
+        const shards = input.shards.map((one) =>
+          Object.assign({}, one, { memoryBytes: one.rank === small ? memoryBytes : 1000 }),
+        );
+        const plan = planPlacement({ ...input, shards });
+        assertPlaced(input, plan.target);
+        const before = bytesHeld(input, live(input)).get(small) ?? 0;
+        for (const stage of plan.stages) {
+          const held = bytesHeld(input, stage).get(small) ?? 0;
+          assert.ok(held <= Math.max(before, memoryBytes), `${held} bytes on the way`);
+        }
+        const held = bytesHeld(input, plan.target).get(small) ?? 0;
+        assert.ok(held <= memoryBytes, `${held} bytes in ${memoryBytes}`);
+      },
+    ),
+    { numRuns: 100 },
+  );
+});

@@ -51,11 +51,12 @@ test("a placement lacks what is on shards that are gone or leave, and copies tha
   assert.deepEqual(needOf(layers, [shardOf(0), shardOf(1, true), shardOf(2)], 2), {
     lost: [3],
     draining: [1],
+    crowded: [],
     homeless: 0,
     sparse: 4,
   });
   const lost = needOf(layers, [shardOf(1), shardOf(2), shardOf(3)], 1);
-  assert.deepEqual(lost, { lost: [0], draining: [], homeless: 1, sparse: 1 });
+  assert.deepEqual(lost, { lost: [0], draining: [], crowded: [], homeless: 1, sparse: 1 });
   assert.ok(isUrgent(lost));
   assert.ok(
     !isUrgent(
@@ -68,7 +69,20 @@ test("a placement lacks what is on shards that are gone or leave, and copies tha
   );
 });
 
-const NOTHING = { lost: [], draining: [], homeless: 0, sparse: 0 };
+test("a shard that holds more than it has memory for is crowded, unless it is to leave", () => {
+  const layers = placed([0], [0, 1], [0, 1], [2]);
+  const shards = [0, 1, 2].map((rank) =>
+    Object.assign(shardOf(rank, rank === 2), { memoryBytes: 25 }),
+  );
+  const need = needOf(layers, shards, 1, (_, expert) => (expert === 3 ? 90 : 10));
+  assert.deepEqual(need.crowded, [0]);
+  const crowded = { ...need, draining: [], homeless: 0 };
+  assert.ok(isUrgent(crowded));
+  assert.match(decide(planOf(0.01, 0.02, 1), crowded, terms).why, /^shard 0 is short of memory; /);
+  assert.deepEqual(needOf(layers, shards, 1, () => 1).crowded, []);
+});
+
+const NOTHING = { lost: [], draining: [], crowded: [], homeless: 0, sparse: 0 };
 const terms = { margin: MARGIN, sparseAfter: 0 };
 
 test("a plan is published where it saves more than its moves and the margin, else not", () => {
@@ -98,7 +112,7 @@ test("what measured speeds may be off by must be saved too, unless shards have c
 
   const facts = { shards: [shardOf(0), shardOf(1)], minCopies: 1 };
   const current = { epoch: 1, layers: placed([0], [1]) };
-  const at = { plan: doubtful, current, leastMs: 10 };
+  const at = { plan: doubtful, current, bytesOf: () => 1, leastMs: 10 };
   const first = judge({ ...at, facts, last: undefined, atMs: 0 });
   assert.ok(!first.decision.publish);
   const joined = { ...facts, shards: [...facts.shards, shardOf(2)] };
@@ -145,7 +159,7 @@ test("what is worth far more than it costs waits for less long", () => {
   const facts = { shards: [shardOf(0)], minCopies: 1 };
   const current = { epoch: 1, layers: placed([0], [0]) };
   const seen = (after: number) => {
-    const at = { plan: planOf(0.01, after), current, facts, leastMs: 30 };
+    const at = { plan: planOf(0.01, after), current, facts, bytesOf: () => 1, leastMs: 30 };
     const { look } = judge({ ...at, last: undefined, atMs: 0 });
     return [9, 10, 29, 30].filter((atMs) => judge({ ...at, last: look, atMs }).decision.publish);
   };

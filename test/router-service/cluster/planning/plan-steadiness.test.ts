@@ -9,7 +9,11 @@ import type { Placement } from "../../../../core/placement/placement.ts";
 import { type PlacedLayers, planPlacement } from "../../../../core/placement/planner.ts";
 import { drawNormal, seededRandom } from "../../../../core/random.ts";
 import { addWindow, emptyHistory, forecastLoad } from "../../../../core/statistics/forecast.ts";
-import { judge, type Look } from "../../../../router-service/cluster/planning/plan-decision.ts";
+import {
+  bytesIn,
+  judge,
+  type Look,
+} from "../../../../router-service/cluster/planning/plan-decision.ts";
 import { plannerInput } from "../../../../router-service/cluster/planning/planner-input.ts";
 import {
   afterMove,
@@ -94,6 +98,7 @@ class Simulation {
       plan,
       current: this.#current,
       facts,
+      bytesOf: bytesIn(facts),
       last: this.#last,
       atMs: this.#now * 1000,
       leastMs: INTERVAL * 1500,
