@@ -13,9 +13,14 @@ export interface RouterMember {
   readonly sight?: RouterSight | undefined;
 }
 
-/** Memory that all routers' own devices have for routed experts: a copy there is on every one of them. */
+/**
+ * Memory that all routers' own devices have for routed experts: a copy there is on every one of them. A router that joins
+ * those that work by a placement counts once it does too: until then it counts its own weights in the wider dtype.
+ */
 export function sharedLocalBytes(membership: Pick<Membership, "routers">): number {
-  return Math.min(...membership.routers().map(({ localBytes }) => localBytes));
+  const routers = membership.routers();
+  const atWork = routers.filter(({ epoch }) => epoch > 0);
+  return Math.min(...(atWork.length > 0 ? atWork : routers).map(({ localBytes }) => localBytes));
 }
 
 /** Who is there, as it is known now. */

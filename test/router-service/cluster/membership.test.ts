@@ -16,6 +16,7 @@ import {
 import {
   createStaticMembership,
   type Membership,
+  sharedLocalBytes,
 } from "../../../router-service/cluster/membership-static.ts";
 import { startRedis } from "../../../bench/rig/redis.ts";
 import { silentLogger } from "../../support/shards.ts";
@@ -90,6 +91,16 @@ test("a list of shards stays as it is, and its router is alone", () => {
   }));
   assert.deepEqual(membership.shards(), ["a:1", "b:2"]);
   assert.deepEqual(membership.routers(), [{ id: "me", epoch: 3, localBytes: 0 }]);
+});
+
+test("all routers that work by a placement share the memory of their devices, before the first all that are there", () => {
+  const shared = (...routers: readonly (readonly [epoch: number, localBytes: number])[]) =>
+    sharedLocalBytes({
+      routers: () => routers.map(([epoch, localBytes], id) => ({ id: `${id}`, epoch, localBytes })),
+    });
+  assert.equal(shared([0, 5], [0, 3]), 3);
+  assert.equal(shared([4, 5], [0, 3]), 5, "one that joins may still have more than it says");
+  assert.equal(shared([4, 5], [3, 2], [0, 1]), 2);
 });
 
 test("shards that register are found by rank, and one that withdraws is gone", async (t) => {
