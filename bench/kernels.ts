@@ -2,6 +2,7 @@
 
 import { z } from "zod";
 
+import { errorMessage } from "../core/error-message.ts";
 import { EXPERT_FORMATS } from "../core/expert-format.ts";
 import { type Gpu, openGpu } from "../core/gpu/device.ts";
 import { type KernelTimer, openTimer } from "../core/gpu/kernel-timing.ts";
@@ -150,7 +151,7 @@ async function measureCell(
           });
     return { ...cell, outcome: { kind: "timed", ...timed } };
   } catch (error) {
-    return skipped(error instanceof Error ? error.message : String(error));
+    return skipped(errorMessage(error));
   }
 }
 
@@ -197,7 +198,10 @@ const settings = loadConfig(schema, {
     "Times every matrix kernel at the widths of published models and prints how near it comes to the device's own rates.",
   notes: "Progress goes to stderr, the Markdown to stdout.",
 });
-const gpu = await openGpu(settings.adapter);
+const gpu = await openGpu(settings.adapter).catch((error: unknown) => {
+  say(errorMessage(error));
+  process.exit(1);
+});
 void gpu.lost.then((reason) => {
   say(reason);
   process.exit(1);

@@ -2,6 +2,7 @@
 
 import { z } from "zod";
 
+import { errorMessage } from "../core/error-message.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { runForecastCommand } from "./forecast.ts";
@@ -93,47 +94,32 @@ async function runAll(argv: string[]): Promise<number> {
   return 0;
 }
 
-const [program, ...rest] = process.argv.slice(2);
-switch (program) {
-  case "serve":
-    process.exitCode = await runBenchCommand(rest);
-    break;
-  case "hop":
-    process.exitCode = await runHopCommand(rest);
-    break;
-  case "moves":
-    process.exitCode = await runMovesCommand(rest);
-    break;
-  case "skewed":
-    process.exitCode = await runSkewedCommand(rest);
-    break;
-  case "overlap":
-    process.exitCode = await runOverlapCommand(rest);
-    break;
-  case "live-loading":
-    process.exitCode = await runLiveLoadingCommand(rest);
-    break;
-  case "load-time":
-    process.exitCode = await runLoadTimeCommand(rest);
-    break;
-  case "forecast":
-    process.exitCode = await runForecastCommand(rest);
-    break;
-  case "formats":
-    process.exitCode = await runFormatsCommand(rest);
-    break;
-  case "perplexity":
-    process.exitCode = await runPerplexityCommand(rest);
-    break;
-  case "peers":
-    process.exitCode = await runPeersCommand(rest);
-    break;
-  case "placement":
-    process.exitCode = runPlacementCommand(rest);
-    break;
-  case "synthetic":
-    process.exitCode = await runSyntheticCommand(rest);
-    break;
-  default:
-    process.exitCode = await runAll(process.argv.slice(2));
+/** Programs by their names, each with its flags; without a name it is the serve figures, the hop and perplexity. */
+const PROGRAMS: Readonly<Record<string, (argv: string[]) => number | Promise<number>>> = {
+  serve: runBenchCommand,
+  hop: runHopCommand,
+  moves: runMovesCommand,
+  skewed: runSkewedCommand,
+  overlap: runOverlapCommand,
+  "live-loading": runLiveLoadingCommand,
+  "load-time": runLoadTimeCommand,
+  forecast: runForecastCommand,
+  formats: runFormatsCommand,
+  perplexity: runPerplexityCommand,
+  peers: runPeersCommand,
+  placement: runPlacementCommand,
+  synthetic: runSyntheticCommand,
+};
+
+const argv = process.argv.slice(2);
+const name = argv.find((argument, at) => at === 0 && !argument.startsWith("-"));
+try {
+  if (name !== undefined && !Object.hasOwn(PROGRAMS, name)) {
+    throw new Error(`no such program; there are ${Object.keys(PROGRAMS).join(", ")}`);
+  }
+  process.exitCode = await (name === undefined ? runAll(argv) : PROGRAMS[name](argv.slice(1)));
+} catch (error) {
+  console.error(`${[about.command, name].filter(Boolean).join(" ")}: ${errorMessage(error)}`);
+  // Not by exitCode: what failed may have left something open.
+  process.exit(1);
 }

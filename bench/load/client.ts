@@ -153,6 +153,8 @@ export async function firstServedModel(baseUrl: string, apiKey?: string): Promis
   const response = await fetch(url, {
     headers: requestHeaders(apiKey),
     signal: AbortSignal.timeout(SETUP_TIMEOUT_MS),
+  }).catch((error: unknown) => {
+    throw new Error(`${url.href}: ${failureReason(error)}`, { cause: error });
   });
   if (!response.ok)
     throw new Error(`${url.href}: HTTP ${response.status} ${await response.text()}`);
