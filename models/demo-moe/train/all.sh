@@ -4,6 +4,10 @@
 # without it training begins with random weights. Environment: PYTHON, MINUTES (stable rate), DECAY_MINUTES, ENTRIES,
 # TRAIN_OPTIONS, DECAY_OPTIONS (further options of train.py), TWIN_TASK, TWIN_OPTIONS.
 set -eu
+case $#:${1-} in
+  [23]:[!-]*) ;;
+  *) sed -n '2,5s/^# //p' "$0"; exit 2 ;;
+esac
 here=$(cd "$(dirname "$0")" && pwd)
 corpora=$1 work=$2 base=${3:-}
 python=${PYTHON:-python3}

@@ -8,11 +8,11 @@ documents joined by <|endoftext|>), WORK/heldout/<task>.chat.txt where the task 
 WORK/data.json (sizes, names of the held-out documents, what was dropped as a near copy, licences).
 """
 
+import argparse
 import hashlib
 import json
 import random
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -293,4 +293,8 @@ def prepare(corpora, work):
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("work", type=Path)
+    args = parser.parse_args()
+    prepare(args.corpora, args.work)
