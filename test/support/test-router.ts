@@ -115,6 +115,16 @@ export async function runRows({ cluster }: TestRouter): Promise<Float32Array> {
   return sums.values;
 }
 
+/** Runs the rows again and again until a run is refused, and returns why; throws where none is in time. */
+export function refusalOf(router: TestRouter): Promise<string> {
+  const run = () =>
+    runRows(router).then(
+      () => undefined,
+      (error: Error) => error.message,
+    );
+  return waitFor("a refusal", run, 20_000);
+}
+
 /** Fails unless the sums are the same but for the order in which shards' parts are added. */
 export async function assertComputes(router: TestRouter, expected: Float32Array): Promise<void> {
   const sums = await runRows(router);
