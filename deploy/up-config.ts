@@ -29,7 +29,8 @@ export const upConfigSchema = z.object({
   grpcPort,
   redisUrl: redisUrl.meta({
     ...redisUrl.meta(),
-    description: "Redis for the routing statistics; none: a redis-server of its own, in memory",
+    description:
+      "Redis for the routing statistics, the placement and the shards' registration; none: a redis-server of its own, in memory",
   }),
   device,
   wire,
