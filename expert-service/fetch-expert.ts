@@ -40,7 +40,7 @@ export interface FetchExpertOptions {
     expert: number,
     format: ExpertFormat,
   ) => Promise<PackedExpert> | undefined;
-  /** Longest that a peer may take nothing, milliseconds; absent: 5000. */
+  /** Longest that a peer may take nothing, milliseconds; absent: STALL_MS. */
   readonly stallMs?: number;
 }
 
@@ -91,7 +91,10 @@ function fail(call: Call, code: status, details: string): void {
   call.emit("error", { code, details });
 }
 
-/** Writes the chunks as the peer takes them; false where it took none for `stallMs`. */
+/**
+ * Writes the chunks one at a time, so that a call keeps no more than the one on its way, whatever becomes of it; false
+ * where the peer did not take one within `stallMs`.
+ */
 async function send(call: Call, expert: PackedExpert, stallMs: number): Promise<boolean> {
   const parts = partsOf(expert)
     .map(bytesOf)
@@ -99,8 +102,6 @@ async function send(call: Call, expert: PackedExpert, stallMs: number): Promise<
   const totalBytes = parts.reduce((sum, { length }) => sum + length, 0);
   let crc = fetchCrc(call.request);
   let sent = 0;
-  const stall: Stall = { timer: undefined };
-  const onTaken = () => stall.timer?.refresh();
   for (const part of parts) {
     for (let from = 0; from < part.length; from += CHUNK_BYTES) {
       if (call.cancelled) return true;
@@ -108,34 +109,27 @@ async function send(call: Call, expert: PackedExpert, stallMs: number): Promise<
       crc = crc32(data, crc);
       sent += data.length;
       const isLast = sent === totalBytes;
-      if (call.write({ data, totalBytes, crc32: isLast ? crc : 0 }, onTaken)) {
-        await new Promise((resolve) => setImmediate(resolve));
-      } else if (!(await drained(call, stallMs, stall))) {
+      if (!(await taken(call, { data, totalBytes, crc32: isLast ? crc : 0 }, stallMs)))
         return false;
-      }
+      await new Promise((resolve) => setImmediate(resolve));
     }
   }
   call.end();
   return true;
 }
 
-/** The wait for a peer that takes nothing; begun anew whenever it has taken a chunk. */
-interface Stall {
-  timer: NodeJS.Timeout | undefined;
-}
-
-/** Settles when more can be written, or the call is over; with false where a stall ended first. */
-function drained(call: Call, stallMs: number, stall: Stall): Promise<boolean> {
+/** Settles when the peer has taken a chunk, or the call is over; with false where neither is so within `stallMs`. */
+function taken(call: Call, chunk: ExpertChunk, stallMs: number): Promise<boolean> {
   return new Promise((resolve) => {
-    const events = ["drain", "cancelled", "close", "error"];
+    const events = ["cancelled", "close", "error"];
     const end = (goesOn: boolean) => {
-      clearTimeout(stall.timer);
-      stall.timer = undefined;
+      clearTimeout(timer);
       for (const event of events) call.off(event, done);
       resolve(goesOn);
     };
     const done = () => end(true);
-    stall.timer = setTimeout(() => end(false), stallMs);
+    const timer = setTimeout(() => end(false), stallMs);
     for (const event of events) call.on(event, done);
+    call.write(chunk, done);
   });
 }

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { connect, type IncomingHttpHeaders } from "node:http2";
 import { it } from "node:test";
 
-import { Server, status } from "@grpc/grpc-js";
+import { Server, type ServerWritableStream, status } from "@grpc/grpc-js";
 
 import { waitFor } from "../../bench/rig/wait-for.ts";
 import { expertServiceDefinition } from "../../core/expert-stream.ts";
@@ -14,14 +14,21 @@ import { createFetchExpert } from "../../expert-service/fetch-expert.ts";
 import { ExpertFormat } from "../../proto/gen/switchyard/v1/cluster.ts";
 import { FetchExpertRequest } from "../../proto/gen/switchyard/v1/expert.ts";
 
-it("peers that stop reading lose their places, and are told so", async (t) => {
-  // More chunks than a call takes unsent.
-  const matrix = { weights: new Uint32Array(3 * 2 ** 19), scales: new Uint32Array(0) };
+it("peers that stop reading lose their places, keep no chunk but the one on its way, and are told so", async (t) => {
+  // Each more than a connection takes unread.
+  const matrix = { weights: new Uint32Array(2 ** 18), scales: new Uint32Array(0) };
   const expert: PackedExpert = { format: "f32", gate: matrix, up: matrix, down: matrix };
   const server = new Server(serverOptions);
   const read = async () => expert;
   const fetchExpert = createFetchExpert({ modelHash: "m", read, stallMs: 300 });
-  server.addService(expertServiceDefinition, { connect: () => {}, fetchExpert });
+  const calls: ServerWritableStream<unknown, unknown>[] = [];
+  server.addService(expertServiceDefinition, {
+    connect: () => {},
+    fetchExpert: (call: Parameters<typeof fetchExpert>[0]) => {
+      calls.push(call);
+      fetchExpert(call);
+    },
+  });
   const address = `127.0.0.1:${await bindServer(server, "127.0.0.1:0")}`;
   t.after(() => server.forceShutdown());
   const format = ExpertFormat.EXPERT_FORMAT_F32;
@@ -60,6 +67,8 @@ it("peers that stop reading lose their places, and are told so", async (t) => {
   assert.equal((await outcome(fetch()))[0], status.RESOURCE_EXHAUSTED);
   const isServed = async () => (await outcome(fetch()))[0] === status.OK;
   await waitFor("a free place", isServed);
+  await waitFor("the end of all calls", () => calls.every((call) => call.writableEnded));
+  for (const call of calls) assert.ok(call.writableLength <= 1, `${call.writableLength} chunks`);
   assert.deepEqual(await outcome(idle[0]), [
     status.DEADLINE_EXCEEDED,
     "layer 1 expert 2: the peer took nothing for 300 ms",

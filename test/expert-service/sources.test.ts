@@ -10,6 +10,7 @@ import { bindServer, serverOptions } from "../../core/platform/grpc.ts";
 import { expertBytes, packExpert } from "../../core/weights.ts";
 import type { PackedExpert } from "../../core/expert-format.ts";
 import { ExpertFormat } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ExpertChunk } from "../../proto/gen/switchyard/v1/expert.ts";
 import { ExpertSources, type ExpertSourcesOptions } from "../../expert-service/expert-sources.ts";
 import { createFetchExpert } from "../../expert-service/fetch-expert.ts";
 import { HostCache } from "../../expert-service/host-cache.ts";
@@ -246,16 +247,16 @@ describe("a shard as a peer", () => {
     const stored = await readExpert(holder.checkpoint, 1, 2);
     const packed = packExpert("test", stored, config, "f32");
     const give = createFetchExpert({ modelHash, read: async () => packed });
-    let spoil: (chunk: { data: Uint8Array; totalBytes: number; crc32: number }) => void = () => {};
+    let spoil: (chunk: ExpertChunk) => void = () => {};
     const server = new Server(serverOptions);
     server.addService(expertServiceDefinition, {
       connect: () => {},
       fetchExpert: (call: Parameters<typeof give>[0]) => {
-        const write = call.write.bind(call) as (chunk: unknown) => boolean;
-        call.write = ((chunk: { data: Uint8Array; totalBytes: number; crc32: number }) => {
+        const write = call.write.bind(call);
+        call.write = ((chunk: ExpertChunk, onTaken: () => void) => {
           const copy = { ...chunk, data: chunk.data.slice() };
           spoil(copy);
-          return write(copy);
+          return write(copy, onTaken);
         }) as typeof call.write;
         give(call);
       },
