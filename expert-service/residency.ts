@@ -1,6 +1,5 @@
 /** Which experts are in the shard's device memory: exactly those that the placements of its live epochs name together. */
 
-import { errorMessage } from "../core/error-message.ts";
 import type { ExpertDevice } from "../core/expert-device.ts";
 import { NO_SLOT, OutOfDeviceMemoryError } from "../core/expert-device.ts";
 import type { ExpertFormat, PackedExpert } from "../core/expert-format.ts";
@@ -21,6 +20,7 @@ import {
   type ShardAbilities,
 } from "./placement-check.ts";
 import { EpochsInUse } from "./router-epochs.ts";
+import { TidyTrouble } from "./tidy-trouble.ts";
 import { wantedBy } from "./wanted-experts.ts";
 
 /** What computes a dispatch of an epoch and layer. */
@@ -47,6 +47,8 @@ export interface ResidencyOptions extends ShardAbilities {
   readonly made?: { readonly device: ExpertDevice; readonly formats: readonly ExpertFormat[] };
   /** What the shard holds has changed. */
   readonly onChange?: () => void;
+  /** Pause before slots that could not be freed are tried again, milliseconds; absent: as `TidyTrouble`. */
+  readonly tidyPauseMs?: number;
   readonly logger: Pick<Logger, "error">;
 }
 
@@ -68,14 +70,15 @@ export class Residency {
   #formats: readonly ExpertFormat[] = [];
   #work: Promise<void> | undefined;
   #untidy = false;
-  /** Why slots could not be freed the last time, as it was logged. */
-  #untidyReason: string | undefined;
+  readonly #trouble: TidyTrouble;
   /** Whether anything is served meanwhile. */
   readonly #gentle = () => this.#live.size > 0;
   #closed = false;
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
+    const { tidyPauseMs: pauseMs, logger } = options;
+    this.#trouble = new TidyTrouble({ tryAgain: () => this.#tidySoon(true), pauseMs, logger });
     if (options.made === undefined) return;
     this.#formats = options.made.formats;
     this.#slots = this.#slotsOf(options.made.device);
@@ -118,10 +121,9 @@ export class Residency {
       this.#uses.refuse(router, epoch);
       throw error;
     }
-    const slots = this.#slots;
     return {
       epoch,
-      numExperts: slots?.numLoaded() ?? 0,
+      numExperts: this.numExperts(),
       residentBytes: this.residentBytes(),
       checkpointBytesRead: this.#options.bytesRead(),
     };
@@ -204,6 +206,7 @@ export class Residency {
   /** Ends what is being loaded and frees the device; runs must have ended. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#trouble.close();
     this.#live.clear();
     for (const { stop } of this.#targets) stop.abort(new Error("the shard is stopping"));
     await this.#work;
@@ -238,8 +241,8 @@ export class Residency {
     }
   }
 
-  #tidySoon(): void {
-    if (this.epochs().some((epoch) => this.#uses.isOver(epoch))) this.#untidy = true;
+  #tidySoon(again = false): void {
+    if (again || this.epochs().some((epoch) => this.#uses.isOver(epoch))) this.#untidy = true;
     this.#start();
   }
 
@@ -290,16 +293,13 @@ export class Residency {
   /** Frees what no live epoch names. */
   async #tidy(): Promise<void> {
     this.#untidy = false;
+    this.#trouble.begin();
     await this.#drop((epoch) => this.#uses.isOver(epoch));
     try {
       await this.#slots?.arrange(wantedBy([...this.#live.values()]));
-      this.#untidyReason = undefined;
+      this.#trouble.succeeded();
     } catch (error) {
-      // What could not be freed stays for a later placement to take; without memory for a layer twice that is as usual.
-      const reason = errorMessage(error);
-      if (error instanceof OutOfDeviceMemoryError || reason === this.#untidyReason) return;
-      this.#untidyReason = reason;
-      this.#options.logger.error({ reason }, "slots that no epoch names can not be freed");
+      this.#trouble.failed(error);
     } finally {
       this.#options.onChange?.();
     }
