@@ -29,7 +29,10 @@ export function balanceLoad(
   let slow = slowest(seconds);
   for (let round = 0; round < maxRounds && shared.length > 0; round++) {
     let moved = 0;
-    for (let i = 0; i < shared.length; i++) moved = Math.max(moved, settle(layer, l, shared[i]));
+    for (let i = 0; i < shared.length; i++) {
+      const most = settle(layer, l, shared[i]);
+      if (most > moved) moved = most;
+    }
     slow = slowest(seconds);
     if (moved <= settled * slow) break;
   }
@@ -89,14 +92,18 @@ function settle(layer: Layer, l: number, expert: number): number {
   const from = expert * layer.maxCopies;
   const load = layer.loads[l][expert];
   let level = Infinity;
-  // Newton's method on a convex, piecewise linear function: from above all, it ends after at most one step per holder.
-  for (;;) {
+  let highest = Infinity;
+  // Newton's method on a convex, piecewise linear function: from above all, it ends where the level leaves no more of
+  // the holders out, after at most one step for each.
+  while (highest >= level) {
     let rate = 0;
     let filled = 0;
+    highest = -Infinity;
     for (let i = 0; i < holders.length; i++) {
       const each = perPair[holders[i]];
       const without = seconds[holders[i]] - each * pairs[from + i];
       if (without >= level) continue;
+      if (without > highest) highest = without;
       rate += 1 / each;
       filled += without / each;
     }

@@ -4,7 +4,8 @@ import { balance, indexOfMost, splitByShares } from "./balance.ts";
 import { expectedLoads, type JudgedLoads } from "./expected-loads.ts";
 import { togetherness } from "./gathering.ts";
 import type { PlacedLayers, PlannerInput } from "./input.ts";
-import { emptyLayer, holdAll, sharesOf, type Layer } from "./layer.ts";
+import { copiesOf, layerWith, sharesOf } from "./layer.ts";
+import type { Layer, LayerCopies, LayerStart } from "./layer.ts";
 import { layerCosts, pairsOn, scoreOf, secondsPerMeeting } from "./objective.ts";
 import type { LayerReplicas, Replica } from "./placement.ts";
 
@@ -48,7 +49,7 @@ export function layerTimes(input: CostInput, placed: PlacedLayers): LayerTime[] 
   let pairs: Layer["pairs"] | undefined;
   return input.layers.map((number, index) => {
     const replicas = placed.get(number);
-    const layer = heldLayer(input, index, holdersIn(input, indexOf, replicas), pairs);
+    const layer = heldLayer(input, index, placedCopies(input, indexOf, replicas), pairs);
     pairs = layer.pairs;
     if (policy === "auto") balance(layer);
     else splitByShares(layer, (expert, shard) => shareOn(replicas?.[expert], ranks[shard]));
@@ -89,50 +90,69 @@ export function holdersIn(
 ): number[][] {
   const holders: number[][] = [];
   for (let expert = 0; expert < numExperts; expert++) {
-    const ofExpert: number[] = [];
-    for (const { rank } of replicas?.[expert] ?? []) {
-      const shard = indexOf.get(rank);
-      if (shard !== undefined) ofExpert.push(shard);
-    }
-    holders.push(ofExpert);
+    const copies = replicas?.[expert];
+    const first = copies?.length === 1 ? indexOf.get(copies[0].rank) : undefined;
+    holders.push(first === undefined ? severalIn(indexOf, copies) : [first]);
   }
   return holders;
+}
+
+function severalIn(
+  indexOf: ReadonlyMap<number, number>,
+  copies: readonly Replica[] = [],
+): number[] {
+  const holders: number[] = [];
+  for (const { rank } of copies) {
+    const shard = indexOf.get(rank);
+    if (shard !== undefined) holders.push(shard);
+  }
+  return holders;
+}
+
+/** Copies of layers that are placed on some shards: what a placement takes is asked more than once. */
+const known = new WeakMap<PlannerInput["shards"], WeakMap<LayerReplicas, LayerCopies>>();
+
+/** Copies of a layer on the input's shards, of which `indexOf` are the indices: for layers whose copies stay as they are. */
+export function placedCopies(
+  input: Pick<PlannerInput, "numExperts" | "shards">,
+  indexOf: ReadonlyMap<number, number>,
+  replicas: LayerReplicas | undefined,
+): LayerCopies {
+  const { shards } = input;
+  if (replicas === undefined) return copiesOf(holdersIn(input, indexOf, replicas), shards.length);
+  let onShards = known.get(shards);
+  if (onShards === undefined) known.set(shards, (onShards = new WeakMap()));
+  let copies = onShards.get(replicas);
+  if (copies === undefined) {
+    copies = copiesOf(holdersIn(input, indexOf, replicas), shards.length);
+    onShards.set(replicas, copies);
+  }
+  return copies;
 }
 
 /** The layer at `index` with copies as given, not balanced yet; `pairs` are another layer's, of no use any more. */
 export function heldLayer(
   input: CostInput,
   index: number,
-  holders: readonly (readonly number[])[],
+  copies: LayerCopies,
   pairs?: Layer["pairs"],
 ): Layer {
-  const used = new Uint8Array(input.shards.length);
   let numUsed = 0;
-  for (const shards of holders) {
-    for (const shard of shards) {
-      numUsed += 1 - used[shard];
-      used[shard] = 1;
-    }
-  }
-  const layer = layerOf(input, index, numUsed, expectedLoads(input, index), pairs);
-  holdAll(layer, holders);
-  return layer;
+  for (const experts of copies.held) if (experts.length > 0) numUsed++;
+  return layerOf(input, index, numUsed, expectedLoads(input, index), { copies, pairs });
 }
 
-/** The layer at `index` with nothing held, which `numUsed` shards are to share. */
+/** The layer at `index`, which `numUsed` shards are to share. */
 export function layerOf(
   input: CostInput,
   index: number,
   numUsed: number,
   loads: JudgedLoads,
-  pairs?: Layer["pairs"],
+  start: LayerStart = {},
 ): Layer {
-  return emptyLayer(loads, {
-    costs: layerCosts(input, numUsed),
-    together: togetherness(input, index, secondsPerMeeting(input, numUsed)),
-    pairs,
-    reads: input.reads?.subarray(index * input.numExperts, (index + 1) * input.numExperts),
-  });
+  const together = input.together && togetherness(input, index, secondsPerMeeting(input, numUsed));
+  const reads = input.reads?.subarray(index * input.numExperts, (index + 1) * input.numExperts);
+  return layerWith(loads, { costs: layerCosts(input, numUsed), together, reads }, start);
 }
 
 /** The layer's copies as a placement has them, with the shares of the forecast's split. */

@@ -1,7 +1,7 @@
 /** How sure it is that a plan saves what it seems to: shards are as fast as they were measured, more or less. */
 
 import { balanceLoad } from "./balance.ts";
-import { heldLayer, holdersIn, shardIndices } from "./cost.ts";
+import { heldLayer, placedCopies, shardIndices } from "./cost.ts";
 import type { PlacedLayers, PlannerInput } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import { scoreOf } from "./objective.ts";
@@ -34,13 +34,15 @@ export function savingDeviation(
   const indexOf = shardIndices(shards);
   const slower = slownesses(shards);
   const savings = new Float64Array(slower.length);
+  let pairs: Layer["pairs"] | undefined;
   for (const [index, number] of layers.entries()) {
     for (const [placed, sign] of [
       [current, 1],
       [target, -1],
     ] as const) {
-      const holders = holdersIn(forecast, indexOf, placed.get(number));
-      const layer = withOwnCosts(heldLayer(forecast, index, holders));
+      const copies = placedCopies(forecast, indexOf, placed.get(number));
+      const layer = withOwnCosts(heldLayer(forecast, index, copies, pairs));
+      pairs = layer.pairs;
       for (const [draw, factors] of slower.entries()) {
         savings[draw] += sign * secondsWith(layer, factors);
       }

@@ -135,15 +135,17 @@ export class Holdings {
     const before = this.#built.get(layer);
     const changed = this.#changed.get(layer);
     if (before !== undefined && changed === undefined) return before;
-    const replicas = this.#layers.get(layer)!.map((copies, expert) => {
-      if (before !== undefined && changed?.has(expert) !== true) return before[expert];
-      const ranks = this.#ranks.get(layer)![expert] ?? copies.map(({ rank }) => rank);
-      return sharedAs(
+    const replicas = (before ?? this.#layers.get(layer)!).slice();
+    const held = this.#ranks.get(layer)!;
+    for (const expert of before === undefined ? replicas.keys() : changed!) {
+      const ranks = held[expert] ?? ranksOf(replicas[expert]);
+      if (ranks === undefined) continue;
+      replicas[expert] = sharedAs(
         [...ranks].sort((a, b) => a - b),
         first[expert] ?? [],
         second[expert] ?? [],
       );
-    });
+    }
     this.#built.set(layer, replicas);
     this.#changed.delete(layer);
     return replicas;
@@ -164,6 +166,12 @@ export class Holdings {
     const free = this.#free.get(rank);
     if (free !== undefined) this.#free.set(rank, free - bytes);
   }
+}
+
+/** Ranks of copies that may share otherwise; undefined where it is one, with all. */
+function ranksOf(copies: readonly Replica[]): readonly number[] | undefined {
+  if (copies.length === 1 && copies[0].share === 1) return undefined;
+  return copies.map(({ rank }) => rank);
 }
 
 function sharedAs(

@@ -29,8 +29,18 @@ export interface Togetherness {
   readonly perRow: Float64Array;
 }
 
+/** Who holds what of a layer, by index of the shard. */
+export interface LayerCopies {
+  /** Shards that hold each expert [numExperts]. */
+  readonly holders: number[][];
+  /** Experts that each shard holds [numShards]. */
+  readonly held: number[][];
+  /** Experts with several copies. */
+  readonly shared: number[];
+}
+
 /** Copies of one layer's experts, and for each load the split that makes the slowest shard fastest. */
-export interface Layer {
+export interface Layer extends LayerCopies {
   readonly numExperts: number;
   readonly numShards: number;
   readonly costs: LayerCosts;
@@ -40,12 +50,6 @@ export interface Layer {
   readonly reads: Float64Array | undefined;
   /** What the slowest shard under each load counts; the sum is 1 [numLoads]. */
   readonly weights: readonly number[];
-  /** Shards that hold each expert [numExperts]. */
-  readonly holders: number[][];
-  /** Experts that each shard holds [numShards]. */
-  readonly held: number[][];
-  /** Experts with several copies. */
-  readonly shared: number[];
   /** Copies that one expert can have. */
   readonly maxCopies: number;
   /** Pairs that each holder of a shared expert takes, in the order of holders [numLoads][numExperts · maxCopies]. */
@@ -61,29 +65,51 @@ export interface Layer {
 /** Copies of one expert at most: hot ones have no use for more, and arrays stay small. */
 const MAX_COPIES = 64;
 
-/** A layer in which nothing is held; `pairs` are those of another layer as large, which is of no use any more. */
-export function emptyLayer(
+/** What a layer may begin with. */
+export interface LayerStart {
+  /** Copies that it holds; they change with it. Absent: none. */
+  readonly copies?: LayerCopies | undefined;
+  /** Memory of another layer as large, which is of no use any more. */
+  readonly pairs?: Layer["pairs"] | undefined;
+}
+
+/** Copies with the shards that hold each expert, whose lists are not copied. */
+export function copiesOf(holders: number[][], numShards: number): LayerCopies {
+  const held: number[][] = Array.from({ length: numShards }, () => []);
+  const shared: number[] = [];
+  for (let expert = 0; expert < holders.length; expert++) {
+    const ofExpert = holders[expert];
+    for (let i = 0; i < ofExpert.length; i++) held[ofExpert[i]].push(expert);
+    if (ofExpert.length > 1) shared.push(expert);
+  }
+  return { holders, held, shared };
+}
+
+/** A layer with copies as given, each of an expert's taking as much as the others. */
+export function layerWith(
   { loads, weights }: JudgedLoads,
-  {
-    costs,
-    together,
-    reads,
-    pairs,
-  }: Pick<Layer, "costs" | "together" | "reads"> & Partial<Pick<Layer, "pairs">>,
+  { costs, together, reads }: Pick<Layer, "costs" | "together" | "reads">,
+  { copies, pairs }: LayerStart,
 ): Layer {
   const numExperts = loads[0].length;
   const numShards = costs.fixed.length;
   const maxCopies = Math.min(numShards, MAX_COPIES);
-  return {
+  const { holders, held, shared } =
+    copies ??
+    copiesOf(
+      Array.from({ length: numExperts }, () => []),
+      numShards,
+    );
+  const layer: Layer = {
     numExperts,
     numShards,
     costs,
     loads,
     reads,
     weights,
-    holders: Array.from({ length: numExperts }, () => []),
-    held: Array.from({ length: numShards }, () => []),
-    shared: [],
+    holders,
+    held,
+    shared,
     maxCopies,
     // What copies take is written as they come.
     pairs: pairs ?? arrays(loads.length, numExperts * maxCopies),
@@ -91,6 +117,8 @@ export function emptyLayer(
     together,
     met: new Float64Array(numShards).fill(Number.NaN),
   };
+  if (copies !== undefined) shareEvenly(layer);
+  return layer;
 }
 
 /** Arrays of zeros, in one piece of memory [count][length]. */
@@ -114,27 +142,25 @@ export function holds({ holders }: Layer, expert: number, shard: number): boolea
   return holders[expert].includes(shard);
 }
 
-/** Puts copies as given into a layer in which nothing is held; each of an expert's takes as much as the others. */
-export function holdAll(layer: Layer, given: readonly (readonly number[])[]): void {
-  const { holders, held, shared, pairs, maxCopies, loads, seconds, costs, reads } = layer;
+/** Shares the loads out over copies that take nothing yet, each of an expert's as much as the others. */
+function shareEvenly(layer: Layer): void {
+  const { holders, held, maxCopies, costs, reads } = layer;
   const { fixed, perPair, perExpert } = costs;
-  for (let expert = 0; expert < given.length; expert++) {
-    const ofExpert = given[expert];
-    for (let i = 0; i < ofExpert.length; i++) {
-      if (held[ofExpert[i]].length === 0) addToAll(seconds, ofExpert[i], fixed[ofExpert[i]]);
-      holders[expert].push(ofExpert[i]);
-      held[ofExpert[i]].push(expert);
+  for (let l = 0; l < layer.loads.length; l++) {
+    const load = layer.loads[l];
+    const pairs = layer.pairs[l];
+    const seconds = layer.seconds[l];
+    for (let shard = 0; shard < held.length; shard++) {
+      if (held[shard].length > 0) seconds[shard] = fixed[shard];
     }
-    if (ofExpert.length > 1) shared.push(expert);
-  }
-  for (let l = 0; l < loads.length; l++) {
-    for (let expert = 0; expert < given.length; expert++) {
-      const ofExpert = given[expert];
-      const each = loads[l][expert] / ofExpert.length;
+    for (let expert = 0; expert < holders.length; expert++) {
+      const ofExpert = holders[expert];
+      const each = load[expert] / ofExpert.length;
       const touched = touches(each) * (reads === undefined ? 1 : reads[expert]);
       for (let i = 0; i < ofExpert.length; i++) {
-        pairs[l][expert * maxCopies + i] = each;
-        seconds[l][ofExpert[i]] += perPair[ofExpert[i]] * each + perExpert[ofExpert[i]] * touched;
+        const shard = ofExpert[i];
+        pairs[expert * maxCopies + i] = each;
+        seconds[shard] += perPair[shard] * each + perExpert[shard] * touched;
       }
     }
   }

@@ -24,7 +24,8 @@ function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["ki
       const copies = replicas[expert];
       const before = there?.[expert];
       if (before === copies) continue;
-      for (const { rank } of copies) {
+      for (let i = 0; i < copies.length; i++) {
+        const { rank } = copies[i];
         if (before !== undefined && holds(before, rank)) continue;
         moves.push({ kind, layer, expert, rank });
       }
@@ -34,7 +35,7 @@ function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["ki
 }
 
 function holds(copies: readonly Replica[], rank: number): boolean {
-  for (const copy of copies) if (copy.rank === rank) return true;
+  for (let i = 0; i < copies.length; i++) if (copies[i].rank === rank) return true;
   return false;
 }
 
@@ -47,7 +48,7 @@ interface Journey {
   /** Copies that are to go. */
   outgoing: Copy[];
   /** Copies that made room for others once: they do not again, so that this ends. */
-  readonly displaced: Set<string>;
+  readonly displaced: Set<number>;
   readonly bytes: StageLimits["bytes"];
   /** Bytes that may still be loaded again after they gave way. */
   reloadBytes: number;
@@ -84,8 +85,8 @@ export function stagesOf(
     if (stuck) drops = makeRoom(journey);
     if (stuck && drops.length === 0) break;
     for (const copy of drops) held.remove(copy);
-    const gone = new Set(drops.map(nameOf));
-    journey.outgoing = journey.outgoing.filter((copy) => !gone.has(nameOf(copy)));
+    const gone = new Set(drops.map(keyOf));
+    journey.outgoing = journey.outgoing.filter((copy) => !gone.has(keyOf(copy)));
     stages.push(held.toLayers(target, current));
   }
   return stages.length === 0 ? newShares(current, held.toLayers(target, current)) : stages;
@@ -98,7 +99,7 @@ function loadWhatFits(journey: Journey): number {
   const loaded = new Set<Copy>();
   for (const again of [false, true]) {
     for (const copy of incoming) {
-      if (displaced.has(nameOf(copy)) !== again || (again && waiting.has(copy.rank))) continue;
+      if (displaced.has(keyOf(copy)) !== again || (again && waiting.has(copy.rank))) continue;
       if (held.fits(copy)) {
         held.add(copy);
         loaded.add(copy);
@@ -126,7 +127,7 @@ function makeRoom(journey: Journey): Copy[] {
   const waiting = new Set(incoming.map(({ rank }) => rank));
   if (waiting.size === 0) return [];
   const drops: Copy[] = [];
-  const dropped = new Set<string>();
+  const dropped = new Set<number>();
   displace(outgoing, isSpare);
   if (drops.length === 0) displace([...outgoing], park);
   // What is given up is loaded again: only where nothing else helps.
@@ -146,10 +147,10 @@ function makeRoom(journey: Journey): Copy[] {
   function displace(copies: Iterable<Copy>, how: (copy: Copy) => boolean): void {
     for (const copy of copies) {
       if (!waiting.has(copy.rank)) continue;
-      const expert = `${copy.layer}/${copy.expert}`;
-      if (displaced.has(nameOf(copy)) || dropped.has(expert)) continue;
+      const expert = keyOf({ ...copy, rank: 0 });
+      if (displaced.has(keyOf(copy)) || dropped.has(expert)) continue;
       if (!how(copy)) continue;
-      displaced.add(nameOf(copy));
+      displaced.add(keyOf(copy));
       dropped.add(expert);
       drops.push(copy);
       waiting.delete(copy.rank);
@@ -168,18 +169,19 @@ function makeRoom(journey: Journey): Copy[] {
 }
 
 /** Where the expert could wait: the rank with most room that does not hold it. */
-function roomiest(held: Holdings, copy: Copy, displaced: Set<string>): Copy | undefined {
+function roomiest(held: Holdings, copy: Copy, displaced: Set<number>): Copy | undefined {
   let best: Copy | undefined;
   for (const rank of held.ranks()) {
     const at = { ...copy, rank };
-    if (held.has(at) || !held.fits(at) || displaced.has(nameOf(at))) continue;
+    if (held.has(at) || !held.fits(at) || displaced.has(keyOf(at))) continue;
     if (best === undefined || held.free(rank) > held.free(best.rank)) best = at;
   }
   return best;
 }
 
-function nameOf({ layer, expert, rank }: Copy): string {
-  return `${layer}/${expert}/${rank}`;
+/** A number that no other copy has: of layers there are fewer than 2^21, of experts and ranks no more than 2^16. */
+function keyOf({ layer, expert, rank }: Copy): number {
+  return (layer * 2 ** 16 + expert) * 2 ** 16 + rank;
 }
 
 /** The one stage that changes shares only, or none where they are as they were. */

@@ -13,6 +13,7 @@
  * (router-service/cluster/planning/router-sights.ts), and every load is split as well as the copies allow (balance.ts), as the routers do at every step.
  */
 
+import { slowest } from "./balance.ts";
 import { meetings, rowsPerMeeting } from "./gathering.ts";
 import { LOCAL_RANK } from "./placement.ts";
 import type { PlannedShard, PlannerInput, RouterCosts } from "./input.ts";
@@ -109,8 +110,9 @@ export function pairsOn({ held, seconds, costs }: Layer, shard: number): number 
 
 /** The layer's score as it is split now, without moves. */
 export function scoreOf(layer: Layer): number {
-  return layer.seconds.reduce(
-    (sum, seconds, l) => sum + layer.weights[l] * Math.max(...seconds),
-    routerSeconds(layer),
-  );
+  let sum = routerSeconds(layer);
+  for (let l = 0; l < layer.seconds.length; l++) {
+    sum += layer.weights[l] * slowest(layer.seconds[l]);
+  }
+  return sum;
 }

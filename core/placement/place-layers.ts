@@ -4,7 +4,7 @@ import { balance } from "./balance.ts";
 import { heldLayer, holdersIn, shardIndices } from "./cost.ts";
 import { expectedLoads } from "./expected-loads.ts";
 import type { PlannerInput } from "./input.ts";
-import type { Layer } from "./layer.ts";
+import { copiesOf, type Layer } from "./layer.ts";
 import type { MoveCosts } from "./move-costs.ts";
 import { packMinCopies, packMissing } from "./pack.ts";
 import { improve, planFresh } from "./plan-layer.ts";
@@ -103,7 +103,10 @@ export function placeKept(
   current: Holders | undefined,
 ): Layer[] | undefined {
   const left = freeBytes(input);
-  const layers = input.layers.map((_, index) => heldLayer(input, index, kept[index]));
+  const layers = input.layers.map((_, index) => {
+    const holders = kept[index].map((copies) => copies.slice());
+    return heldLayer(input, index, copiesOf(holders, left.length));
+  });
   for (const [index, layer] of layers.entries()) take(left, layer, sizesOf(input, index));
   if (left.some((bytes) => bytes < 0)) return undefined;
   // What has no copy comes first, wherever there is room.

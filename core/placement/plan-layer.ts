@@ -3,7 +3,7 @@
 import { balanceLoad, slowest } from "./balance.ts";
 import { layerOf, type CostInput } from "./cost.ts";
 import { expectedLoads, forecastAlone } from "./expected-loads.ts";
-import { holdAll, type Layer, type LayerCosts } from "./layer.ts";
+import { copiesOf, type Layer, type LayerCosts } from "./layer.ts";
 import type { MoveCosts } from "./move-costs.ts";
 import { layerCosts, routerSeconds } from "./objective.ts";
 import { fillWithCopies, packMinCopies, packMissing } from "./pack.ts";
@@ -33,8 +33,9 @@ export function planFresh(task: LayerTask, left: Float64Array): Layer | undefine
   const { layer: found, room } = nearest(task, left);
   if (found === undefined) return undefined;
   const { input, index } = task;
-  const layer = layerOf(input, index, room.shards.length, expectedLoads(input, index));
-  holdAll(layer, found.holders);
+  const { length } = room.shards;
+  const copies = copiesOf(found.holders, found.numShards);
+  const layer = layerOf(input, index, length, expectedLoads(input, index), { copies });
   improve(layer, { ...task, room });
   task.room.free.set(room.free);
   return layer;
