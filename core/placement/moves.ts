@@ -14,6 +14,21 @@ export function movesOf(current: PlacedLayers, stages: readonly PlacedLayers[]):
   return stages.flatMap((stage, i) => movesBetween(i === 0 ? current : stages[i - 1], stage));
 }
 
+/** True where no copy moves between the two, which have the same layers. */
+export function sameCopies(one: PlacedLayers, other: PlacedLayers): boolean {
+  for (const [layer, replicas] of one) {
+    const others = other.get(layer)!;
+    for (let expert = 0; expert < replicas.length; expert++) {
+      const copies = replicas[expert];
+      if (copies.length !== others[expert].length) return false;
+      for (let i = 0; i < copies.length; i++) {
+        if (!holds(others[expert], copies[i].rank)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 /** Copies of `layers` that `others` does not have. */
 function copiesBeside(layers: PlacedLayers, others: PlacedLayers, kind: Move["kind"]): Move[] {
   const moves: Move[] = [];
@@ -59,18 +74,19 @@ interface Journey {
  * one before fits every rank's memory (a rank that holds more already gets nothing more), and every expert that had a
  * copy keeps one. Where copies stand in each other's way, one is parked where there is room, or a spare one is given
  * up, and loaded again later as far as the limits allow that. What can not be moved even so stays where it is: then, or
- * where what was given up is not loaded again, the last stage is not the target.
+ * where what was given up is not loaded again, the last stage is not the target. `moves` are those between the two.
  */
 export function stagesOf(
   current: PlacedLayers,
   target: PlacedLayers,
   limits: StageLimits,
+  moves: readonly Move[] = movesBetween(current, target),
 ): PlacedLayers[] {
   const journey: Journey = {
     held: new Holdings(current, limits),
     target,
-    incoming: copiesBeside(target, current, "load"),
-    outgoing: copiesBeside(current, target, "drop"),
+    incoming: moves.filter(({ kind }) => kind === "load"),
+    outgoing: moves.filter(({ kind }) => kind === "drop"),
     displaced: new Set(),
     bytes: limits.bytes,
     reloadBytes: limits.reloadBytes ?? Infinity,

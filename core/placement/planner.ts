@@ -9,7 +9,7 @@ import { Holdings, type StageLimits } from "./holdings.ts";
 import type { PlacedLayers, Plan, PlannerInput, PlanReason } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
-import { movesBetween, movesOf, stagesOf } from "./moves.ts";
+import { movesBetween, movesOf, sameCopies, stagesOf } from "./moves.ts";
 import { layerCosts, scoreOf } from "./objective.ts";
 import { LEAST_GAIN_OF_LOADS } from "./search.ts";
 import {
@@ -70,10 +70,8 @@ export function planPlacement(input: PlannerInput): Plan {
   };
   // Ways there cost no less than what they lead to.
   if (!mustMove && !isWorthwhile(ideal)) return stay();
-  const stages = stagesOf(current, wanted, {
-    ...limits,
-    reloadBytes: reloadBytes(input, ideal.movedBytes),
-  });
+  const within = { ...limits, reloadBytes: reloadBytes(input, ideal.movedBytes) };
+  const stages = stagesOf(current, wanted, within, direct);
   // What it takes is known then.
   if (leadTo(wanted, stages)) stages[stages.length - 1] = wanted;
   const target = stages.at(-1) ?? current;
@@ -90,7 +88,7 @@ export function planPlacement(input: PlannerInput): Plan {
 /** True where the last stage has the same copies. */
 function leadTo(wanted: PlacedLayers, stages: readonly PlacedLayers[]): boolean {
   const last = stages.at(-1);
-  return last !== undefined && movesBetween(last, wanted).length === 0;
+  return last !== undefined && sameCopies(last, wanted);
 }
 
 /**
