@@ -102,14 +102,18 @@ export class Holdings {
     this.#take(copy.rank, -this.#limits.bytes(copy.layer, copy.expert));
   }
 
-  /** Gives up spare copies of the rank until it has so many bytes free; false, and nothing given up, where they do not do. */
-  giveWay(rank: number, bytes: number): boolean {
+  /**
+   * Gives up copies of the rank, of those in `mayGo` that are still held and not the last, until it has so many bytes free;
+   * false, and nothing given up, where they do not do.
+   */
+  giveWay(rank: number, bytes: number, mayGo: readonly Copy[]): boolean {
     if (!this.#free.has(rank)) return false;
     const spare: Copy[] = [];
     let free = this.free(rank);
-    for (const copy of this.copies()) {
+    for (const copy of mayGo) {
       if (free >= bytes) break;
-      if (copy.rank !== rank || this.numCopies(copy.layer, copy.expert) < 2) continue;
+      if (copy.rank !== rank || !this.has(copy)) continue;
+      if (this.numCopies(copy.layer, copy.expert) < 2) continue;
       spare.push(copy);
       free += this.#limits.bytes(copy.layer, copy.expert);
     }

@@ -45,6 +45,7 @@ function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): L
   );
   // A set may lose what is being visited.
   for (const copy of held.copies()) if (copy.rank === lost) held.remove(copy);
+  const spares = sparesByRank(held);
   // Large ones first: what is left over fits into less.
   last.sort((a, b) => bytesOf(b.layer, b.expert) - bytesOf(a.layer, a.expert));
   const busy = new Map<number, number>();
@@ -53,7 +54,7 @@ function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): L
   let bytes = 0;
   for (const { layer, expert } of last) {
     const size = bytesOf(layer, expert);
-    const home = soonestHome(survivors, busy, held, { layer, expert }, size);
+    const home = soonestHome(survivors, busy, { held, spares }, { layer, expert }, size);
     if (home === undefined) {
       homeless.push({ layer, expert });
       continue;
@@ -67,18 +68,36 @@ function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): L
   return { rank: lost, homes, bytes, seconds: Math.max(0, ...busy.values()), homeless };
 }
 
+/** Copies of experts that have another, by rank: what is lost has no other, so that no more come while it is re-homed. */
+function sparesByRank(held: Holdings): ReadonlyMap<number, readonly Copy[]> {
+  const spares = new Map<number, Copy[]>();
+  for (const copy of held.copies()) {
+    if (held.numCopies(copy.layer, copy.expert) < 2) continue;
+    const ofRank = spares.get(copy.rank);
+    if (ofRank === undefined) spares.set(copy.rank, [copy]);
+    else ofRank.push(copy);
+  }
+  return spares;
+}
+
+/** What the survivors hold, and could give up. */
+interface Survival {
+  readonly held: Holdings;
+  readonly spares: ReadonlyMap<number, readonly Copy[]>;
+}
+
 /** The survivor that has it loaded first, beside what it has to load already; spare copies give way on it where they must. */
 function soonestHome(
   survivors: readonly PlannedShard[],
   busy: ReadonlyMap<number, number>,
-  held: Holdings,
+  { held, spares }: Survival,
   expert: Omit<Copy, "rank">,
   size: number,
 ): PlannedShard | undefined {
   const bySoonest = [...survivors].sort((a, b) => loadedAt(a) - loadedAt(b));
   const free = bySoonest.find(({ rank }) => held.fits({ ...expert, rank }));
   if (free !== undefined) return free;
-  return bySoonest.find(({ rank }) => held.giveWay(rank, size));
+  return bySoonest.find(({ rank }) => held.giveWay(rank, size, spares.get(rank) ?? []));
 
   function loadedAt({ rank, loadSecondsPerByte }: PlannedShard): number {
     return (busy.get(rank) ?? 0) + size * loadSecondsPerByte;
