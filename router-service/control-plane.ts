@@ -34,6 +34,7 @@ import {
 } from "./cluster/planning/placement-store.ts";
 import { sightOf, TokenRate } from "./cluster/planning/router-sights.ts";
 import { PlannerLoop } from "./cluster/planning/planner-loop.ts";
+import { LEAST_WARMED } from "./cluster/planning/planner-warm-up.ts";
 import { PlannerThread } from "./cluster/planning/planner-thread.ts";
 import { afterMove, firstStanding, standsFor } from "./cluster/planning/standing.ts";
 import type { RouterConfig } from "./config.ts";
@@ -134,7 +135,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     standsSeconds: () => standsFor(standing, seconds()),
     localBytes: () => sharedLocalBytes(membership),
   });
-  const thread = new PlannerThread();
+  const numCells = shape.layers.length * shape.numExperts;
+  const thread = new PlannerThread({ warm: numCells >= LEAST_WARMED });
   const aloneAt = performance.now() + REDIS_WAIT_MS;
   const planner = new PlannerLoop({
     store,

@@ -13,6 +13,11 @@ export type PlannerQuestion =
   | { readonly kind: "plan"; readonly input: PlannerInput }
   | { readonly kind: "assess"; readonly input: PlannerInput; readonly placed: PlacedLayers };
 
+/** What it is told when it starts, and does while it is asked nothing. */
+export interface WarmUp {
+  readonly kind: "warm-up";
+}
+
 /** What it answers: a plan or an assessment, or the error that was thrown. */
 export type PlannerAnswer =
   | { readonly result: Plan | Assessment }
@@ -34,8 +39,8 @@ interface Waiting extends PromiseWithResolvers<Plan | Assessment> {
 }
 
 /**
- * Plans and judges placements off the caller's thread, one question after another; the thread starts with the first. A
- * question that takes too long ends the thread, and the next one is asked of a new one.
+ * Plans and judges placements off the caller's thread, one question after another; the thread starts with the first, or
+ * at once where it is to be warm by then. A question that takes too long ends the thread, and the next one is asked of a new one.
  */
 export class PlannerThread {
   /** The planner's own, which go first, and those of others. */
@@ -44,7 +49,16 @@ export class PlannerThread {
   /** What the thread works on. */
   #asked: { readonly waiting: Waiting; readonly timer: NodeJS.Timeout } | undefined;
   #worker: Worker | undefined;
+  readonly #isWarm: boolean;
   #closed = false;
+
+  /** A thread that is warm plans small clusters when it starts: what is compiled then makes its first plan no slower. */
+  constructor({ warm = false }: { readonly warm?: boolean } = {}) {
+    this.#isWarm = warm;
+    if (!warm) return;
+    this.#worker = this.#start();
+    this.#worker.unref();
+  }
 
   /**
    * As `planPlacement`. Rejects with its errors, a PlannerThreadError, or a QueueFullError where `limit` questions wait;
@@ -114,6 +128,7 @@ export class PlannerThread {
     };
     worker.on("error", (error) => onEnd(errorMessage(error)));
     worker.on("exit", (code) => onEnd(`exit code ${code}`));
+    if (this.#isWarm) worker.postMessage({ kind: "warm-up" } satisfies WarmUp, []);
     return worker;
   }
 

@@ -4,10 +4,18 @@ import { after, describe, it } from "node:test";
 import {
   PlacementError,
   PlannerInputError,
+  planPlacement,
   type PlannerInput,
 } from "../../../../core/placement/planner.ts";
 import { PlannerThread } from "../../../../router-service/cluster/planning/planner-thread.ts";
 import { plannerInput } from "../../../core/placement/inputs.ts";
+
+it("a thread that warms up answers what it is asked meanwhile, as any other", async () => {
+  const thread = new PlannerThread({ warm: true });
+  const input = plannerInput({ loads: [[1, 2, 3]], room: [2, 1] });
+  assert.deepEqual(await thread.plan(input), planPlacement(input));
+  await thread.close();
+});
 
 describe("a thread that plans", () => {
   const thread = new PlannerThread();
