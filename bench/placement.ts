@@ -3,6 +3,7 @@
 import { z } from "zod";
 
 import { loadConfig } from "../core/platform/config.ts";
+import { firstPlansTable } from "./placement/first-plans.ts";
 import { imbalanceRows, imbalanceTable } from "./placement/imbalance.ts";
 import { rowsTable } from "./placement/rows.ts";
 import { speedTable } from "./placement/speed.ts";
@@ -30,7 +31,10 @@ export function runPlacementCommand(argv: string[]): number {
   if (part === "all" || part === "imbalance") {
     console.log(`${imbalanceTable([...imbalanceRows()])}\n`);
   }
-  if (part === "all" || part === "speed") console.log(`${speedTable()}\n`);
+  if (part === "all" || part === "speed") {
+    console.log(`${firstPlansTable()}\n`);
+    console.log(`${speedTable()}\n`);
+  }
   if (part === "all" || part === "rows") console.log(`${rowsTable()}\n`);
   return 0;
 }

@@ -1,24 +1,15 @@
 /** How much CPU time planning takes, beside a fixed workload of the same run: other work on the machine counts less so. */
 
-import { planPlacement, type PlannerInput } from "../../core/placement/planner.ts";
-import { drawNormal, seededRandom } from "../../core/random.ts";
-
-/** A cluster to plan for; memory is in copies of one expert. */
-interface Size {
-  readonly numLayers: number;
-  readonly numExperts: number;
-  readonly numShards: number;
-  readonly topK: number;
-  readonly redundancy: number;
-}
+import { planPlacement } from "../../core/placement/planner.ts";
+import { seededRandom } from "../../core/random.ts";
+import { driftedLoad, inputOf, USUAL, type ClusterSize } from "./timed-clusters.ts";
 
 /** Sizes and the milliseconds that planning may take. */
-const SIZES: readonly (Size & { readonly limitMs: number })[] = [
-  { numLayers: 48, numExperts: 128, numShards: 16, topK: 8, redundancy: 0.125, limitMs: 100 },
+const SIZES: readonly (ClusterSize & { readonly limitMs: number })[] = [
+  { ...USUAL, limitMs: 100 },
   { numLayers: 61, numExperts: 256, numShards: 320, topK: 8, redundancy: 0.25, limitMs: 2000 },
 ];
 
-const EXPERT_BYTES = 1e7;
 const RUNS = 5;
 
 /** CPU milliseconds of a run. */
@@ -67,45 +58,6 @@ function listed(times: readonly CpuTime[]): string {
 
 function loadsIn({ moves }: { readonly moves: readonly { readonly kind: string }[] }): number {
   return moves.filter(({ kind }) => kind === "load").length;
-}
-
-/** Skewed loads of a step of 4096 tokens on shards that are alike. */
-function inputOf({ numLayers, numExperts, numShards, topK, redundancy }: Size): PlannerInput {
-  const cells = numLayers * numExperts;
-  const random = seededRandom(7);
-  const load = Float64Array.from({ length: cells }, () => Math.exp(drawNormal(random)));
-  for (let from = 0; from < cells; from += numExperts) {
-    const ofLayer = load.subarray(from, from + numExperts);
-    const sum = ofLayer.reduce((total, one) => total + one, 0);
-    for (let expert = 0; expert < numExperts; expert++) ofLayer[expert] *= (4096 * topK) / sum;
-  }
-  return {
-    layers: Array.from({ length: numLayers }, (_, index) => index),
-    numExperts,
-    topK,
-    load,
-    bytes: new Float64Array(cells).fill(EXPERT_BYTES),
-    shards: Array.from({ length: numShards }, (_, rank) => ({
-      rank,
-      memoryBytes: Math.ceil((cells * (1 + redundancy)) / numShards) * EXPERT_BYTES,
-      secondsPerPair: 1e-6,
-      secondsPerExpert: 1e-6,
-      rttSeconds: 1e-4,
-      bytesPerSecond: 1e10,
-      loadSecondsPerByte: 1e-9,
-      draining: false,
-      // As measured shards have: how sure a re-plan is of what it saves is a part of its time.
-      spread: 0.1,
-    })),
-    router: { secondsPerHop: 1e-6, secondsPerRow: 0, rowBytesOut: 14_336, rowBytesIn: 28_672 },
-    moves: { bytes: Infinity, steps: 1e4 },
-  };
-}
-
-/** Every expert's load times a random number about one. */
-function driftedLoad({ load }: PlannerInput): Float64Array {
-  const random = seededRandom(8);
-  return load.map((pairs) => pairs * Math.exp(0.2 * drawNormal(random)));
 }
 
 /** Sorting a million numbers. */
