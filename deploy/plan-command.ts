@@ -6,7 +6,7 @@ import { POLICIES } from "../core/placement/input.ts";
 import { loadConfig } from "../core/platform/config.ts";
 import { serviceOptions } from "../core/platform/service-options.ts";
 import { formatPlan, formatReplay, type PlanView } from "./plan-report.ts";
-import { type ReplaySettings, runReplay } from "./replay-command.ts";
+import { type ReplaySettings, runReplay, unknownRank } from "./replay-command.ts";
 import { jsonText, printAnswer } from "./print-answer.ts";
 import { askRouter, type RouterAddress, routerFlags } from "./router-client.ts";
 
@@ -191,21 +191,25 @@ function replaySettings(config: PlanConfig): Omit<ReplaySettings, "trace"> {
     tokensPerStep,
     expertsBits,
     expertsGroup,
-    memoryBytes: perShard(config.memory, shards)?.map((gib) => gib && gib * GIB),
-    secondsPerPair: perShard(config.secondsPerPair, shards),
-    rttSeconds: perShard(config.rtt, shards),
-    bytesPerSecond: perShard(config.bandwidth, shards),
+    memoryBytes: perShard("memory", config.memory, shards)?.map((gib) => gib && gib * GIB),
+    secondsPerPair: perShard("seconds-per-pair", config.secondsPerPair, shards),
+    rttSeconds: perShard("rtt", config.rtt, shards),
+    bytesPerSecond: perShard("bandwidth", config.bandwidth, shards),
   };
 }
 
 /** One value for each shard; undefined where nothing was given, in parts where some were. Throws Error for an unknown rank. */
-function perShard(texts: readonly string[], shards: number): (number | undefined)[] | undefined {
+function perShard(
+  flag: string,
+  texts: readonly string[],
+  shards: number,
+): (number | undefined)[] | undefined {
   if (texts.length === 0) return undefined;
   const values: (number | undefined)[] = Array.from({ length: shards }, () => undefined);
   for (const text of texts) {
     const [rank, value] = text.split("=");
     if (value === undefined) values.fill(Number(rank));
-    else if (Number(rank) >= shards) throw new Error(`rank ${rank}: --shards ${shards}`);
+    else if (Number(rank) >= shards) throw unknownRank(flag, Number(rank), shards);
     else values[Number(rank)] = Number(value);
   }
   return values;

@@ -58,6 +58,11 @@ export interface ReplayReport {
   readonly results: readonly PredictedTpot[];
 }
 
+/** What is said of a rank that a flag names and a replay has not. */
+export function unknownRank(flag: string, rank: number, numShards: number): Error {
+  return new Error(`--${flag} ${rank}: ranks of --shards ${numShards} are 0 to ${numShards - 1}`);
+}
+
 const SECONDS_PER_PAIR = 5e-5;
 const RTT_SECONDS = 3e-4;
 const BYTES_PER_SECOND = 1e9;
@@ -85,7 +90,7 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
   const even = Math.ceil((allBytes / numShards) * (1 + settings.redundancy));
   for (const flag of ["without", "draining"] as const) {
     const unknown = settings[flag].find((rank) => rank >= numShards);
-    if (unknown !== undefined) throw new Error(`--${flag} ${unknown}: --shards ${numShards}`);
+    if (unknown !== undefined) throw unknownRank(flag, unknown, numShards);
   }
   const all = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
     rank,

@@ -163,7 +163,7 @@ describe("switchyard plan --trace", () => {
     assert.ok(results.every(({ meanSeconds }) => meanSeconds > 0));
   });
 
-  it("counts experts in the bytes that the model's switchyard.json gives them", async () => {
+  it("counts experts in the bytes that the model's switchyard.json gives them, and refuses a rank too many", async () => {
     const model = join(dir, "model");
     mkdirSync(model);
     copyFileSync(join(TINY_MODEL, "config.json"), join(model, "config.json"));
@@ -171,13 +171,13 @@ describe("switchyard plan --trace", () => {
     writeFileSync(join(model, "switchyard.json"), JSON.stringify({ expertsBits: bits }));
     const trace = writeTrace("bytes", shape, (i) => (i % 4) * 3 + (i % 3));
     const sizes = { shards: 2, redundancy: 0.25, window: 64, tokensPerStep: 16 };
-    const moved = async (dir: string) => {
+    const moved = async (dir: string, draining: readonly number[] = []) => {
       const { results } = await runReplay({
         trace,
         model: dir,
         ...sizes,
         without: [],
-        draining: [],
+        draining,
         fromNothing: false,
         attentionMs: undefined,
         expertsBits: "auto",
@@ -191,6 +191,7 @@ describe("switchyard plan --trace", () => {
     };
     const [asStored, asOverlaid] = [await moved(TINY_MODEL), await moved(model)];
     assert.ok(asStored > 0 && asOverlaid < 0.7 * asStored, `${asOverlaid} of ${asStored}`);
+    await assert.rejects(moved(TINY_MODEL, [2]), /--draining 2: ranks of --shards 2 are 0 to 1/);
   });
 
   it("refuses what only a router's plan has a place for", async () => {
