@@ -8,7 +8,7 @@ import { childEnvironment } from "../../core/platform/config.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 import { assertGreedy } from "../support/expectations.ts";
 import { readTinyGoldens } from "../support/goldens.ts";
-import { commandLine, descendants } from "../support/process-tree.ts";
+import { commandLine, descendants, isAlive } from "../support/process-tree.ts";
 import { runCommand } from "../support/run-command.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
@@ -83,14 +83,6 @@ async function up(flags: readonly string[]) {
       return body.choices?.[0]?.token_ids;
     },
   };
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false;
-  }
 }
 
 function isOpen(port: number): Promise<boolean> {

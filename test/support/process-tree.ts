@@ -1,5 +1,6 @@
 /** What processes there are, from /proc. */
 
+import { readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 
 /** Process ids of all descendants of a process, children first. */
@@ -19,6 +20,15 @@ export async function descendants(pid: number): Promise<number[]> {
     found.push(...generation);
   }
   return found;
+}
+
+/** Whether a process is there and not a zombie, which stays where nobody collects orphans. */
+export function isAlive(pid: number): boolean {
+  try {
+    return !/\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+  } catch {
+    return false;
+  }
 }
 
 /** Command line of a process; empty where it is gone. */

@@ -4,6 +4,8 @@ import { once } from "node:events";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 
+import { isAlive } from "../../support/process-tree.ts";
+
 const FIXTURE = join(import.meta.dirname, "fixtures/service.ts");
 const DEADLINE_MS = 10_000;
 
@@ -140,13 +142,4 @@ for (const mode of ["ipc", "npm", "npm shell"]) {
     assert.match(text, /the parent process is gone/);
     assert.match(text, /closed second\n(.*\n)*closed first/);
   });
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
 }
