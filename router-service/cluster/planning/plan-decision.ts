@@ -3,7 +3,7 @@
 import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
 import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
 import type { Policy } from "../../../core/placement/input.ts";
-import { expertBytes } from "../../../core/weights.ts";
+import type { BytesOf } from "./held-bytes.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** Part of a step's time that a plan has to save beside the cost of its moves. */
@@ -83,14 +83,6 @@ export function needOf(
     homeless,
     sparse,
   };
-}
-
-/** Device memory of each expert, bytes. */
-export type BytesOf = (layer: number, expert: number) => number;
-
-/** Device memory of each expert of these facts. */
-export function bytesIn({ config, formatOf }: Pick<PlanFacts, "config" | "formatOf">): BytesOf {
-  return (layer, expert) => expertBytes(config, formatOf(layer, expert));
 }
 
 /** What one or the other of two placements lacks. */

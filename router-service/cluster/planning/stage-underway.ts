@@ -3,8 +3,8 @@
 import { PlacementError } from "../../../core/placement/errors.ts";
 import { type Placement, ranksOf } from "../../../core/placement/placement.ts";
 import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
-import { expertBytes } from "../../../core/weights.ts";
 import type { MemberView } from "../cluster-member.ts";
+import { bytesIn, rankBytes } from "./held-bytes.ts";
 import { isUrgent, needOf } from "./plan-decision.ts";
 import { type PlanFacts, plannerInput, type ShardFacts } from "./planner-input.ts";
 import type { PlannerThread } from "./planner-thread.ts";
@@ -103,7 +103,7 @@ export async function planUnderway(
   const loading = new Set(ranksOf({ epoch, layers: stage }).filter((rank) => !have.has(rank)));
   const spared = facts.shards.map((shard) => {
     if (!loading.has(shard.rank)) return shard;
-    const memoryBytes = Math.min(shard.memoryBytes, bytesOf(facts, held, shard.rank));
+    const memoryBytes = Math.min(shard.memoryBytes, rankBytes(bytesIn(facts), held, shard.rank));
     return { ...shard, memoryBytes };
   });
   let plan: Plan;
@@ -115,16 +115,4 @@ export async function planUnderway(
   }
   // Nothing has to move from where things are: the stage, which must not be, is taken back.
   return urgent && plan.stages.length === 0 ? { ...plan, stages: [plan.target] } : plan;
-}
-
-function bytesOf({ config, formatOf }: PlanFacts, layers: PlacedLayers, rank: number): number {
-  let bytes = 0;
-  for (const [layer, replicas] of layers) {
-    for (const [expert, copies] of replicas.entries()) {
-      if (copies.some((copy) => copy.rank === rank)) {
-        bytes += expertBytes(config, formatOf(layer, expert));
-      }
-    }
-  }
-  return bytes;
 }

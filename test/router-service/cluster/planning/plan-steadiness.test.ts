@@ -9,11 +9,8 @@ import type { Placement } from "../../../../core/placement/placement.ts";
 import { type PlacedLayers, planPlacement } from "../../../../core/placement/planner.ts";
 import { drawNormal, seededRandom } from "../../../../core/random.ts";
 import { addWindow, emptyHistory, forecastLoad } from "../../../../core/statistics/forecast.ts";
-import {
-  bytesIn,
-  judge,
-  type Look,
-} from "../../../../router-service/cluster/planning/plan-decision.ts";
+import { bytesIn } from "../../../../router-service/cluster/planning/held-bytes.ts";
+import { judge, type Look } from "../../../../router-service/cluster/planning/plan-decision.ts";
 import { plannerInput } from "../../../../router-service/cluster/planning/planner-input.ts";
 import {
   afterMove,
