@@ -1,11 +1,13 @@
 /** The expert shards of a router, as one: who is there, who holds what, and the remote half of `runExperts`. */
 
 import type { WeightsDtype } from "../../core/expert-device.ts";
+import { formatsOf } from "../../core/expert-formats.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import type { WireSetting } from "../../core/wire-rows.ts";
 import { PROTOCOL_VERSION } from "../../core/wire.ts";
 import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
+import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { RunExperts } from "../engine/run-experts.ts";
 import { adopt, switchTo } from "./adoption.ts";
@@ -16,8 +18,10 @@ import type { RecoveryObserver } from "./dispatch/layer-call.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
 import { Lasting } from "./lasting.ts";
 import { LocalRank, type LocalRankOptions } from "./local-rank.ts";
+import type { FirstPlacements } from "./member.ts";
 import { missingExperts } from "./dispatch/missing-experts.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./planning/first-placement.ts";
+import { bytesIn, rankBytes } from "./planning/held-bytes.ts";
 import type { Directory } from "./reach.ts";
 import { createRemoteExperts } from "./dispatch/remote-experts.ts";
 import { Roster } from "./roster.ts";
@@ -135,7 +139,7 @@ class ShardCluster implements Cluster {
       local:
         options.local &&
         new LocalRank(options.local, (member, event) => this.#onEvent(member, event)),
-      placementsFor: (rank) => this.#placementsFor(rank),
+      placementsFor: (hello) => this.#placementsFor(hello),
       onEvent: (member, event) => this.#onEvent(member, event),
     });
     this.runExperts = createRemoteExperts({
@@ -259,10 +263,20 @@ class ShardCluster implements Cluster {
     this.#lastBusyAt = performance.now();
   }
 
-  #placementsFor(rank: number): ShardPlacement[] {
-    return [this.#current, this.#next].flatMap((stored, index, both) =>
-      stored === undefined || both.indexOf(stored) < index ? [] : [this.#messageFor(stored, rank)],
-    );
+  /** What a shard is to hold now; one that came back with less memory than that takes is left for the planner to see. */
+  #placementsFor({ rank, memoryBytes }: ShardHello): FirstPlacements {
+    const { config, overlay } = this.#options;
+    const placements: ShardPlacement[] = [];
+    let withheld: string | undefined;
+    for (const stored of new Set([this.#current, this.#next])) {
+      if (stored === undefined) continue;
+      const { epoch, layers } = stored.placement;
+      const bytesOf = bytesIn({ config, formatOf: formatsOf(overlay, stored.experts) });
+      const bytes = rankBytes(bytesOf, layers, rank);
+      if (bytes <= memoryBytes) placements.push(this.#messageFor(stored, rank));
+      else withheld = `placement ${epoch} takes ${bytes} bytes there, it has ${memoryBytes}`;
+    }
+    return { placements, withheld };
   }
 
   #messageFor(stored: ClusterPlacement, rank: number): ShardPlacement {

@@ -16,13 +16,20 @@ import type { DispatchHandle } from "./shards/shard-stream.ts";
 const SUSPECT_MS = 1_500;
 const SILENT_MS = 3_000;
 
+/** What a shard that says hello is told to hold. */
+export interface FirstPlacements {
+  readonly placements: readonly ShardPlacement[];
+  /** Why it is not told of one that it is to hold; undefined where it is told of all. */
+  readonly withheld: string | undefined;
+}
+
 /** What a member needs. */
 export interface MemberOptions {
   readonly address: string;
   readonly hello: RouterHello;
   readonly logger: Logger;
   /** Judges a hello; gives what to place on the shard first. Throws to refuse it. */
-  readonly judge: (member: Member, hello: ShardHello) => readonly ShardPlacement[];
+  readonly judge: (member: Member, hello: ShardHello) => FirstPlacements;
   readonly onEvent: (member: Member, event: MemberEvent) => void;
 }
 
@@ -34,6 +41,8 @@ export class Member implements ClusterMember {
   readonly #client: ShardClient;
   #hello: ShardHello | undefined;
   #status: ShardStatus | undefined;
+  /** Why it was not told of its placement; undefined where it was. */
+  #withheld: string | undefined;
   #speed = new ShardSpeed();
   #connected = false;
   #overdueAt = -Infinity;
@@ -48,13 +57,17 @@ export class Member implements ClusterMember {
       hello,
       logger,
       onHello: (theirs) => {
-        const placements = judge(this, theirs);
+        const { placements, withheld } = judge(this, theirs);
         if (theirs.incarnation !== this.#hello?.incarnation) {
           this.#speed = new ShardSpeed();
           this.forgive();
         }
         this.#hello = theirs;
         this.#status = undefined;
+        this.#withheld = withheld;
+        if (withheld !== undefined) {
+          logger.warn({ shard: address, rank: theirs.rank, reason: withheld }, "shard not placed");
+        }
         return placements;
       },
       onStatus: (status) => {
@@ -160,11 +173,13 @@ export class Member implements ClusterMember {
     const { state } = this.#client;
     if (state.kind === "away") return state.reason;
     if (this.#quarantine.until(Date.now()) !== undefined) return "it is in quarantine";
-    return epoch === undefined ? "it is connected" : "its placement is being loaded";
+    if (epoch === undefined) return "it is connected";
+    return this.#withheld ?? "its placement is being loaded";
   }
 
   /** Has the shard hold a placement; see ShardClient.place. */
   place(placement: ShardPlacement): Promise<void> {
+    this.#withheld = undefined;
     return this.#client.place(placement);
   }
 

@@ -8,10 +8,9 @@ import {
 } from "../../core/handshake.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
-import type { ShardPlacement } from "../../proto/gen/switchyard/v1/cluster.ts";
 import type { RouterHello, ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import type { ClusterMember, MemberEvent } from "./cluster-member.ts";
-import { Member } from "./member.ts";
+import { type FirstPlacements, Member } from "./member.ts";
 
 /** Milliseconds between two looks at who is silent. */
 const WATCH_MS = 500;
@@ -21,7 +20,7 @@ export interface RosterOptions {
   readonly hello: RouterHello;
   readonly logger: Logger;
   /** What a shard that says hello is told to hold first. */
-  readonly placementsFor: (rank: number) => readonly ShardPlacement[];
+  readonly placementsFor: (hello: ShardHello) => FirstPlacements;
   readonly onEvent: (member: ClusterMember, event: MemberEvent | "left") => void;
   /** The router's own device, where it is one of them. */
   readonly local?: ClusterMember;
@@ -90,7 +89,7 @@ export class Roster {
     await Promise.all(this.#leaving);
   }
 
-  #judge(member: Member, hello: ShardHello): readonly ShardPlacement[] {
+  #judge(member: Member, hello: ShardHello): FirstPlacements {
     checkHellos(this.#options.hello, hello);
     checkHelloCrc(hello);
     checkTolerance(hello.conformanceTolerance);
@@ -99,7 +98,7 @@ export class Roster {
         throw new HandshakeError(`rank ${hello.rank}: shard ${other.address} has it too`);
       }
     }
-    return this.#options.placementsFor(hello.rank);
+    return this.#options.placementsFor(hello);
   }
 
   #lookAround(): void {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { after, before, describe, it, type TestContext } from "node:test";
+import { after, before, describe, it } from "node:test";
 
 import { startHeartbeat, type Heartbeat } from "../../core/heartbeat.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
@@ -264,44 +264,5 @@ describe("two routers and their Redis", () => {
     await Promise.all([removeShard(2), removeShard(3)]);
     assert.match(await refusal, /experts take \d+ bytes; 1 shards offer 200000 bytes/);
     assert.ok(!isLeading(follower));
-  });
-});
-
-describe("a router without Redis", () => {
-  const start = async (t: TestContext, ranks: readonly number[], minCopies = 1) => {
-    const shards = await Promise.all(ranks.map((rank) => startTestShard({ rank, weights: "f32" })));
-    const router = await startRouter("alone", {
-      shards: shards.map(({ address }) => address),
-      minCopies,
-    });
-    t.after(async () => {
-      await router.close();
-      await Promise.all(shards.map((shard) => shard.close()));
-    });
-    await router.cluster.ready();
-    return { shards, router };
-  };
-
-  it("plans for itself: what a lost shard held gets another home", async (t) => {
-    const { shards, router } = await start(t, [0, 1, 2]);
-    const expected = await runRows(router);
-    await shards[1].close();
-    await settled([router], [0, 2]);
-    await router.cluster.ready();
-    await assertComputes(router, expected);
-    assert.match(router.plane.follower.stored()?.why ?? "", /shard 1 is gone/);
-  });
-
-  it("keeps as many copies as are asked for", async (t) => {
-    const { router } = await start(t, [0, 1, 2], 2);
-    await waitFor("second copies", () =>
-      [...(router.cluster.current()?.placement.layers.values() ?? [])].every((replicas) =>
-        replicas.every((copies) => copies.length >= 2),
-      ),
-    );
-    assert.match(
-      router.plane.follower.stored()?.why ?? "",
-      /fewer copies than are asked for, 0 will/,
-    );
   });
 });

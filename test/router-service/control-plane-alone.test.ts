@@ -1,0 +1,85 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it, type TestContext } from "node:test";
+
+import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import { waitFor } from "../../bench/rig/wait-for.ts";
+import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { startTestShard } from "../support/shards.ts";
+import {
+  assertComputes,
+  epochOf,
+  runRows,
+  settled,
+  startTestRouter,
+} from "../support/test-router.ts";
+import { EXPERT_BYTES } from "../support/tiny-experts.ts";
+
+describe("a router without Redis", () => {
+  let checkpoint: Checkpoint;
+  before(async () => {
+    checkpoint = await openCheckpoint(TINY_MODEL);
+  });
+  after(() => checkpoint.close());
+
+  const start = async (
+    t: TestContext,
+    ranks: readonly number[],
+    minCopies = 1,
+    memoryLimit?: number,
+  ) => {
+    const shards = await Promise.all(
+      ranks.map((rank) => startTestShard({ rank, weights: "f32", memoryLimit })),
+    );
+    const router = await startTestRouter(checkpoint, "alone", {
+      shards: shards.map(({ address }) => address),
+      minCopies,
+    });
+    t.after(async () => {
+      await router.close();
+      await Promise.all(shards.map((shard) => shard.close()));
+    });
+    await router.cluster.ready();
+    return { shards, router };
+  };
+
+  it("plans for itself: what a lost shard held gets another home", async (t) => {
+    const { shards, router } = await start(t, [0, 1, 2]);
+    const expected = await runRows(router);
+    await shards[1].close();
+    await settled([router], [0, 2]);
+    await router.cluster.ready();
+    await assertComputes(router, expected);
+    assert.match(router.plane.follower.stored()?.why ?? "", /shard 1 is gone/);
+  });
+
+  it("gives others what a shard has no room for that comes back with less memory", async (t) => {
+    const { shards, router } = await start(t, [0, 1], 1, 24 * EXPERT_BYTES);
+    const expected = await runRows(router);
+    const [, lost] = shards;
+    await lost.close();
+    const port = Number(lost.address.split(":").at(-1));
+    const options = { rank: 1, port, weights: "f32", memoryLimit: 14 * EXPERT_BYTES } as const;
+    shards[1] = await startTestShard(options);
+    await waitFor("a new placement", () => epochOf(router) > 1);
+    await router.cluster.ready();
+    await assertComputes(router, expected);
+    await waitFor("why", () => (router.plane.follower.stored()?.placement.epoch ?? 0) > 1);
+    assert.match(
+      router.plane.follower.stored()?.why ?? "",
+      /shard 1 is short of memory; 4 experts/,
+    );
+  });
+
+  it("keeps as many copies as are asked for", async (t) => {
+    const { router } = await start(t, [0, 1, 2], 2);
+    await waitFor("second copies", () =>
+      [...(router.cluster.current()?.placement.layers.values() ?? [])].every((replicas) =>
+        replicas.every((copies) => copies.length >= 2),
+      ),
+    );
+    assert.match(
+      router.plane.follower.stored()?.why ?? "",
+      /fewer copies than are asked for, 0 will/,
+    );
+  });
+});
