@@ -4,7 +4,6 @@ import { join } from "node:path";
 
 import { z } from "zod";
 
-import { errorMessage } from "../../core/error-message.ts";
 import { openDevice } from "../../core/gpu/open-device.ts";
 import type { Gpu } from "../../core/gpu/device.ts";
 import { loadConfig } from "../../core/platform/config.ts";
@@ -137,10 +136,6 @@ export async function runPeersCommand(argv: string[]): Promise<number> {
       const outcomes = await comparePart(part, settings, gpu, isSoftware, progress);
       measured += outcomes.filter(({ problem }) => problem === undefined).length - 1;
     }
-  } catch (error) {
-    progress.close();
-    console.error(`${about.command} ${errorMessage(error)}`);
-    return 1;
   } finally {
     progress.close();
     gpu?.close();

@@ -5,7 +5,6 @@ import { basename, join } from "node:path";
 
 import { z } from "zod";
 
-import { errorMessage } from "../../core/error-message.ts";
 import { type JsonObject, readJsonFile } from "../../core/model/checkpoint/json-file.ts";
 import { loadConfig } from "../../core/platform/config.ts";
 import { createLogger } from "../../core/platform/log.ts";
@@ -60,9 +59,10 @@ export async function runSyntheticCommand(argv: string[]): Promise<number> {
   };
   const { config, layers, out, seed, shardBytes } = loadConfig(schema, about, argv);
   const progress = createProgressView(createLogger("bench", "info"));
+  const { file, raw } = await readSyntheticConfig(config);
+  let numBytes: number;
   try {
-    const { file, raw } = await readSyntheticConfig(config);
-    const numBytes = await writeSynthetic({
+    numBytes = await writeSynthetic({
       raw,
       configFile: file,
       layers,
@@ -71,12 +71,9 @@ export async function runSyntheticCommand(argv: string[]): Promise<number> {
       maxShardBytes: shardBytes,
       onBytes: (done, total) => progress.update("synthetic weights", done, total),
     });
+  } finally {
     progress.close();
-    console.log(`${out}: ${(numBytes / 1e9).toFixed(2)} GB of weights`);
-    return 0;
-  } catch (error) {
-    progress.close();
-    console.error(`${about.command}: ${errorMessage(error)}`);
-    return 1;
   }
+  console.log(`${out}: ${(numBytes / 1e9).toFixed(2)} GB of weights`);
+  return 0;
 }
