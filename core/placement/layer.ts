@@ -62,14 +62,14 @@ export interface Layer extends LayerCopies {
   readonly met: Float64Array;
 }
 
-/** Copies of one expert at most: hot ones have no use for more, and arrays stay small. */
+/** Copies of one expert at most, unless more are given: hot ones have no use for more, and arrays stay small. */
 const MAX_COPIES = 64;
 
 /** What a layer may begin with. */
 export interface LayerStart {
   /** Copies that it holds; they change with it. Absent: none. */
   readonly copies?: LayerCopies | undefined;
-  /** Memory of another layer as large, which is of no use any more. */
+  /** Memory of another layer, which is of no use any more; it is taken where it is as large. */
   readonly pairs?: Layer["pairs"] | undefined;
 }
 
@@ -93,13 +93,16 @@ export function layerWith(
 ): Layer {
   const numExperts = loads[0].length;
   const numShards = costs.fixed.length;
-  const maxCopies = Math.min(numShards, MAX_COPIES);
   const { holders, held, shared } =
     copies ??
     copiesOf(
       Array.from({ length: numExperts }, () => []),
       numShards,
     );
+  let most = MAX_COPIES;
+  for (const expert of shared) most = Math.max(most, holders[expert].length);
+  const maxCopies = Math.min(numShards, most);
+  const numPairs = numExperts * maxCopies;
   const layer: Layer = {
     numExperts,
     numShards,
@@ -112,7 +115,7 @@ export function layerWith(
     shared,
     maxCopies,
     // What copies take is written as they come.
-    pairs: pairs ?? arrays(loads.length, numExperts * maxCopies),
+    pairs: pairs?.[0].length === numPairs ? pairs : arrays(loads.length, numPairs),
     seconds: arrays(loads.length, numShards),
     together,
     met: new Float64Array(numShards).fill(Number.NaN),

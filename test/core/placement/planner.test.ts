@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { stepSeconds } from "../../../core/placement/cost.ts";
+import { layerTimes, stepSeconds } from "../../../core/placement/cost.ts";
 import { NO_PARTNER } from "../../../core/placement/input.ts";
 import { movesBetween } from "../../../core/placement/moves.ts";
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
@@ -243,6 +243,26 @@ test("a placement that is given takes what a plan of it says", () => {
   const input = plannerInput({ loads: LOADS, room: [14, 14, 14] });
   const { target, why } = planPlacement(input);
   assert.ok(Math.abs(stepSeconds(input, target) / why.secondsAfter - 1) < 1e-9);
+});
+
+test("a placement takes what its shares say, however many copies an expert has", () => {
+  const shards = Array.from({ length: 100 }, (_, shard) => shard);
+  const layer = [shards.slice(2), shards.slice(0, 2)].map((ranks) =>
+    ranks.map((rank) => ({ rank, share: 1 / ranks.length })),
+  );
+  const loads = [
+    [980, 40],
+    [40, 980],
+  ];
+  const room = shards.map(() => 1);
+  const input = { ...plannerInput({ loads, room }), policy: "eplb" as const, steps: [] };
+  const placed = new Map([
+    [0, layer],
+    [1, layer.toReversed()],
+  ]);
+  for (const { seconds } of layerTimes(input, placed)) {
+    assert.ok(Math.abs(seconds - 20) < 1e-9, `${seconds} s`);
+  }
 });
 
 test("what a plan saves by the shards' speeds is more unsure than what it saves by the load", () => {
