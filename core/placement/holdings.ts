@@ -9,8 +9,10 @@ export interface StageLimits {
   readonly memory: ReadonlyMap<number, number>;
   /** Device memory of one copy. */
   readonly bytes: (layer: number, expert: number) => number;
-  /** Bytes of copies that may give way and be loaded again later; absent: any. */
+  /** Bytes of copies that may give way and be loaded again later, beside those that an expert needs; absent: any. */
   readonly reloadBytes?: number;
+  /** Copies of an expert that has and is to have so many which do not give way for good; absent: 1. */
+  readonly minCopies?: number;
 }
 
 /** One copy of an expert. */

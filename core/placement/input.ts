@@ -98,7 +98,10 @@ export interface PlannerInput {
 
 /** What moving may cost. */
 export interface MoveBudget {
-  /** Bytes that one plan loads at most, beside what it must: experts without a copy, those of draining shards, and what a shard has no room for any more. */
+  /**
+   * Bytes that one plan loads at most, beside what it must: experts without a copy, those of draining shards, what a shard
+   * has no room for any more, and copies that `minCopies` asks for.
+   */
   readonly bytes: number;
   /** Steps that a placement is expected to stand: loading time is spread over them; fewer than one count as one. */
   readonly steps: number;

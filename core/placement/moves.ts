@@ -67,13 +67,14 @@ interface Journey {
   readonly bytes: StageLimits["bytes"];
   /** Bytes that may still be loaded again after they gave way. */
   reloadBytes: number;
+  readonly minCopies: number;
 }
 
 /**
  * Placements to adopt one after the other, from `current` to `target`; both have the same layers. Each together with the
  * one before fits every rank's memory (a rank that holds more already gets nothing more), and every expert that had a
  * copy keeps one. Where copies stand in each other's way, one is parked where there is room, or a spare one is given
- * up, and loaded again later as far as the limits allow that. What can not be moved even so stays where it is: then, or
+ * up, and loaded again later as far as the limits allow that, or as its expert needs it. What can not be moved even so stays where it is: then, or
  * where what was given up is not loaded again, the last stage is not the target. `moves` are those between the two.
  */
 export function stagesOf(
@@ -90,6 +91,7 @@ export function stagesOf(
     displaced: new Set(),
     bytes: limits.bytes,
     reloadBytes: limits.reloadBytes ?? Infinity,
+    minCopies: limits.minCopies ?? 1,
   };
   const { held } = journey;
   const stages: PlacedLayers[] = [];
@@ -146,16 +148,18 @@ function makeRoom(journey: Journey): Copy[] {
   const dropped = new Set<number>();
   displace(outgoing, isSpare);
   if (drops.length === 0) displace([...outgoing], park);
-  // What is given up is loaded again: only where nothing else helps.
+  // What is given up is loaded again: only where nothing else helps, and first what may be missing if it is not.
   if (drops.length === 0) {
-    displace(held.copies(), isSpare);
+    displace(held.copies(), isBeyondAsked);
+    if (drops.length === 0) displace(held.copies(), isSpare);
     journey.incoming = [...incoming, ...drops.filter(mayBeReloaded)];
   }
   return drops;
 
-  function mayBeReloaded({ layer, expert }: Copy): boolean {
-    const bytes = journey.bytes(layer, expert);
-    if (bytes > journey.reloadBytes) return false;
+  /** Within what may be loaded again; beyond it where the expert would be left with fewer copies than are asked for. */
+  function mayBeReloaded(copy: Copy): boolean {
+    const bytes = journey.bytes(copy.layer, copy.expert);
+    if (bytes > journey.reloadBytes) return !isBeyondAsked(copy);
     journey.reloadBytes -= bytes;
     return true;
   }
@@ -174,6 +178,10 @@ function makeRoom(journey: Journey): Copy[] {
   }
   function isSpare({ layer, expert }: Copy): boolean {
     return held.numCopies(layer, expert) > 1;
+  }
+  /** The copy is held yet. */
+  function isBeyondAsked({ layer, expert }: Copy): boolean {
+    return held.numCopies(layer, expert) > Math.max(1, journey.minCopies);
   }
   function park(copy: Copy): boolean {
     const at = roomiest(held, copy, displaced);

@@ -34,7 +34,13 @@ export function liveCurrent({ current, layers, numExperts, shards }: PlannerInpu
 }
 
 /** Memory and sizes as the stages of a move want them. */
-export function limitsOf({ layers, numExperts, bytes, shards }: PlannerInput): StageLimits {
+export function limitsOf({
+  layers,
+  numExperts,
+  bytes,
+  shards,
+  minCopies = 1,
+}: PlannerInput): StageLimits {
   const indexOf = new Map(layers.map((layer, index) => [layer, index]));
   return {
     memory: new Map(
@@ -43,6 +49,7 @@ export function limitsOf({ layers, numExperts, bytes, shards }: PlannerInput): S
         .map(({ rank, memoryBytes }) => [rank, memoryBytes]),
     ),
     bytes: (layer, expert) => bytes[indexOf.get(layer)! * numExperts + expert],
+    minCopies,
   };
 }
 
