@@ -24,8 +24,8 @@ import {
 } from "./rig/load-driver.ts";
 import { waitFor } from "./rig/wait-for.ts";
 import { distribution } from "./load/statistics.ts";
+import { MoveLog } from "./moves/move-log.ts";
 import {
-  adoptionsIn,
   type Gap,
   gapsAtRest,
   gapsInMoves,
@@ -93,6 +93,7 @@ interface MeasuredStretch extends Stretch {
 export async function runMovesCommand(argv: string[]): Promise<number> {
   const settings = loadConfig(schema, about, argv);
   const { model, device, shards, diskMbps } = settings;
+  const log = new MoveLog();
   const cluster = await ElasticCluster.start({
     model,
     device,
@@ -104,9 +105,10 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
       ...(diskMbps === undefined ? [] : [`--disk-bytes-per-second=${diskMbps * 1e6}`]),
     ],
     routerFlags: ["--plan-interval", "1"],
+    onLine: (name, line) => log.hear(name, line),
   });
   try {
-    const [{ url, process: router }] = cluster.routers();
+    const [{ url }] = cluster.routers();
     const count = 2 * settings.streams;
     const sizes = { ...PROMPT_LENGTHS, count, maxTokens: settings.outputLen };
     const { prompts } = await runUndisturbed(url, 41, sizes, settings.streams);
@@ -133,13 +135,13 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
     });
     const measure = async (kind: Stretch["kind"], act: () => Promise<unknown>) => {
       const placement = await placementOf(url);
-      const reads = diskReads(cluster);
+      const reads = diskReads(cluster, log);
       const again = await sentAgain(url);
       const from = performance.now();
       await act();
       const to = performance.now();
       let read = 0;
-      for (const [rank, bytes] of diskReads(cluster)) read += bytes - (reads.get(rank) ?? 0);
+      for (const [rank, bytes] of diskReads(cluster, log)) read += bytes - (reads.get(rank) ?? 0);
       stretches.push({
         kind,
         from,
@@ -165,7 +167,7 @@ export async function runMovesCommand(argv: string[]): Promise<number> {
     over.abort();
     await load.done;
     const { requests, failed, wrong } = judgeLoad(load.requests);
-    const adoptions = adoptionsIn(router.output(), performance.timeOrigin);
+    const adoptions = log.adoptions(performance.timeOrigin);
     console.log(table(stretches, gaps, adoptions));
     console.log(`\n${requests} requests, ${failed.length} failed, ${wrong.length} wrong`);
     if (failed.length > 0) console.log(failureText(failed));
@@ -196,18 +198,10 @@ class PrefillWatch {
 }
 
 /** Bytes that each living shard has read from its checkpoint since it came up, from what it logged. */
-function diskReads(cluster: ElasticCluster): Map<number, number> {
-  const reads = cluster.shards().map(({ rank, process }) => {
-    const bytes = process
-      .output()
-      .split("\n")
-      .flatMap((line) => {
-        if (!line.includes('"placement resident"')) return [];
-        return [(JSON.parse(line) as { checkpointBytesRead: number }).checkpointBytesRead];
-      });
-    return [rank, bytes.length === 0 ? 0 : bytes[bytes.length - 1] - bytes[0]] as const;
-  });
-  return new Map(reads);
+function diskReads(cluster: ElasticCluster, log: MoveLog): Map<number, number> {
+  return new Map(
+    cluster.shards().map(({ rank, process }) => [rank, log.bytesRead(process.name)] as const),
+  );
 }
 
 /** Dispatches that a router has sent to another copy as well, or again, so far. */

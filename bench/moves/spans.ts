@@ -17,13 +17,22 @@ export interface Stretch extends Span {
   readonly kind: "rest" | "join" | "drain";
 }
 
-/** The times in which a router had shards load a placement and went to it, from what it logged; `origin`: 0 of the clock, milliseconds since 1970. */
-export function adoptionsIn(log: string, origin: number): Span[] {
+const isDecision = (line: string) => line.includes('"placement decided"');
+
+/** Whether a router logged with this line that it goes to a placement, or has gone. */
+export function isOfAdoption(line: string): boolean {
+  return isDecision(line) || line.includes('"placement adopted"');
+}
+
+/**
+ * The times in which a router had shards load a placement and went to it, from the lines that it logged of that; `origin`:
+ * 0 of the clock, milliseconds since 1970.
+ */
+export function adoptionsIn(lines: readonly string[], origin: number): Span[] {
   const spans: Span[] = [];
   let from: number | undefined;
-  for (const line of log.split("\n")) {
-    const isFirst = line.includes('"placement decided"');
-    if (!isFirst && !line.includes('"placement adopted"')) continue;
+  for (const line of lines) {
+    const isFirst = isDecision(line);
     const { time } = JSON.parse(line) as { time: string };
     const at = Date.parse(time) - origin;
     // One that another took the place of has moved experts until then.

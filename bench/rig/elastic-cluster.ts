@@ -5,7 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { isHealthy, TINY_MODEL } from "./cluster.ts";
 import { startFaultProxy, type FaultProxy } from "./fault-proxy.ts";
 import { startRedis, type TestRedis } from "./redis.ts";
-import { startService, type ServiceProcess } from "./service-process.ts";
+import { startService, type ServiceCommand, type ServiceProcess } from "./service-process.ts";
 import { waitFor } from "./wait-for.ts";
 
 /** What the cluster is made of. Flags are as on the command line. */
@@ -28,6 +28,8 @@ export interface ElasticOptions {
   readonly shardFlags?: (rank: number) => readonly string[];
   /** Of all routers, or of each by its index. */
   readonly routerFlags?: readonly string[] | ((index: number) => readonly string[]);
+  /** Hears each line that a process writes, as it comes, with the process's name. */
+  readonly onLine?: (name: string, line: string) => void;
 }
 
 /** A shard of the cluster. */
@@ -141,7 +143,7 @@ export class ElasticCluster {
   /** Starts router `index`, which does not run, and waits until it is healthy. */
   async startRouter(index: number): Promise<ElasticRouter> {
     const { model = TINY_MODEL, device = "cpu", routerFlags = [] } = this.#options;
-    const process = await startService({
+    const process = await this.#startProcess({
       name: `router ${index}`,
       script: "router-service/main.ts",
       argv: [
@@ -222,7 +224,7 @@ export class ElasticCluster {
     const { model = TINY_MODEL, device = "cpu", seed = 1 } = this.#options;
     const { proxied = false, shardScript = "expert-service/main.ts" } = this.#options;
     const proxy = proxied ? (before?.proxy ?? (await this.#startProxy(seed))) : undefined;
-    const process = await startService({
+    const process = await this.#startProcess({
       name: `shard ${rank}`,
       script: shardScript,
       argv: [
@@ -238,6 +240,11 @@ export class ElasticCluster {
     const shard = { rank, process, proxy, address };
     this.#shards.set(rank, shard);
     return shard;
+  }
+
+  #startProcess(command: ServiceCommand): Promise<ServiceProcess> {
+    const { onLine } = this.#options;
+    return startService({ ...command, onLine: onLine && ((line) => onLine(command.name, line)) });
   }
 
   #discoveryFlags({ url }: TestRedis): string[] {

@@ -5,14 +5,12 @@ import path from "node:path";
 
 import { childEnvironment } from "../../core/platform/config.ts";
 import { SERVICE_NODE_FLAGS, type ReadyMessage } from "../../core/platform/lifecycle.ts";
+import { keepOutput } from "./process-output.ts";
 
 const ROOT = path.join(import.meta.dirname, "../..");
 
 /** How long a process may take until it serves: a software GPU compiles its kernels for seconds. */
 const START_DEADLINE_MS = 60_000;
-
-/** Longest output that is kept of a process, characters. */
-const MAX_OUTPUT = 200_000;
 
 /** How a process ended. */
 export interface Exit {
@@ -42,6 +40,8 @@ export interface ServiceCommand {
   readonly script: string;
   readonly argv: readonly string[];
   readonly env?: Readonly<Record<string, string | undefined>>;
+  /** Hears each line that it writes, as it comes. */
+  readonly onLine?: (line: string) => void;
 }
 
 /** Starts a process and waits until it announces that it serves. Rejects with its output where it ends or hangs first. */
@@ -52,24 +52,20 @@ export async function startService(command: ServiceCommand): Promise<ServiceProc
     execArgv: [...SERVICE_NODE_FLAGS],
     silent: true,
   });
-  let output = "";
-  const collect = (bytes: Buffer) => {
-    output = (output + bytes.toString()).slice(-MAX_OUTPUT);
-  };
-  child.stdout?.on("data", collect);
-  child.stderr?.on("data", collect);
+  const streams = [child.stdout, child.stderr].filter((stream) => stream !== null);
+  const output = keepOutput(streams, command.onLine);
   const exited = new Promise<Exit>((resolve) => {
     child.once("exit", (code, signal) => resolve({ code, signal }));
   });
   const ready = await readyMessage(child, exited).catch((error: unknown) => {
     child.kill("SIGKILL");
-    throw new Error(`${command.name} ${command.argv.join(" ")}: ${String(error)}\n${output}`);
+    throw new Error(`${command.name} ${command.argv.join(" ")}: ${String(error)}\n${output()}`);
   });
   return {
     name: command.name,
     pid: child.pid ?? 0,
     ready,
-    output: () => output,
+    output,
     exited,
     kill: (signal) => void child.kill(signal),
     async stop(graceMs = 15_000) {

@@ -1,13 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { adoptionsIn, gapsAtRest, gapsInMoves, movesOf } from "../../../bench/moves/spans.ts";
+import { MoveLog } from "../../../bench/moves/move-log.ts";
+import { gapsAtRest, gapsInMoves, movesOf } from "../../../bench/moves/spans.ts";
 
 const logLine = (seconds: number, msg: string) =>
   JSON.stringify({ level: "info", time: new Date(seconds * 1000).toISOString(), msg, epoch: 1 });
 
 test("a placement is on its way from its decision to its adoption, or to the decision that takes its place", () => {
-  const log = [
+  const lines = [
     logLine(10, "placement decided"),
     "not a log line",
     logLine(10.5, "something else"),
@@ -17,12 +18,28 @@ test("a placement is on its way from its decision to its adoption, or to the dec
     logLine(23, "placement adopted"),
     logLine(30, "placement decided"),
   ];
-  assert.deepEqual(adoptionsIn(log.join("\n"), 8_000), [
+  const log = new MoveLog();
+  for (const line of lines) log.hear("router 0", line);
+  assert.deepEqual(log.adoptions(8_000), [
     { from: 2_000, to: 3_000 },
     { from: 12_000, to: 14_000 },
     { from: 14_000, to: 15_000 },
     { from: 22_000, to: Infinity },
   ]);
+});
+
+test("what a shard read for its moves is what it read since its first placement", () => {
+  const log = new MoveLog();
+  assert.equal(log.bytesRead("shard 1"), 0);
+  for (const [name, bytes] of [
+    ["shard 1", 1_000],
+    ["shard 2", 3_000],
+    ["shard 1", 1_000],
+    ["shard 1", 1_700],
+  ] as const) {
+    log.hear(name, JSON.stringify({ msg: "placement resident", checkpointBytesRead: bytes }));
+  }
+  assert.deepEqual([log.bytesRead("shard 1"), log.bytesRead("shard 2")], [700, 0]);
 });
 
 test("a join is a move while experts are loaded, a drain from when it is asked for", () => {
