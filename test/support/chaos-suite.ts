@@ -7,9 +7,9 @@ import { runChaos, type ChaosVerdict, type RoundReport } from "./chaos-run.ts";
 import { CHAOS_TURN, chaosSchedule, type ChaosShape } from "./chaos-schedule.ts";
 import { placementOf, waitForConvergence } from "../../bench/rig/control-api.ts";
 import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
-import { failureText, type KnownPrompt, runUndisturbed } from "../../bench/rig/load-driver.ts";
+import { failureText, runUndisturbed } from "../../bench/rig/load-driver.ts";
 import { residentBytes } from "./resident-bytes.ts";
-import { routingGaps } from "./routing-ties.ts";
+import { withoutTies } from "./routing-ties.ts";
 import { TINY_EXPERTS_BYTES } from "./tiny-experts.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
@@ -34,17 +34,6 @@ export interface ChaosLength {
   /** Bytes by which a process may grow after the first round that it ends warm. */
   readonly maxGrowthBytes: number;
   readonly onRound?: (report: RoundReport) => void;
-}
-
-/** Router logits that are nearer than this may change places when sums are added in another order, which moves them by some 1e-6. */
-const MIN_ROUTING_GAP = 1e-5;
-
-/** The prompts whose tokens have no two experts that tie for the last place: else who holds an expert would decide. */
-async function withoutTies(prompts: readonly KnownPrompt[]): Promise<KnownPrompt[]> {
-  const gaps = await routingGaps(prompts.map(({ ids, greedy }) => [...ids, ...greedy]));
-  const kept = prompts.filter((_, i) => gaps[i] >= MIN_ROUTING_GAP);
-  assert.ok(kept.length > prompts.length / 2, `${kept.length} prompts without ties`);
-  return kept;
 }
 
 /**
