@@ -3,8 +3,9 @@
 import type { ExpertDevice, ExpertSizes, StoredExpert } from "./expert-device.ts";
 import type { ExpertFormat, PackedExpert } from "./expert-format.ts";
 import { PackPool } from "./packing/pack-pool.ts";
+import { packThreads } from "./packing/pack-threads.ts";
 import { packExpert } from "./weights.ts";
-import { PORTION_BYTES, type RunsBeside, writePortions } from "./write-portions.ts";
+import { onTheWay, PORTION_BYTES, type RunsBeside, writePortions } from "./write-portions.ts";
 
 /** An expert and where it goes. */
 export interface ExpertLoad {
@@ -22,7 +23,7 @@ export interface LoadExpertsOptions {
   readonly device: Pick<ExpertDevice, "loadPacked" | "settled">;
   /** Called after each expert that was loaded; they come in any order. */
   readonly onExpert?: (load: ExpertLoad) => void;
-  /** Threads that pack; 0 packs in this one. As many as there are cores, where there is enough to do. */
+  /** Threads that pack where nothing is served beside; 0 packs in this one. As many as there are cores, where there is enough to do. */
   readonly numWorkers?: number;
   /** What is served meanwhile, and given way to; absent: nothing. */
   readonly beside?: LoadBeside;
@@ -37,21 +38,12 @@ export interface LoadBeside extends RunsBeside {
   readonly giveWay: (startedAt: number, workMs: number) => Promise<void>;
 }
 
-/** Weights from which threads are worth their start. */
-const WEIGHTS_FOR_THREADS = 2 ** 25;
-
-/** Weights of one expert from which a thread is worth its start, beside runs. */
-const WEIGHTS_FOR_A_THREAD = 2 ** 17;
-
 /** Experts that are read ahead of those that are packed. */
 const READ_AHEAD = 2;
 
-/** Packed bytes that may be on their way to the device. */
-const BYTES_ON_THE_WAY = 2 ** 26;
-
 /**
  * Loads experts into slots that are allocated. The host holds as many experts as are packed at a time, READ_AHEAD more,
- * and BYTES_ON_THE_WAY. Rejects with the first thing that goes wrong, or the signal's reason, when nothing is under way
+ * and what may be on its way. Rejects with the first thing that goes wrong, or the signal's reason, when nothing is under way
  * any more.
  */
 export async function loadExperts(
@@ -60,18 +52,13 @@ export async function loadExperts(
 ): Promise<void> {
   const { sizes, read, device, onExpert, beside, signal } = options;
   const isGentle = () => beside?.gentle() === true;
-  const numWorkers = isGentle() ? gentleWorkers(sizes) : workersFor(experts.length, options);
+  const threads = packThreads(sizes, experts.length, isGentle());
+  const numWorkers = isGentle() ? threads : (options.numWorkers ?? threads);
   const pool = numWorkers === 0 ? undefined : new PackPool(numWorkers);
   const readAhead = isGentle() ? 1 : READ_AHEAD;
   let next = 0;
   let stopped = false;
-  let onTheWay = 0;
-  const onPortion = (bytes: number): Promise<void> | undefined => {
-    onTheWay += bytes;
-    if (onTheWay <= BYTES_ON_THE_WAY) return undefined;
-    onTheWay = 0;
-    return device.settled();
-  };
+  const onPortion = onTheWay(device);
   const lane = async (): Promise<void> => {
     while (next < experts.length) {
       signal?.throwIfAborted();
@@ -120,22 +107,6 @@ export async function loadExperts(
   } finally {
     await pool?.close();
   }
-}
-
-/** Threads that pack where runs are to have the cores. */
-function gentleWorkers(sizes: ExpertSizes): number {
-  return weightsOf(sizes) < WEIGHTS_FOR_A_THREAD ? 0 : 1;
-}
-
-function workersFor(
-  count: number,
-  { sizes, numWorkers }: Pick<LoadExpertsOptions, "sizes" | "numWorkers">,
-): number | undefined {
-  return numWorkers ?? (count * weightsOf(sizes) < WEIGHTS_FOR_THREADS ? 0 : undefined);
-}
-
-function weightsOf({ hiddenSize, expertIntermediateSize }: ExpertSizes): number {
-  return 3 * hiddenSize * expertIntermediateSize;
 }
 
 function packedBytes({ gate, up, down }: PackedExpert): number {

@@ -1,8 +1,13 @@
 /** Experts onto a device in portions, so that runs come in between. */
 
+import type { ExpertDevice } from "./expert-device.ts";
+
 /** Bytes that are written at a time, and how long that may go on between two runs, milliseconds. */
 export const PORTION_BYTES = 2 ** 20;
 const PORTIONS_MS = 2;
+
+/** Packed bytes that may be on their way to the device. */
+const BYTES_ON_THE_WAY = 2 ** 26;
 
 /** Runs that are served while experts are loaded. */
 export interface RunsBeside {
@@ -36,4 +41,17 @@ export async function writePortions(
     await onPortion(bytes);
   }
   return waitedMs;
+}
+
+/** Counts the bytes of a load that are written: what it gives is to be awaited, and settles when few enough are on their way. */
+export function onTheWay(
+  device: Pick<ExpertDevice, "settled">,
+): (bytes: number) => Promise<void> | undefined {
+  let sum = 0;
+  return (bytes) => {
+    sum += bytes;
+    if (sum <= BYTES_ON_THE_WAY) return undefined;
+    sum = 0;
+    return device.settled();
+  };
 }

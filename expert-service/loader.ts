@@ -2,25 +2,19 @@
 
 import type { ExpertSizes } from "../core/expert-device.ts";
 import { PackPool } from "../core/packing/pack-pool.ts";
+import { packThreads } from "../core/packing/pack-threads.ts";
 import type { Progress } from "../core/platform/progress.ts";
 import type { PackedExpert } from "../core/expert-format.ts";
 import type { DeviceSlots, EmptySlot } from "../core/residency/device-slots.ts";
-import { PORTION_BYTES, writePortions } from "../core/write-portions.ts";
+import { onTheWay, PORTION_BYTES, writePortions } from "../core/write-portions.ts";
 import type { ExpertSources } from "./expert-sources.ts";
 import type { CheckedPlacement } from "./placement-check.ts";
-
-/** Weights from which threads are worth their start: of all experts before anything is served, of one beside serving. */
-const WEIGHTS_FOR_THREADS = 2 ** 25;
-const WEIGHTS_FOR_A_THREAD = 2 ** 17;
 
 /** Experts that are fetched ahead of those that are packed. */
 const READ_AHEAD = 2;
 
 /** Experts under way at most, beside those ahead; packing has no more threads. */
 const MAX_LANES = 16;
-
-/** Packed bytes that may be on their way to the device. */
-const BYTES_ON_THE_WAY = 2 ** 26;
 
 /** What loading needs. */
 export interface LoaderOptions {
@@ -66,11 +60,12 @@ class Load {
   readonly #placement: CheckedPlacement;
   readonly #waiting: EmptySlot[];
   readonly #total: number;
+  /** As packThreads says. */
   readonly #numWorkers: number | undefined;
   readonly #progress: Progress | undefined;
   #pool: PackPool | undefined;
   #loaded = 0;
-  #onTheWay = 0;
+  readonly #onPortion: (bytes: number) => Promise<void> | undefined;
   #stopped = false;
 
   constructor(
@@ -85,7 +80,8 @@ class Load {
     this.#placement = placement;
     this.#waiting = slots.empty();
     this.#total = this.#waiting.length;
-    this.#numWorkers = this.#chooseWorkers();
+    this.#numWorkers = packThreads(options.sizes, this.#total, terms.gentle());
+    this.#onPortion = onTheWay(slots.device);
     this.#progress = this.#total > 0 ? options.startProgress?.(this.#total) : undefined;
   }
 
@@ -146,7 +142,7 @@ class Load {
       device.loadParts(layer, slot.slot, packed, PORTION_BYTES),
       { gentle, turn },
       () => this.#stopped || signal.aborted,
-      (bytes) => this.#onPortion(bytes),
+      this.#onPortion,
     );
     if (waitedMs === undefined) return 0;
     this.#slots.filled(slot);
@@ -154,24 +150,9 @@ class Load {
     return performance.now() - startedAt - waitedMs;
   }
 
-  #onPortion(bytes: number): Promise<void> | undefined {
-    this.#onTheWay += bytes;
-    if (this.#onTheWay <= BYTES_ON_THE_WAY) return undefined;
-    this.#onTheWay = 0;
-    return this.#slots.device.settled();
-  }
-
   #packers(): PackPool | undefined {
     if (this.#numWorkers === 0) return undefined;
     this.#pool ??= new PackPool(this.#numWorkers);
     return this.#pool;
-  }
-
-  /** Threads that pack; 0 packs in this one; undefined: as many as there are cores. */
-  #chooseWorkers(): number | undefined {
-    const { hiddenSize, expertIntermediateSize } = this.#options.sizes;
-    const weights = 3 * hiddenSize * expertIntermediateSize;
-    if (this.#terms.gentle()) return weights < WEIGHTS_FOR_A_THREAD ? 0 : 1;
-    return this.#total * weights < WEIGHTS_FOR_THREADS ? 0 : undefined;
   }
 }
