@@ -22,6 +22,8 @@ export interface PlacementView {
   readonly stages_left: number;
   /** Why it was planned; null where that is not known. */
   readonly why: string | null;
+  /** Whether this router plans for all. */
+  readonly leading: boolean;
   /** Expected time of a step's MoE layers; null where nothing is expected. */
   readonly predicted_step_seconds: number | null;
   readonly forecast: { readonly tokens_per_step: number } | null;

@@ -31,7 +31,7 @@ export interface ChaosLength {
   readonly convergeMs: number;
   /** How long a process warms up, milliseconds: a router's heaps grow by some 90 MB in its first 30 s under load, and then no more. */
   readonly warmMs: number;
-  /** Bytes by which a process may grow after the first round that it ends warm. */
+  /** Bytes by which a process may grow when it is warm. */
   readonly maxGrowthBytes: number;
   readonly onRound?: (report: RoundReport) => void;
 }
@@ -123,20 +123,30 @@ async function assertNothingLeft(cluster: ElasticCluster): Promise<void> {
   );
 }
 
-/** By how much a process has grown since the first round that it ended warm. */
+/** By how much a process has grown beyond the most that it had while it warmed up. */
 export interface Growth {
   readonly name: string;
+  /** Rounds that it lived through since. */
   readonly rounds: number;
   readonly bytes: number;
 }
 
-/** Watches how much memory the processes of a cluster have. Processes come and go: each counts from when it is warm. */
+/** What is known of a process. */
+interface Watched {
+  /** Whether it is a router that plans placements: its planner's heaps are larger than another's. */
+  readonly leading: boolean;
+  /** When it was seen first in this role, milliseconds of performance.now(). */
+  readonly since: number;
+  /** The most that it had until it was warm: heaps shrink by tens of megabytes when garbage is collected, once a minute or so. */
+  mostBytes: number;
+  rounds: number;
+}
+
+/** Watches how much memory the processes of a cluster have. They come and go and change their roles: each counts from when it is warm. */
 class MemoryWatch {
   readonly #cluster: ElasticCluster;
   readonly #warmMs: number;
-  /** When each was seen first, milliseconds of performance.now, by process id. */
-  readonly #since = new Map<number, number>();
-  readonly #seen = new Map<number, { readonly bytes: number; rounds: number }>();
+  readonly #watched = new Map<number, Watched>();
 
   constructor(cluster: ElasticCluster, warmMs: number) {
     this.#cluster = cluster;
@@ -144,31 +154,42 @@ class MemoryWatch {
   }
 
   async look(): Promise<void> {
-    // The thread that judges placements starts with the first question, and is no growth.
-    const judged = this.#cluster
-      .routers()
-      .map(({ url }) =>
-        waitFor(`${url} to judge its placement`, () => placementOf(url), JUDGED_MS),
-      );
-    await Promise.all(judged);
+    const leaders = await this.#leaders();
     const now = performance.now();
     for (const { pid } of this.#processes()) {
-      const since = this.#since.get(pid) ?? now;
-      this.#since.set(pid, since);
-      if (now - since < this.#warmMs) continue;
-      const seen = this.#seen.get(pid);
-      if (seen === undefined) this.#seen.set(pid, { bytes: await residentBytes(pid), rounds: 0 });
-      else seen.rounds++;
+      const leading = leaders.has(pid);
+      let one = this.#watched.get(pid);
+      if (one === undefined || one.leading !== leading) {
+        one = { leading, since: now, mostBytes: 0, rounds: -1 };
+        this.#watched.set(pid, one);
+      }
+      const isWarm = one.rounds >= 0;
+      if (isWarm) one.rounds++;
+      else one.mostBytes = Math.max(one.mostBytes, await residentBytes(pid));
+      if (!isWarm && now - one.since >= this.#warmMs) one.rounds = 0;
     }
   }
 
   /** Of the processes that live and have done so for a round or more when warm. */
   async growth(): Promise<Growth[]> {
     const all = this.#processes().map(async ({ name, pid }) => {
-      const { bytes, rounds } = this.#seen.get(pid) ?? { bytes: 0, rounds: 0 };
-      return { name, rounds, bytes: (await residentBytes(pid)) - bytes };
+      const { mostBytes, rounds } = this.#watched.get(pid) ?? { mostBytes: 0, rounds: 0 };
+      return { name, rounds, bytes: (await residentBytes(pid)) - mostBytes };
     });
     return (await Promise.all(all)).filter(({ rounds }) => rounds > 0);
+  }
+
+  /** Process ids of the routers that plan; each has been asked to judge its placement, whose thread starts with the first question. */
+  async #leaders(): Promise<ReadonlySet<number>> {
+    const asked = this.#cluster.routers().map(async ({ url, process }) => {
+      const view = await waitFor(
+        `${url} to judge its placement`,
+        () => placementOf(url),
+        JUDGED_MS,
+      );
+      return view.leading ? [process.pid] : [];
+    });
+    return new Set((await Promise.all(asked)).flat());
   }
 
   #processes() {
