@@ -99,12 +99,12 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
     const before = supposed.current?.layers ?? nothingHeld(facts.config.numExperts, layers);
     const last = plan.stages.at(-1) ?? plan.target;
     const need = needOf(before, supposed.shards, supposed.minCopies, bytesIn(supposed));
-    const { sparse: sparseAfter } = needOf(last, supposed.shards, supposed.minCopies);
+    const { copiesLacking: copiesLackingAfter } = needOf(last, supposed.shards, supposed.minCopies);
     const decision = decide(plan, need, {
       policy: supposed.policy,
       margin: MARGIN,
       changed: fields.shards !== undefined,
-      sparseAfter,
+      copiesLackingAfter,
     });
     return planResult(plan, decision, fields.include_layers === true ? last : undefined);
   } catch (error) {

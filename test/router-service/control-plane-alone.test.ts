@@ -79,7 +79,7 @@ describe("a router without Redis", () => {
     );
     assert.match(
       router.plane.follower.stored()?.why ?? "",
-      /fewer copies than are asked for, 0 will/,
+      /copies are lacking of those that are asked for, then 0;/,
     );
   });
 });

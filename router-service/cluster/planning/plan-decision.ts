@@ -28,8 +28,8 @@ export interface Need {
   readonly crowded: readonly number[];
   /** Experts, over all layers, without a copy on a shard that is there and stays. */
   readonly homeless: number;
-  /** Experts, over all layers, with fewer such copies than are asked for. */
-  readonly sparse: number;
+  /** Such copies, over all experts, that there are fewer than are asked for. */
+  readonly copiesLacking: number;
 }
 
 /** What was decided. */
@@ -54,7 +54,7 @@ export function needOf(
   const draining = new Set<number>();
   const held = new Map<number, number>();
   let homeless = 0;
-  let sparse = 0;
+  let copiesLacking = 0;
   for (const [layer, replicas] of layers) {
     for (const [expert, copies] of replicas.entries()) {
       const bytes = bytesOf(layer, expert);
@@ -69,7 +69,7 @@ export function needOf(
         }
       }
       if (homes === 0) homeless++;
-      if (homes < minCopies) sparse++;
+      copiesLacking += Math.max(0, minCopies - homes);
     }
   }
   const crowded = new Set<number>();
@@ -81,7 +81,7 @@ export function needOf(
     draining: ascending(draining),
     crowded: ascending(crowded),
     homeless,
-    sparse,
+    copiesLacking,
   };
 }
 
@@ -92,7 +92,7 @@ function eitherNeed(one: Need, other: Need): Need {
     draining: ascending(new Set([...one.draining, ...other.draining])),
     crowded: ascending(new Set([...one.crowded, ...other.crowded])),
     homeless: Math.max(one.homeless, other.homeless),
-    sparse: Math.max(one.sparse, other.sparse),
+    copiesLacking: Math.max(one.copiesLacking, other.copiesLacking),
   };
 }
 
@@ -114,8 +114,8 @@ export interface DecisionTerms {
   readonly margin: number;
   /** What a plan saves comes of shards that have come, gone or changed: measured speeds can not deceive about it; absent: false. */
   readonly changed?: boolean;
-  /** Experts that will have fewer copies than are asked for. */
-  readonly sparseAfter: number;
+  /** The copies of those that are asked for that will be lacking. */
+  readonly copiesLackingAfter: number;
   /** What a plan saves was seen before, or comes of a change (isConfirmed); absent: true. */
   readonly confirmed?: boolean;
   /** The same of what it saves where that is CLEAR times what it must be; absent: as `confirmed`. */
@@ -207,7 +207,7 @@ export function judge({
     policy,
     margin: MARGIN,
     changed: haveChanged(last, now),
-    sparseAfter: needOf(plan.stages.at(-1) ?? layers, shards, minCopies).sparse,
+    copiesLackingAfter: needOf(plan.stages.at(-1) ?? layers, shards, minCopies).copiesLacking,
     confirmed: isConfirmed(last, now, leastMs),
     confirmedIfClear: isConfirmed(last, now, leastMs / 3),
   });
@@ -215,12 +215,12 @@ export function judge({
 }
 
 /**
- * A plan is published where experts lack a living copy, a shard is to leave or has less memory than it holds, or fewer experts lack copies than before
- * (`sparseAfter` do then), else where the time that it saves per step is more than its loading, `margin` of the step's
+ * A plan is published where experts lack a living copy, a shard is to leave or has less memory than it holds, or fewer copies are lacking than before
+ * (`copiesLackingAfter` are then), else where the time that it saves per step is more than its loading, `margin` of the step's
  * time and what that may be off by (unless shards have `changed`), and that is `confirmed` or shards with copies are gone.
  */
 export function decide({ stages, moves, why }: Plan, need: Need, terms: DecisionTerms): Decision {
-  const { policy = "auto", margin, changed = false, sparseAfter, confirmed = true } = terms;
+  const { policy = "auto", margin, changed = false, copiesLackingAfter, confirmed = true } = terms;
   const { secondsBefore, secondsAfter, moveSecondsPerStep, savingDeviation } = why;
   const loads = moves.filter(({ kind }) => kind === "load").length;
   const effect =
@@ -238,9 +238,9 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
   if (policy !== "auto") {
     return { publish: true, why: `--placement-policy ${policy}; ${cost}; ${effect}` };
   }
-  if (sparseAfter < need.sparse) {
-    const lacking = `${need.sparse} experts have fewer copies than are asked for`;
-    return { publish: true, why: `${lacking}, ${sparseAfter} will; ${cost}; ${effect}` };
+  if (copiesLackingAfter < need.copiesLacking) {
+    const lacking = `${need.copiesLacking} copies are lacking of those that are asked for`;
+    return { publish: true, why: `${lacking}, then ${copiesLackingAfter}; ${cost}; ${effect}` };
   }
   const before = secondsBefore ?? secondsAfter;
   const gain = before - secondsAfter;
@@ -258,6 +258,7 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
     };
   }
   if (worth) return { publish: true, why: `${lost}${effect}; ${cost}` };
+  if (gain <= 0) return { publish: false, why: `${lost}no better placement` };
   const saving = `a better placement would save ${milliseconds(gain)} of ${milliseconds(before)} per step`;
   const because =
     gain > price

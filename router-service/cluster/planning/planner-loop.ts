@@ -283,7 +283,7 @@ export class PlannerLoop {
       const isStuck = follower.failure(underway.epoch) !== undefined;
       if (!isStuck && Date.now() - stored.at < ADOPT_MS) return this.#timing.retryMs;
     }
-    const isDue = isUrgent(need) || need.sparse > 0 || underway !== undefined;
+    const isDue = isUrgent(need) || need.copiesLacking > 0 || underway !== undefined;
     if (intervalSeconds === 0 && !isDue) return undefined;
     const plan = await this.#plan(facts, underway);
     if (aloneAfter !== undefined) follower.takeUnplaceable(this.#state.unplaceable);

@@ -53,10 +53,10 @@ test("a placement lacks what is on shards that are gone or leave, and copies tha
     draining: [1],
     crowded: [],
     homeless: 0,
-    sparse: 4,
+    copiesLacking: 4,
   });
   const lost = needOf(layers, [shardOf(1), shardOf(2), shardOf(3)], 1);
-  assert.deepEqual(lost, { lost: [0], draining: [], crowded: [], homeless: 1, sparse: 1 });
+  assert.deepEqual(lost, { lost: [0], draining: [], crowded: [], homeless: 1, copiesLacking: 1 });
   assert.ok(isUrgent(lost));
   assert.ok(
     !isUrgent(
@@ -82,8 +82,8 @@ test("a shard that holds more than it has memory for is crowded, unless it is to
   assert.deepEqual(needOf(layers, shards, 1, () => 1).crowded, []);
 });
 
-const NOTHING = { lost: [], draining: [], crowded: [], homeless: 0, sparse: 0 };
-const terms = { margin: MARGIN, sparseAfter: 0 };
+const NOTHING = { lost: [], draining: [], crowded: [], homeless: 0, copiesLacking: 0 };
+const terms = { margin: MARGIN, copiesLackingAfter: 0 };
 
 test("a plan is published where it saves more than its moves and the margin, else not", () => {
   assert.ok(decide(planOf(0.01, 0.009), NOTHING, terms).publish);
@@ -130,11 +130,31 @@ test("a plan is published whatever it costs where experts have no home, a shard 
     decide(worse, homeless, terms).why,
     /^shard 3 is gone, 2 experts have no copy elsewhere; 1 experts are loaded/,
   );
-  for (const need of [homeless, { ...NOTHING, draining: [1, 2] }, { ...NOTHING, sparse: 3 }]) {
+  for (const need of [
+    homeless,
+    { ...NOTHING, draining: [1, 2] },
+    { ...NOTHING, copiesLacking: 3 },
+  ]) {
     assert.ok(decide(worse, need, terms).publish);
   }
-  assert.ok(!decide(worse, { ...NOTHING, sparse: 3 }, { ...terms, sparseAfter: 3 }).publish);
+  assert.ok(
+    !decide(worse, { ...NOTHING, copiesLacking: 3 }, { ...terms, copiesLackingAfter: 3 }).publish,
+  );
   assert.ok(!decide(worse, { ...NOTHING, lost: [3] }, terms).publish);
+  assert.equal(decide(worse, NOTHING, terms).why, "no better placement");
+});
+
+test("more copies are worth a plan where there will still be fewer than are asked for", () => {
+  const shards = [shardOf(0), shardOf(1)];
+  const one = needOf(placed([0], [1]), shards, 3);
+  const two = needOf(placed([0, 1], [0, 1]), shards, 3);
+  assert.deepEqual([one.copiesLacking, two.copiesLacking], [4, 2]);
+  const { publish, why } = decide(planOf(0.01, 0.02), one, {
+    ...terms,
+    copiesLackingAfter: two.copiesLacking,
+  });
+  assert.ok(publish);
+  assert.match(why, /^4 copies are lacking of those that are asked for, then 2; 1 experts/);
 });
 
 test("a plan that only saves time waits until that is confirmed; one that something asks for does not", () => {
@@ -148,7 +168,7 @@ test("a plan that only saves time waits until that is confirmed; one that someth
     { ...NOTHING, lost: [3] },
     { ...NOTHING, lost: [3], homeless: 1 },
     { ...NOTHING, draining: [1] },
-    { ...NOTHING, sparse: 3 },
+    { ...NOTHING, copiesLacking: 3 },
   ]) {
     assert.ok(decide(better, need, unconfirmed).publish);
   }
