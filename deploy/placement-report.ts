@@ -119,7 +119,8 @@ export function bytesText(bytes: number): string {
 function heading(view: PlacementView, now: number): string[] {
   const { epoch, planned_by: by, planned_at: at, why, stages_left: left, unplaceable } = view;
   const age = at === null ? "" : `, ${secondsText(Math.max(0, now - Date.parse(at)) / 1000)} ago`;
-  const moving = left === 0 ? "" : `; ${left} stages of its move are to come`;
+  const moving =
+    left === 0 ? "" : `; ${left} ${left === 1 ? "stage" : "stages"} of its move to come`;
   const step = view.predicted_step_seconds;
   return [
     `epoch ${epoch}${by === null ? "" : `, planned by ${by}`}${age}${moving}`,

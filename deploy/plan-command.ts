@@ -107,10 +107,16 @@ const about = {
     "--draining give their experts up with the first plan; --from-nothing: the planner's first plan does not go by static runs.",
 };
 
+/** Flags that mean nothing without --trace. */
+const REPLAY_FLAGS = ["--shards", "--redundancy", "--window", "--attention-ms"];
+
 /** Runs the command; answers its exit code: 0, or 1 where there is no plan, with the reason on stderr. */
 export async function runPlanCommand(argv: readonly string[]): Promise<number> {
   const config = loadConfig(schema, about, argv);
-  return printAnswer(about.command, () => report(config));
+  return printAnswer(about.command, async () => {
+    if (config.trace === undefined) refuseWithoutTrace(argv);
+    return report(config);
+  });
 }
 
 async function report(config: PlanConfig): Promise<string> {
@@ -138,6 +144,17 @@ function refuseWithTrace({ minCopies, policy }: PlanConfig): void {
   if (flags.length === 0) return;
   throw new Error(
     `${flags.join(", ")}: of a router's plan; a replay shows every policy from static runs on`,
+  );
+}
+
+/** Throws Error for flags that only a replay heeds. Variables may be meant for other commands: they are let pass. */
+function refuseWithoutTrace(argv: readonly string[]): void {
+  const given = REPLAY_FLAGS.filter((flag) =>
+    argv.some((one) => one === flag || one.startsWith(`${flag}=`)),
+  );
+  if (given.length === 0) return;
+  throw new Error(
+    `${given.join(", ")}: of a replay, which --trace asks for; a router plans for its own shards, which --memory and --without change`,
   );
 }
 

@@ -25,7 +25,7 @@ export function formatPlan(plan: PlanView): string {
     plan.worth_it ? "this would be done:" : "nothing would be done:",
     `  ${plan.why}`,
     `experts of a step: ${before === null ? "not all have a copy" : secondsText(before)} → ${secondsText(after)}`,
-    `moves: ${moves.loads} loads of ${bytesText(moves.bytes)}, ${moves.drops} drops, in ${moves.stages} stages`,
+    `moves: ${moves.loads} loads of ${bytesText(moves.bytes)}, ${moves.drops} drops, in ${moves.stages} ${moves.stages === 1 ? "stage" : "stages"}`,
     "",
     ...shardTable(plan.shards),
     "",

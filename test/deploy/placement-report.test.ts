@@ -75,10 +75,7 @@ const style = { width: 80, colour: false, now: Date.parse("2026-01-01T00:00:30Z"
 test("a placement is shown with why, heat and experts per layer and shard, and what each loss takes", () => {
   const lines = formatPlacement(view, style).split("\n");
   const text = lines.join("\n");
-  assert.equal(
-    lines[0],
-    "epoch 7, planned by host-1, 30.0 s ago; 1 stages of its move are to come",
-  );
+  assert.equal(lines[0], "epoch 7, planned by host-1, 30.0 s ago; 1 stage of its move to come");
   assert.match(text, /why: shard 2 is gone/);
   assert.match(text, /expected to take 1\.23 ms, imbalance of the shards 0\.08/);
   assert.match(

@@ -194,10 +194,16 @@ describe("switchyard plan --trace", () => {
     await assert.rejects(moved(TINY_MODEL, [2]), /--draining 2: ranks of --shards 2 are 0 to 1/);
   });
 
-  it("refuses what only a router's plan has a place for", async () => {
+  it("refuses what only a router's plan has a place for, and without a trace what only a replay has", async () => {
     const { code, stderr } = await plan("--trace", "any", "--policy", "eplb", "--min-copies", "2");
     assert.equal(code, 1);
     assert.match(stderr, /^switchyard plan: --min-copies, --policy: of a router's plan/);
+    const alone = await plan("--shards", "4", "--window=64");
+    assert.equal(alone.code, 1);
+    assert.match(
+      alone.stderr,
+      /^switchyard plan: --shards, --window: of a replay, which --trace asks/,
+    );
   });
 
   const MISTAKES: readonly [what: string, argv: () => readonly string[], said: RegExp][] = [
