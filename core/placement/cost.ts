@@ -155,10 +155,23 @@ export function layerOf(
   return layerWith(loads, { costs: layerCosts(input, numUsed), together, reads }, start);
 }
 
-/** The layer's copies as a placement has them, with the shares of the forecast's split. */
-export function replicasOf(layer: Layer, { shards }: Pick<PlannerInput, "shards">): LayerReplicas {
+/**
+ * The layer's copies as a placement has them, with the shares of the forecast's split. An expert on one shard alone, where
+ * it is in `before` too, is the same object as there: less is compared, and sent between threads.
+ */
+export function replicasOf(
+  layer: Layer,
+  { shards }: Pick<PlannerInput, "shards">,
+  before?: LayerReplicas,
+): LayerReplicas {
   return layer.holders.map((holders, expert) => {
-    if (holders.length === 1) return [{ rank: shards[holders[0]].rank, share: 1 }];
+    if (holders.length === 1) {
+      const { rank } = shards[holders[0]];
+      const copies = before?.[expert];
+      return copies?.length === 1 && copies[0].rank === rank && copies[0].share === 1
+        ? copies
+        : [{ rank, share: 1 }];
+    }
     const shares = sharesOf(layer, expert);
     return holders
       .map((shard, i) => ({ rank: shards[shard].rank, share: shares[i] }))

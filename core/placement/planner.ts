@@ -120,7 +120,8 @@ function wantedLayers(input: PlannerInput, current: PlacedLayers): PlacedLayers 
   const { policy = "auto", minCopies = 1 } = input;
   if (policy !== "auto") return targetOf(policy, input);
   const layers = input.current === undefined ? first(input) : next(input);
-  return withMinCopies(placedLayers(input, layers), minCopies, limitsOf(input), current);
+  const placed = placedLayers(input, layers, current);
+  return withMinCopies(placed, minCopies, limitsOf(input), current);
 }
 
 /** Where nothing is held. */
@@ -144,7 +145,7 @@ function next(input: PlannerInput): Layer[] {
   const fresh = placeFresh(input);
   if (fresh === undefined) return kept;
   const live = liveCurrent(input);
-  const movesTo = (layers: readonly Layer[]) => movesBetween(live, placedLayers(input, layers));
+  const movesTo = (layers: readonly Layer[]) => movesBetween(live, placedLayers(input, layers, live));
   const freshMoves = movesTo(fresh);
   const { movedBytes, moveSecondsPerStep } = loadedBy(input, freshMoves);
   const loads = freshMoves.filter(({ kind }) => kind === "load").length;
@@ -188,8 +189,17 @@ function onlyFirst(holders: Holders): Holders {
   return holders.map((layer) => layer.map((copies) => copies.slice(0, 1)));
 }
 
-function placedLayers(input: PlannerInput, layers: readonly Layer[]): PlacedLayers {
-  return new Map(input.layers.map((layer, index) => [layer, replicasOf(layers[index], input)]));
+function placedLayers(
+  input: PlannerInput,
+  layers: readonly Layer[],
+  current: PlacedLayers,
+): PlacedLayers {
+  return new Map(
+    input.layers.map((number, index) => [
+      number,
+      replicasOf(layers[index], input, current.get(number)),
+    ]),
+  );
 }
 
 function sumOf(layers: readonly Layer[]): number {
