@@ -39,11 +39,12 @@ export function currentHolders(input: PlannerInput): Holders {
 export function fittingHolders(input: PlannerInput, holders: Holders): Holders {
   const { bytes, load, numExperts, shards } = input;
   const left = freeBytes(input);
-  const cells = holders.flat().map((copies) => copies.slice());
-  for (const [cell, copies] of cells.entries()) {
-    for (const shard of copies) left[shard] -= bytes[cell];
+  for (let cell = 0; cell < bytes.length; cell++) {
+    const copies = holders[Math.floor(cell / numExperts)][cell % numExperts];
+    for (let i = 0; i < copies.length; i++) left[copies[i]] -= bytes[cell];
   }
   if (left.every((free) => free >= 0)) return holders;
+  const cells = holders.flat().map((copies) => copies.slice());
   for (const shard of shards.keys()) {
     if (left[shard] >= 0) continue;
     const held = [...cells.keys()].filter((cell) => cells[cell].includes(shard));

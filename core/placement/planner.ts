@@ -5,7 +5,6 @@
 
 import { replicasOf } from "./cost.ts";
 import { PlacementError, PlannerInputError } from "./errors.ts";
-import { Holdings, type StageLimits } from "./holdings.ts";
 import type { PlacedLayers, Plan, PlannerInput, PlanReason } from "./input.ts";
 import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
@@ -22,6 +21,7 @@ import {
 } from "./place-layers.ts";
 import { targetOf } from "./policies.ts";
 import {
+  bytesHeld,
   limitsOf,
   liveCurrent,
   loadedBy,
@@ -62,7 +62,7 @@ export function planPlacement(input: PlannerInput): Plan {
     return { target: wanted, moves: direct, stages: [wanted], why };
   }
   const asked = (input.policy ?? "auto") !== "auto" || (input.minCopies ?? 1) > 1;
-  const mustMove = asked || drains(input, current) || isCrowded(current, limits);
+  const mustMove = asked || drains(input, current) || isCrowded(input, current);
   const ideal = {
     secondsBefore: secondsIfComplete(current, timesOf),
     secondsAfter: sumOfSeconds(timesOf(wanted)),
@@ -104,15 +104,18 @@ function isWorthwhile(why: Omit<PlanReason, "savingDeviation" | "binding" | "sha
 
 function drains({ shards }: PlannerInput, current: PlacedLayers): boolean {
   const draining = new Set(shards.filter((one) => one.draining).map(({ rank }) => rank));
+  if (draining.size === 0) return false;
   return [...current.values()].some((replicas) =>
     replicas.some((copies) => copies.some(({ rank }) => draining.has(rank))),
   );
 }
 
 /** True where a shard that stays holds more than it has memory for: it has less than when that was planned. */
-function isCrowded(current: PlacedLayers, limits: StageLimits): boolean {
-  const held = new Holdings(current, limits);
-  return [...held.ranks()].some((rank) => held.free(rank) < 0);
+function isCrowded(input: PlannerInput, current: PlacedLayers): boolean {
+  const held = bytesHeld(input, current);
+  return input.shards.some(
+    ({ draining, memoryBytes }, shard) => !draining && held[shard].bytes > memoryBytes,
+  );
 }
 
 /** Where the experts are to be. */
@@ -145,7 +148,8 @@ function next(input: PlannerInput): Layer[] {
   const fresh = placeFresh(input);
   if (fresh === undefined) return kept;
   const live = liveCurrent(input);
-  const movesTo = (layers: readonly Layer[]) => movesBetween(live, placedLayers(input, layers, live));
+  const movesTo = (layers: readonly Layer[]) =>
+    movesBetween(live, placedLayers(input, layers, live));
   const freshMoves = movesTo(fresh);
   const { movedBytes, moveSecondsPerStep } = loadedBy(input, freshMoves);
   const loads = freshMoves.filter(({ kind }) => kind === "load").length;

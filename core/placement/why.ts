@@ -1,7 +1,7 @@
 /** What a plan is expected to bring, and what it asks of the shards. */
 
 import { savingDeviation } from "./doubt.ts";
-import { layerTimes, type LayerTime } from "./cost.ts";
+import { layerTimes, placedCopies, shardIndices, type LayerTime } from "./cost.ts";
 import type { StageLimits } from "./holdings.ts";
 import type { Move, PlacedLayers, PlanReason, PlannerInput } from "./input.ts";
 import type { Replica } from "./placement.ts";
@@ -11,26 +11,30 @@ const NO_COPIES: readonly Replica[] = [];
 /** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
 export function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {
   const live = new Set(shards.map(({ rank }) => rank));
-  const areLive = ({ rank }: Replica) => live.has(rank);
   return new Map(
     layers.map((layer) => {
       const replicas = current?.layers.get(layer);
       return [
         layer,
-        Array.from({ length: numExperts }, (_, expert) => {
-          const all = replicas?.[expert] ?? NO_COPIES;
-          if (all.length === 0) return NO_COPIES;
-          if (all.length === 1 && all[0].share === 1 && areLive(all[0])) return all;
-          const copies = all.filter(areLive);
-          const sum = copies.reduce((total, { share }) => total + share, 0);
-          return copies.map(({ rank, share }) => ({
-            rank,
-            share: sum > 0 ? share / sum : 1 / copies.length,
-          }));
-        }),
+        Array.from({ length: numExperts }, (_, expert) => liveCopies(replicas?.[expert], live)),
       ];
     }),
   );
+}
+
+/** Of an expert's copies those that are there, which share what the others had. */
+function liveCopies(
+  all: readonly Replica[] = NO_COPIES,
+  live: ReadonlySet<number>,
+): readonly Replica[] {
+  if (all.length === 0) return NO_COPIES;
+  if (all.length === 1 && all[0].share === 1 && live.has(all[0].rank)) return all;
+  const copies = all.filter(({ rank }) => live.has(rank));
+  const sum = copies.reduce((total, { share }) => total + share, 0);
+  return copies.map(({ rank, share }) => ({
+    rank,
+    share: sum > 0 ? share / sum : 1 / copies.length,
+  }));
 }
 
 /** Memory and sizes as the stages of a move want them. */
@@ -128,23 +132,20 @@ export function whyOf(
 }
 
 /** Copies of each shard, and their bytes [numShards]. */
-function bytesHeld(
+export function bytesHeld(
   input: PlannerInput,
   placed: PlacedLayers,
 ): { readonly experts: number; readonly bytes: number }[] {
-  const held = input.shards.map(() => ({ experts: 0, bytes: 0 }));
-  let cell = 0;
-  const byRank = new Map(input.shards.map(({ rank }, shard) => [rank, held[shard]]));
-  for (const layer of input.layers) {
-    const replicas = placed.get(layer);
-    for (let expert = 0; expert < input.numExperts; expert++, cell++) {
-      for (const { rank } of replicas?.[expert] ?? []) {
-        const shard = byRank.get(rank);
-        if (shard === undefined) continue;
-        shard.experts++;
-        shard.bytes += input.bytes[cell];
-      }
+  const all = input.shards.map(() => ({ experts: 0, bytes: 0 }));
+  const indexOf = shardIndices(input.shards);
+  for (const [index, layer] of input.layers.entries()) {
+    const { held } = placedCopies(input, indexOf, placed.get(layer));
+    const first = index * input.numExperts;
+    for (let shard = 0; shard < all.length; shard++) {
+      const experts = held[shard];
+      for (let i = 0; i < experts.length; i++) all[shard].bytes += input.bytes[first + experts[i]];
+      all[shard].experts += experts.length;
     }
   }
-  return held;
+  return all;
 }
