@@ -85,11 +85,8 @@ export interface Cluster {
   onChange(callback: (change: ClusterChange) => void): () => void;
   /** Tells a shard that it is to leave, or to stay after all; false where no shard with this rank is connected. */
   drain(rank: number, cancel: boolean): boolean;
-  /**
-   * Says why no shard has room for experts without a copy, so that requests need not wait, from `graceMs` after this was
-   * first said; undefined where that is over.
-   */
-  setUnplaceable(reason: string | undefined, graceMs?: number): void;
+  /** Says why no shard has room for experts without a copy, so that requests need not wait; undefined where that is over. */
+  setUnplaceable(reason: string | undefined): void;
   /** Dtype of weights in the cluster, once there is a placement. Rejects with PlacementError or HandshakeError where it can not work. */
   weights(): Promise<WeightsDtype>;
   /** Resolves when every expert has a living copy. Rejects as `weights`, and on close. */
@@ -123,7 +120,6 @@ class ShardCluster implements Cluster {
   #next: ClusterPlacement | undefined;
   #missing: { readonly reason: string | undefined } | undefined;
   #unplaceable: string | undefined;
-  readonly #isUnplaceable = new Lasting(() => this.#changes.notify());
   readonly #noShard = new Lasting(() => this.#changes.notify());
   #wasReady = false;
   #calls = 0;
@@ -183,10 +179,9 @@ class ShardCluster implements Cluster {
     return this.#roster.find(rank)?.drain(cancel) ?? false;
   }
 
-  setUnplaceable(reason: string | undefined, graceMs = 0): void {
+  setUnplaceable(reason: string | undefined): void {
     this.#unplaceable = reason;
-    if (reason === undefined) this.#isUnplaceable.end();
-    else this.#isUnplaceable.begin(graceMs);
+    this.#changes.notify();
   }
 
   weights(): Promise<WeightsDtype> {
@@ -217,8 +212,7 @@ class ShardCluster implements Cluster {
   #hopelessReason(): string | undefined {
     const missing = this.missingReason();
     if (missing === undefined) return undefined;
-    if (!this.#wasReady) return missing;
-    return this.#isUnplaceable.holds ? this.#unplaceable : undefined;
+    return this.#wasReady ? this.#unplaceable : missing;
   }
 
   lastBusyAt(): number {
@@ -231,7 +225,6 @@ class ShardCluster implements Cluster {
     this.#decided.reject(stopped);
     await this.#roster.close();
     this.#noShard.end();
-    this.#isUnplaceable.end();
   }
 
   #directory(): Directory {
