@@ -17,7 +17,6 @@ export interface FollowerOptions {
   /** Called when the router works by another epoch, or could not go to one. */
   readonly onChange: () => void;
   readonly log: Pick<Log, "info" | "warn">;
-  readonly pollMs?: number;
 }
 
 const POLL_MS = 250;
@@ -42,7 +41,7 @@ export class PlacementFollower {
 
   constructor(options: FollowerOptions) {
     this.#options = options;
-    this.#timer = setInterval(() => this.look(), options.pollMs ?? POLL_MS);
+    this.#timer = setInterval(() => this.look(), POLL_MS);
     this.#timer.unref();
     this.look();
   }

@@ -20,7 +20,7 @@ import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement
 import { type PlanFacts, plannerInput } from "./planner-input.ts";
 import { newestEpoch, Outage } from "./outage.ts";
 import { findPlacement, type FoundPlacement } from "./placement-store.ts";
-import { NOTHING_PLANNED, type PlannerState, type PlannerTiming, TIMING } from "./planner-state.ts";
+import { NOTHING_PLANNED, type PlannerState } from "./planner-state.ts";
 import type { PlannerThread } from "./planner-thread.ts";
 import { planUnderway, type StageUnderway, underwayOf, upsetOf } from "./stage-underway.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
@@ -41,9 +41,17 @@ export interface PlannerLoopOptions
   readonly mayStartAlone: () => boolean;
   /** Seconds between two plans; 0: only where something has to move. */
   readonly intervalSeconds: number;
-  readonly timing?: Partial<PlannerTiming>;
   readonly log: Pick<Logger, "info" | "warn" | "debug">;
 }
+
+/** From a change to the plan for it, so that changes that come together are planned for once, milliseconds. */
+const SETTLE_MS = 100;
+
+/** A shard that is gone may be back within this time, milliseconds. */
+const GRACE_MS = 500;
+
+/** Pause after a failure, milliseconds. */
+const RETRY_MS = 1_000;
 
 /** A router that knows what a Redis has lost registers within this time, milliseconds. */
 const RECALL_MS = 6_000;
@@ -54,7 +62,6 @@ const CONFIRMING_INTERVALS = 1.5;
 /** The planner of one router. */
 export class PlannerLoop {
   readonly #options: PlannerLoopOptions;
-  readonly #timing: PlannerTiming;
   readonly #stop = new AbortController();
   readonly #startedAt = performance.now();
   readonly #away = new AwayShards();
@@ -78,7 +85,6 @@ export class PlannerLoop {
 
   constructor(options: PlannerLoopOptions) {
     this.#options = options;
-    this.#timing = { ...TIMING, ...options.timing };
     this.#publisher = new PlacementPublisher({
       ...options,
       changes: this.#changes,
@@ -151,11 +157,11 @@ export class PlannerLoop {
           log.warn({ err: error }, "planning failed");
           this.#failure = reason;
         }
-        nextMs = this.#timing.retryMs;
+        nextMs = RETRY_MS;
       }
       const { signal } = this.#stop;
       await waitFor(this.#changes, () => this.#due, nextMs, signal);
-      if (this.#due) await waitFor(this.#changes, () => false, this.#timing.settleMs, signal);
+      if (this.#due) await waitFor(this.#changes, () => false, SETTLE_MS, signal);
     }
   }
 
@@ -177,7 +183,7 @@ export class PlannerLoop {
     if (inUse !== undefined && store.isAway()) return this.#lookAlone(inUse);
     this.#outage.end();
     if (lease.token() === undefined) {
-      return inUse === undefined && mayStartAlone() ? this.#startAlone() : this.#timing.retryMs;
+      return inUse === undefined && mayStartAlone() ? this.#startAlone() : RETRY_MS;
     }
     const found = await findPlacement(store);
     const { stored, unreadable } = found;
@@ -186,8 +192,7 @@ export class PlannerLoop {
       log.warn({ reason: unreadable }, "a new placement replaces one that can not be read");
     }
     this.#unreadable = unreadable;
-    if (inUse === undefined)
-      return stored === undefined ? this.#planFirst(found) : this.#timing.settleMs;
+    if (inUse === undefined) return stored === undefined ? this.#planFirst(found) : SETTLE_MS;
     const newest = newestEpoch(found, this.#options);
     if (stored === undefined || found.epoch < newest) {
       return this.#recall(found, inUse, newest);
@@ -202,7 +207,7 @@ export class PlannerLoop {
     const stored = follower.newest() ?? { ...inUse, ...unknown };
     const { epoch } = stored.placement;
     const after = newestEpoch({ stored: undefined, epoch }, this.#options);
-    return (await this.#replan(stored, inUse, after)) ?? this.#timing.retryMs;
+    return (await this.#replan(stored, inUse, after)) ?? RETRY_MS;
   }
 
   /** Puts back what the routers work by and Redis has lost, under an epoch that is new to all where another may know it. */
@@ -225,13 +230,13 @@ export class PlannerLoop {
       { ...inUse, placement },
       { why, after, stagesLeft: 0 },
     );
-    return published ? this.#timing.settleMs : this.#timing.retryMs;
+    return published ? SETTLE_MS : RETRY_MS;
   }
 
   async #planFirst(found: FoundPlacement): Promise<number | undefined> {
     const newest = newestEpoch(found, this.#options);
     // Shards hold placements that a router knows: it is to put them back.
-    if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return this.#timing.retryMs;
+    if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return RETRY_MS;
     const planned = this.#firstPlacement();
     if (planned === undefined) return undefined;
     const placement = { ...planned.placement, epoch: newest + 1 };
@@ -244,7 +249,7 @@ export class PlannerLoop {
   async #startAlone(): Promise<number> {
     const planned = this.#firstPlacement();
     if (planned !== undefined) await this.#options.cluster.adopt(planned, this.#stop.signal);
-    return this.#timing.retryMs;
+    return RETRY_MS;
   }
 
   /** The first placement on the shards that are there; undefined where they are too few. */
@@ -269,7 +274,7 @@ export class PlannerLoop {
     const need = needOf(inUse.placement.layers, facts.shards, facts.minCopies, bytesOf);
     const now = performance.now();
     this.#away.note(need.lost, now);
-    const soonMs = this.#away.graceLeft(this.#timing.graceMs, now);
+    const soonMs = this.#away.graceLeft(GRACE_MS, now);
     if (soonMs > 0) return soonMs;
     if (aloneAfter !== undefined) {
       const waitMs = this.#outage.waitMs(isUrgent(need), lease.ledLast(), now);
@@ -281,13 +286,13 @@ export class PlannerLoop {
     const underway = underwayOf(stored.placement, inUse.placement, planned);
     if (underway !== undefined && upsetOf(underway, facts.shards) === undefined) {
       const isStuck = follower.failure(underway.epoch) !== undefined;
-      if (!isStuck && Date.now() - stored.at < ADOPT_MS) return this.#timing.retryMs;
+      if (!isStuck && Date.now() - stored.at < ADOPT_MS) return RETRY_MS;
     }
     const isDue = isUrgent(need) || need.copiesLacking > 0 || underway !== undefined;
     if (intervalSeconds === 0 && !isDue) return undefined;
     const plan = await this.#plan(facts, underway);
     if (aloneAfter !== undefined) follower.takeUnplaceable(this.#state.unplaceable);
-    if (plan === undefined) return this.#timing.retryMs;
+    if (plan === undefined) return RETRY_MS;
     const { decision, look } = judge({
       plan,
       current: inUse.placement,
@@ -316,9 +321,7 @@ export class PlannerLoop {
     const alone = { ...shared, why: `${why}; while Redis was away`, epochAlone };
     const terms = aloneAfter === undefined ? shared : alone;
     const outcome = await this.#publisher.publishStages(plan.stages, inUse, terms);
-    return { done: undefined, interrupted: this.#timing.settleMs, failed: this.#timing.retryMs }[
-      outcome
-    ];
+    return { done: undefined, interrupted: SETTLE_MS, failed: RETRY_MS }[outcome];
   }
 
   /** Undefined where there can be none, which is decided then. */

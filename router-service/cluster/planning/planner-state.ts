@@ -1,17 +1,4 @@
-/** What the planner of one router has come to, and how long it waits for what. */
-
-/** How long the loop waits for what, milliseconds. */
-export interface PlannerTiming {
-  /** From a change to the plan for it, so that changes that come together are planned for once. */
-  readonly settleMs: number;
-  /** A shard that is gone may be back within this time. */
-  readonly graceMs: number;
-  /** Pause after a failure. */
-  readonly retryMs: number;
-}
-
-/** The usual. */
-export const TIMING: PlannerTiming = { settleMs: 100, graceMs: 500, retryMs: 1_000 };
+/** What the planner of one router has come to. */
 
 /** What the loop has come to. */
 export interface PlannerState {
