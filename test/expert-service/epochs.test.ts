@@ -6,11 +6,52 @@ import { status } from "@grpc/grpc-js";
 import { DispatchErrorCode } from "../../proto/gen/switchyard/v1/expert.ts";
 import { createGate } from "../support/gated-device.ts";
 import { greeted, later, place, refusedCode, sumsOf, withShard } from "../support/placed-shard.ts";
-import { dispatchOf, placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
+import type { TestShard } from "../support/shards.ts";
+import {
+  dispatchOf,
+  placedConnection,
+  placementOf,
+  type ShardConnection,
+} from "../../bench/rig/shard-connection.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 import { EXPERT_BYTES, NUM_LAYERS } from "../support/tiny-experts.ts";
 
 const WRONG_EPOCH = DispatchErrorCode.DISPATCH_ERROR_CODE_WRONG_EPOCH;
+
+/** A shard with two routers of experts 1 and 2 in epoch 1, and a run of the first one that holds up what would change slots. */
+interface HeldShard {
+  readonly shard: TestShard;
+  readonly first: ShardConnection;
+  readonly second: ShardConnection;
+  /** Lets the run end, and gives its sums. */
+  readonly letGo: () => Promise<Uint8Array>;
+  /** What they are to be. */
+  readonly expected: Uint8Array;
+}
+
+async function withHeldShard(body: (held: HeldShard) => Promise<void>): Promise<void> {
+  const gate = createGate();
+  gate.open();
+  await withShard(
+    async (shard) => {
+      const first = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const second = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
+      const expected = await sumsOf(first, 1, [1, 2, 65535, 65535]);
+      gate.shut();
+      const begun = gate.begun();
+      first.send({ $case: "dispatch", value: dispatchOf([1, 2, 65535, 65535]) });
+      await waitFor("the run", () => gate.begun() > begun);
+      const letGo = async () => {
+        gate.open();
+        return (await first.next("partialSum")).sums;
+      };
+      await body({ shard, first, second, letGo, expected });
+      first.close();
+      second.close();
+    },
+    { wrapDevice: gate.wrap },
+  );
+}
 
 describe("two live epochs", () => {
   it("are both served, share what both name, and the older one goes when it is released", async () => {
@@ -41,31 +82,16 @@ describe("two live epochs", () => {
   });
 
   it("are both served while one is loaded, run after run", async () => {
-    const gate = createGate();
-    gate.open();
-    await withShard(
-      async (shard) => {
-        const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-        const other = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-        const expected = await sumsOf(connection, 1, [1, 2, 65535, 65535]);
-        gate.shut();
-        const begun = gate.begun();
-        connection.send({ $case: "dispatch", value: dispatchOf([1, 2, 65535, 65535]) });
-        await waitFor("the run", () => gate.begun() > begun);
-        // The layer's slots change while the run is under way: it must see the old ones.
-        other.send({ $case: "placement", value: later(shard.checkpoint, 2, [0, 1, 2, 3]) });
-        gate.open();
-        assert.deepEqual((await connection.next("partialSum")).sums, expected);
-        for (let i = 0; i < 20; i++) {
-          assert.deepEqual(await sumsOf(connection, 1, [1, 2, 65535, 65535]), expected);
-        }
-        await other.next("placementAck");
-        assert.deepEqual(await sumsOf(other, 2, [1, 2, 65535, 65535]), expected);
-        connection.close();
-        other.close();
-      },
-      { wrapDevice: gate.wrap },
-    );
+    await withHeldShard(async ({ shard, first, second, letGo, expected }) => {
+      // The layer's slots change while the run is under way: it must see the old ones.
+      second.send({ $case: "placement", value: later(shard.checkpoint, 2, [0, 1, 2, 3]) });
+      assert.deepEqual(await letGo(), expected);
+      for (let i = 0; i < 20; i++) {
+        assert.deepEqual(await sumsOf(first, 1, [1, 2, 65535, 65535]), expected);
+      }
+      await second.next("placementAck");
+      assert.deepEqual(await sumsOf(second, 2, [1, 2, 65535, 65535]), expected);
+    });
   });
 
   it("stay while any connected router uses them; a router that is gone does not count", async () => {
@@ -216,34 +242,21 @@ describe("a placement beside a live one", () => {
 
   it("is loaded before a newer one of another router, until its own router has left it", async () => {
     for (const abandons of [false, true]) {
-      const gate = createGate();
-      gate.open();
-      await withShard(
-        async (shard) => {
-          const first = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-          const second = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-          gate.shut();
-          first.send({ $case: "dispatch", value: dispatchOf([1, 2, 65535, 65535]) });
-          await waitFor("a run that holds loading up", () => gate.begun() > 0);
-          first.send({ $case: "placement", value: later(shard.checkpoint, 2, [1, 2, 3]) });
-          // Its answer says that the placement has arrived.
+      await withHeldShard(async ({ shard, first, second, letGo }) => {
+        first.send({ $case: "placement", value: later(shard.checkpoint, 2, [1, 2, 3]) });
+        // Its answer says that the placement has arrived.
+        assert.equal(await refusedCode(first, 9, [1, 1, 1, 1]), WRONG_EPOCH);
+        second.send({ $case: "placement", value: later(shard.checkpoint, 3, [1, 2, 4]) });
+        assert.equal(await refusedCode(second, 9, [1, 1, 1, 1]), WRONG_EPOCH);
+        if (abandons) {
+          first.send({ $case: "release", value: { oldestLiveEpoch: 1, abandonedEpochs: [2] } });
           assert.equal(await refusedCode(first, 9, [1, 1, 1, 1]), WRONG_EPOCH);
-          second.send({ $case: "placement", value: later(shard.checkpoint, 3, [1, 2, 4]) });
-          assert.equal(await refusedCode(second, 9, [1, 1, 1, 1]), WRONG_EPOCH);
-          if (abandons) {
-            first.send({ $case: "release", value: { oldestLiveEpoch: 1, abandonedEpochs: [2] } });
-            assert.equal(await refusedCode(first, 9, [1, 1, 1, 1]), WRONG_EPOCH);
-          }
-          gate.open();
-          await first.next("partialSum");
-          if (abandons) assert.equal((await first.next("placementRefused")).supersededBy, 3);
-          else assert.equal((await first.next("placementAck")).epoch, 2);
-          assert.equal((await second.next("placementAck")).epoch, 3);
-          first.close();
-          second.close();
-        },
-        { wrapDevice: gate.wrap },
-      );
+        }
+        await letGo();
+        if (abandons) assert.equal((await first.next("placementRefused")).supersededBy, 3);
+        else assert.equal((await first.next("placementAck")).epoch, 2);
+        assert.equal((await second.next("placementAck")).epoch, 3);
+      });
     }
   });
 
