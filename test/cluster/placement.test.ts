@@ -31,8 +31,8 @@ describe("two routers, three shards and a Redis", () => {
   const urls = () => cluster.routers().map(({ url }) => url);
   const placement = async (url = urls()[0]) =>
     (await placementOf(url)) as unknown as PlacementAnswer;
-  const ranksHeld = async () => {
-    const { layers } = await placement();
+  const ranksHeld = async (url = urls()[0]) => {
+    const { layers } = await placement(url);
     const copies = layers.flatMap(({ experts }) => experts.flat());
     return [...new Set(copies.map(({ rank }) => rank))].sort((a, b) => a - b);
   };
@@ -136,7 +136,8 @@ describe("two routers, three shards and a Redis", () => {
     const drained = await switchyard("drain", "0", "--url", url, "--wait", "--timeout", "20");
     assert.equal(drained.code, 0, drained.stderr);
     assert.equal(drained.stdout, "shard 0 is safe to terminate\n");
-    assert.deepEqual(await ranksHeld(), [1, 2]);
+    // The router that said so: another may have lost the shard for a moment, and come to the new epoch later.
+    assert.deepEqual(await ranksHeld(url), [1, 2]);
     const shard = (await shardsOf(url)).find(({ rank }) => rank === 0);
     assert.equal(shard?.state, "draining");
     await cluster.stopShard(0);
@@ -158,8 +159,16 @@ describe("two routers, three shards and a Redis", () => {
     await waitFor("experts on 2", async () => (await ranksHeld()).join() === "2", CONVERGE_MS);
     await waitForConvergence(cluster, CONVERGE_MS);
     for (const each of urls()) assert.deepEqual(await greedy(each), expected);
-    const leading = await Promise.all(urls().map((url) => metric(url, "moe_planner_leader")));
-    await cluster.killRouter(cluster.routers()[leading.indexOf(1)]);
+    // On busy cores a lease may end before it is renewed.
+    const leader = await waitFor(
+      "a leader",
+      async () => {
+        const leading = await Promise.all(urls().map((url) => metric(url, "moe_planner_leader")));
+        return cluster.routers()[leading.indexOf(1)];
+      },
+      CONVERGE_MS,
+    );
+    await cluster.killRouter(leader);
     const [url] = urls();
     await waitFor(
       "another leader",
@@ -170,7 +179,7 @@ describe("two routers, three shards and a Redis", () => {
     await waitForConvergence(cluster, CONVERGE_MS);
     const drained = await switchyard("drain", "2", "--url", url, "--wait", "--timeout", "20");
     assert.equal(drained.code, 0, drained.stderr);
-    assert.deepEqual(await ranksHeld(), [5]);
+    assert.deepEqual(await ranksHeld(url), [5]);
     assert.deepEqual(await greedy(url), expected);
   });
 });
