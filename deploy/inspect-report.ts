@@ -1,5 +1,6 @@
 /** What `switchyard inspect` prints. */
 
+import { bytesText, countText } from "../core/amounts.ts";
 import type { AttentionConfig, ModelConfig } from "../core/model/config.ts";
 import { layerCounts, MODEL_PARTS, modelSize, parameterCounts } from "../core/model/footprint.ts";
 import type { LargeBuffer } from "../router-service/engine/router-memory.ts";
@@ -137,7 +138,7 @@ function expertsText(config: ModelConfig): string {
 
 function filesText({ count, bytes }: NonNullable<InspectSubject["files"]>): string {
   const dtypes = [...bytes].sort(([, a], [, b]) => b - a);
-  const parts = dtypes.map(([dtype, size]) => `${dtype} ${binary(size)}`).join(", ");
+  const parts = dtypes.map(([dtype, size]) => `${dtype} ${bytesText(size)}`).join(", ");
   return `${parts} in ${count} file${count === 1 ? "" : "s"}`;
 }
 
@@ -161,7 +162,7 @@ function routerLines(subject: InspectSubject): string[] {
     [
       "KV cache",
       memory.kvCache,
-      `${binary(memory.kvPerToken)} per token, ${tokens} tokens; ${context}`,
+      `${bytesText(memory.kvPerToken)} per token, ${tokens} tokens; ${context}`,
     ],
     ["buffers", memory.buffers + (experts?.buffers ?? 0)],
   ];
@@ -184,18 +185,18 @@ function shardLines(subject: InspectSubject): string[] {
   const verdict =
     shardsNeeded === undefined
       ? `no number of shards would do: ${tooMuch(subject)}`
-      : `${shardsNeeded} shard${shardsNeeded === 1 ? "" : "s"} of ${binary(subject.memoryBytes)} would hold all experts in ${experts}`;
+      : `${countText(shardsNeeded, "shard")} of ${bytesText(subject.memoryBytes)} would hold all experts in ${experts}`;
   if (shards.length === 0) return [verdict];
   const [{ buffers }] = shards;
   const reserve = Math.max(...shards.map((shard) => shard.reserve));
-  const moves = reserve > 0 ? `, ${binary(reserve)} free for moves` : "";
+  const moves = reserve > 0 ? `, ${bytesText(reserve)} free for moves` : "";
   return [
-    `${shards.length} shard${shards.length === 1 ? "" : "s"}, experts in ${experts}, ${binary(buffers)} of buffers${moves} each`,
+    `${countText(shards.length, "shard")}, experts in ${experts}, ${bytesText(buffers)} of buffers${moves} each`,
     ...shards.map((shard) =>
       sizeRow([
         `rank ${shard.rank}`,
         shard.total,
-        `${shard.expertsPerLayer} of ${config.numExperts} experts of each layer: ${binary(shard.residentBytes)} resident; ${fitText(shard, subject)}`,
+        `${shard.expertsPerLayer} of ${config.numExperts} experts of each layer: ${bytesText(shard.residentBytes)} resident; ${fitText(shard, subject)}`,
       ]),
     ),
     verdict,
@@ -211,15 +212,15 @@ function formatsText({ experts, overlaid }: InspectSubject): string {
 function tooMuch({ plan, memoryBytes, bindingBytes }: InspectSubject): string {
   return plan.expertsTooLarge.length > 0
     ? largeText(plan.expertsTooLarge, bindingBytes)
-    : `one expert of every layer takes more than ${binary(memoryBytes)}`;
+    : `one expert of every layer takes more than ${bytesText(memoryBytes)}`;
 }
 
 function fitText({ total, tooLarge, fits }: PlannedProcess, subject: InspectSubject): string {
   const { memoryBytes, memoryFrom, bindingBytes } = subject;
-  if (fits) return `fits in ${binary(memoryBytes)} (${memoryFrom})`;
+  if (fits) return `fits in ${bytesText(memoryBytes)} (${memoryFrom})`;
   const reasons = [
     total > memoryBytes &&
-      `${binary(total - memoryBytes)} more than ${binary(memoryBytes)} (${memoryFrom})`,
+      `${bytesText(total - memoryBytes)} more than ${bytesText(memoryBytes)} (${memoryFrom})`,
     tooLarge.length > 0 && largeText(tooLarge, bindingBytes),
   ].filter(Boolean);
   return `does not fit: ${reasons.join("; ")}`;
@@ -228,7 +229,7 @@ function fitText({ total, tooLarge, fits }: PlannedProcess, subject: InspectSubj
 /** The first of the buffers that no binding takes, and how many more there are. */
 function largeText([first, ...others]: readonly LargeBuffer[], bindingBytes: number): string {
   const more = others.length > 0 ? ` (and ${others.length} more buffers)` : "";
-  return `${first.label} takes ${binary(first.bytes)}${more}, a binding of the adapter at most ${binary(bindingBytes)}`;
+  return `${first.label} takes ${bytesText(first.bytes)}${more}, a binding of the adapter at most ${bytesText(bindingBytes)}`;
 }
 
 function row(name: string, text: string): string {
@@ -236,20 +237,8 @@ function row(name: string, text: string): string {
 }
 
 function sizeRow([name, bytes, note]: readonly [string, number, string?]): string {
-  const size = binary(bytes).padStart(10);
+  const size = bytesText(bytes).padStart(10);
   return `  ${name.padEnd(14)}${size}${note === undefined ? "" : `  ${note}`}`;
-}
-
-/** Bytes in the unit that reads well. */
-export function binary(bytes: number): string {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let value = bytes;
-  let unit = 0;
-  while (value >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${unit === 0 || value >= 1000 ? Math.round(value) : value.toPrecision(3)} ${units[unit]}`;
 }
 
 function billions(parameters: number): string {

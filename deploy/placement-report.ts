@@ -1,5 +1,7 @@
 /** A placement as text for a terminal. Pure. */
 
+import { bytesText, countText, secondsText } from "../core/amounts.ts";
+
 /** A shard in a placement, as the API has it. */
 export interface ShardBalanceView {
   readonly rank: number | "local";
@@ -96,31 +98,10 @@ export function shardTable(shards: readonly ShardBalanceView[]): string[] {
   );
 }
 
-/** A time as people read it: 1.23 ms. */
-export function secondsText(seconds: number): string {
-  if (seconds >= 1) return `${seconds.toPrecision(3)} s`;
-  return seconds >= 1e-3
-    ? `${(seconds * 1e3).toPrecision(3)} ms`
-    : `${(seconds * 1e6).toPrecision(3)} µs`;
-}
-
-/** A size as people read it: 1.5 GiB. */
-export function bytesText(bytes: number): string {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let value = bytes;
-  let unit = 0;
-  while (value >= 1024 && unit + 1 < units.length) {
-    value /= 1024;
-    unit++;
-  }
-  return `${unit === 0 ? value : value.toPrecision(3)} ${units[unit]}`;
-}
-
 function heading(view: PlacementView, now: number): string[] {
   const { epoch, planned_by: by, planned_at: at, why, stages_left: left, unplaceable } = view;
   const age = at === null ? "" : `, ${secondsText(Math.max(0, now - Date.parse(at)) / 1000)} ago`;
-  const moving =
-    left === 0 ? "" : `; ${left} ${left === 1 ? "stage" : "stages"} of its move to come`;
+  const moving = left === 0 ? "" : `; ${countText(left, "stage")} of its move to come`;
   const step = view.predicted_step_seconds;
   return [
     `epoch ${epoch}${by === null ? "" : `, planned by ${by}`}${age}${moving}`,
@@ -148,7 +129,7 @@ function forecastLines({ forecast, layers }: PlacementView): string[] {
     .sort(([a], [b]) => (wins.get(b) ?? 0) - (wins.get(a) ?? 0) || errors[a] - errors[b])
     .map(([name, error]) => {
       const count = wins.get(name) ?? 0;
-      return `${name} ${error.toFixed(3)}${count === 0 ? "" : ` (best in ${count} layers)`}`;
+      return `${name} ${error.toFixed(3)}${count === 0 ? "" : ` (best in ${countText(count, "layer")})`}`;
     });
   return [
     `forecast of the load is off by ${errors["forecast"].toFixed(3)}; its predictors: ${said.join(", ")}`,

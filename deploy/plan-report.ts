@@ -1,6 +1,7 @@
 /** Plans and replays as text for a terminal. Pure. */
 
-import { bytesText, secondsText, type ShardBalanceView, shardTable } from "./placement-report.ts";
+import { bytesText, countText, secondsText } from "../core/amounts.ts";
+import { type ShardBalanceView, shardTable } from "./placement-report.ts";
 import type { ReplayReport } from "./replay-command.ts";
 
 /** Answer of POST /v1/placement/plan, as far as it is shown. */
@@ -25,7 +26,7 @@ export function formatPlan(plan: PlanView): string {
     plan.worth_it ? "this would be done:" : "nothing would be done:",
     `  ${plan.why}`,
     `experts of a step: ${before === null ? "not all have a copy" : secondsText(before)} → ${secondsText(after)}`,
-    `moves: ${moves.loads} loads of ${bytesText(moves.bytes)}, ${moves.drops} drops, in ${moves.stages} ${moves.stages === 1 ? "stage" : "stages"}`,
+    `moves: ${countText(moves.loads, "load")} of ${bytesText(moves.bytes)}, ${countText(moves.drops, "drop")}, in ${countText(moves.stages, "stage")}`,
     "",
     ...shardTable(plan.shards),
     "",
@@ -59,7 +60,7 @@ export function formatReplay({
     ? []
     : ["EPLB has no room: it gives every shard as many slots as the smallest one has."];
   return [
-    `${model}: ${tokens} tokens on ${shards} shards, a plan every ${windowTokens} tokens, steps of ${stepTokens}`,
+    `${model}: ${tokens} tokens on ${countText(shards, "shard")}, a plan every ${windowTokens} tokens, steps of ${stepTokens}`,
     "",
     ...all.map((cells) =>
       cells

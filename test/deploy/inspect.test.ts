@@ -13,7 +13,6 @@ import { openGpu } from "../../core/gpu/device.ts";
 import { openCheckpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers } from "../../core/model/config.ts";
 import { readExpert } from "../../core/model/checkpoint/weights.ts";
-import { binary } from "../../deploy/inspect-report.ts";
 import { planInspection } from "../../deploy/inspect-plan.ts";
 import { runnerLimits } from "../../router-service/engine/runner-limits.ts";
 import { DEMO_MODEL } from "../../bench/rig/cluster.ts";
@@ -215,18 +214,4 @@ test("inspect needs no weights, and says what it can not read", async (t) => {
   const { code, stdout, stderr } = await inspect(dir, "--memory=1");
   assert.equal(code, 0, stderr);
   assert.match(stdout, /files +no weights here: sizes by config\.json\n/u);
-});
-
-test("sizes read well", () => {
-  const sizes = [0, 768, 1023, 1024, 1536, 1_048_575, 10 * 2 ** 20, 3.5 * 2 ** 30];
-  assert.deepEqual(sizes.map(binary), [
-    "0 B",
-    "768 B",
-    "1023 B",
-    "1.00 KiB",
-    "1.50 KiB",
-    "1024 KiB",
-    "10.0 MiB",
-    "3.50 GiB",
-  ]);
 });

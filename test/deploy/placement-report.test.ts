@@ -1,12 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import {
-  bytesText,
-  formatPlacement,
-  type PlacementView,
-  secondsText,
-} from "../../deploy/placement-report.ts";
+import { formatPlacement, type PlacementView } from "../../deploy/placement-report.ts";
 
 const view: PlacementView = {
   epoch: 7,
@@ -80,7 +75,7 @@ test("a placement is shown with why, heat and experts per layer and shard, and w
   assert.match(text, /expected to take 1\.23 ms, imbalance of the shards 0\.08/);
   assert.match(
     text,
-    /^forecast .* off by 0\.090; its predictors: recent 0\.100 \(best in 1 layers\), trend 0\.150, mix 0\.210$/m,
+    /^forecast .* off by 0\.090; its predictors: recent 0\.100 \(best in 1 layer\), trend 0\.150, mix 0\.210$/m,
   );
   assert.match(text, /in one layer and the next, 35 % are on one shard, by chance 33 %$/m);
   assert.match(text, /^layer +0 +4 +local$/m);
@@ -98,9 +93,4 @@ test("colours come only where asked for, and a narrow terminal gets one characte
   const coloured = formatPlacement(view, { ...style, colour: true });
   assert.ok(coloured.includes(`${ESCAPE}[38;5;160m██   3${ESCAPE}[0m`));
   assert.match(formatPlacement(view, { ...style, width: 20 }), /^1 {6}█▒░$/m);
-});
-
-test("times and sizes are shown as people read them", () => {
-  assert.deepEqual([0.0000012, 0.0123, 12.3].map(secondsText), ["1.20 µs", "12.3 ms", "12.3 s"]);
-  assert.deepEqual([12, 2048, 3.5 * 2 ** 40].map(bytesText), ["12 B", "2.00 KiB", "3.50 TiB"]);
 });

@@ -1,0 +1,31 @@
+/** Times, sizes and counts as people read them; pure. */
+
+/** A time: 1.23 ms. */
+export function secondsText(seconds: number): string {
+  if (seconds === 0) return "0 s";
+  const [unit, value] =
+    seconds >= 1 ? ["s", seconds] : seconds >= 1e-3 ? ["ms", seconds * 1e3] : ["µs", seconds * 1e6];
+  return `${threeDigits(value)} ${unit}`;
+}
+
+/** A size: 1.50 GiB. */
+export function bytesText(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit + 1 < units.length) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 ? Math.round(value) : threeDigits(value)} ${units[unit]}`;
+}
+
+/** So many of something: 1 shard, 2 shards. */
+export function countText(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
+/** Three digits at least, and no exponent for what is large. */
+function threeDigits(value: number): string {
+  return Math.abs(value) >= 999.5 ? String(Math.round(value)) : value.toPrecision(3);
+}
