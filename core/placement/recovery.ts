@@ -2,6 +2,8 @@
 
 import { Holdings, type Copy } from "./holdings.ts";
 import type { PlacedLayers, PlannedShard, PlannerInput } from "./input.ts";
+import { ranksOf } from "./placement.ts";
+import { liveCurrent } from "./why.ts";
 
 /** What the loss of one shard means. */
 export interface LossRecovery {
@@ -19,15 +21,17 @@ export interface LossRecovery {
 /** What mending takes of the planner's input. */
 export type RecoveryInput = Pick<PlannerInput, "layers" | "numExperts" | "bytes" | "shards">;
 
-/** For each shard that holds something, in the order of the input: what its loss would take. */
+/**
+ * For each shard that holds something, in the order of the input: what its loss would take. Copies on ranks that are not
+ * among the input's shards are not there.
+ */
 export function lossRecovery(input: RecoveryInput, placed: PlacedLayers): LossRecovery[] {
-  const ranks = new Set<number>();
-  for (const replicas of placed.values()) {
-    for (const copies of replicas) for (const { rank } of copies) ranks.add(rank);
-  }
+  const standing = { epoch: 0, layers: placed };
+  const layers = liveCurrent({ ...input, current: standing });
+  const held = new Set(ranksOf(standing));
   return input.shards
-    .filter(({ rank }) => ranks.has(rank))
-    .map(({ rank }) => recoveryOf(rank, input, placed));
+    .filter(({ rank }) => held.has(rank))
+    .map(({ rank }) => recoveryOf(rank, input, layers));
 }
 
 /** What the loss of one rank would take. */

@@ -9,7 +9,12 @@ import type { Replica } from "./placement.ts";
 const NO_COPIES: readonly Replica[] = [];
 
 /** The current placement on the shards that are there, every layer of the input in it; experts may be without a copy. */
-export function liveCurrent({ current, layers, numExperts, shards }: PlannerInput): PlacedLayers {
+export function liveCurrent({
+  current,
+  layers,
+  numExperts,
+  shards,
+}: Pick<PlannerInput, "current" | "layers" | "numExperts" | "shards">): PlacedLayers {
   const live = new Set(shards.map(({ rank }) => rank));
   return new Map(
     layers.map((layer) => {

@@ -231,6 +231,23 @@ test("the loss of a shard takes its last copies only, on the survivors that load
   assert.equal(third.homes[0].expert, 3);
 });
 
+test("a copy on a shard that is gone is none: what only one living shard has besides is lost with it", () => {
+  const input = plannerInput({ loads: [[1, 1, 1]], room: [3, 2] });
+  const GONE = 7;
+  const placed = new Map([
+    [
+      0,
+      [[0, GONE], [1, GONE], [GONE]].map((ranks) =>
+        ranks.map((rank) => ({ rank, share: 1 / ranks.length })),
+      ),
+    ],
+  ]);
+  const [first, second, ...others] = lossRecovery(input, placed);
+  assert.deepEqual(first.homes, [{ layer: 0, expert: 0, rank: 1 }]);
+  assert.deepEqual(second.homes, [{ layer: 0, expert: 1, rank: 0 }]);
+  assert.deepEqual(others, []);
+});
+
 test("experts that no survivor has room for are homeless", () => {
   const input = plannerInput({ loads: [[1, 1]], room: [1, 1] });
   const placed = planPlacement(input).target;
