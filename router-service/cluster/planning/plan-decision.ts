@@ -1,5 +1,6 @@
 /** Whether a plan is worth its moves, and why; pure. */
 
+import { countText, secondsText } from "../../../core/amounts.ts";
 import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
 import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
 import type { Policy } from "../../../core/placement/input.ts";
@@ -225,9 +226,10 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
   const loads = moves.filter(({ kind }) => kind === "load").length;
   const effect =
     secondsBefore === undefined
-      ? `a step is expected to take ${milliseconds(secondsAfter)}`
-      : `a step is expected to take ${milliseconds(secondsAfter)} instead of ${milliseconds(secondsBefore)}`;
-  const cost = loads === 0 ? "nothing is loaded" : `${loads} experts are loaded`;
+      ? `a step is expected to take ${secondsText(secondsAfter)}`
+      : `a step is expected to take ${secondsText(secondsAfter)} instead of ${secondsText(secondsBefore)}`;
+  const cost =
+    loads === 0 ? "nothing is loaded" : `${countText(loads, "expert is", "experts are")} loaded`;
   if (stages.length === 0) {
     const stuck = isUrgent(need)
       ? `${needText(need)}, and nothing can move`
@@ -239,7 +241,7 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
     return { publish: true, why: `--placement-policy ${policy}; ${cost}; ${effect}` };
   }
   if (copiesLackingAfter < need.copiesLacking) {
-    const lacking = `${need.copiesLacking} copies are lacking of those that are asked for`;
+    const lacking = `${countText(need.copiesLacking, "copy is", "copies are")} lacking of those that are asked for`;
     return { publish: true, why: `${lacking}, then ${copiesLackingAfter}; ${cost}; ${effect}` };
   }
   const before = secondsBefore ?? secondsAfter;
@@ -259,12 +261,14 @@ export function decide({ stages, moves, why }: Plan, need: Need, terms: Decision
   }
   if (worth) return { publish: true, why: `${lost}${effect}; ${cost}` };
   if (gain <= 0) return { publish: false, why: `${lost}no better placement` };
-  const saving = `a better placement would save ${milliseconds(gain)} of ${milliseconds(before)} per step`;
-  const because =
-    gain > price
-      ? `or by the spread of the shards' measured speeds ${milliseconds(doubt)} less`
-      : "which is not worth its moves";
-  return { publish: false, why: `${lost}${saving}, ${because}` };
+  const parts = [
+    ...(moveSecondsPerStep > 0 ? [`${secondsText(moveSecondsPerStep)} for its loads`] : []),
+    `${100 * margin} % of a step`,
+    ...(doubt > 0 ? [`${secondsText(doubt)} as measured speeds vary`] : []),
+  ];
+  const saving = `a better placement would save ${secondsText(gain)} of ${secondsText(before)} per step`;
+  const least = `it must save ${secondsText(price + doubt)} (${parts.join(", ")})`;
+  return { publish: false, why: `${lost}${saving}, too little: ${least}` };
 }
 
 function needText({ lost, draining, crowded, homeless }: Need): string {
@@ -273,7 +277,9 @@ function needText({ lost, draining, crowded, homeless }: Need): string {
     ...(lost.length === 0 ? [] : [`${ranksText(lost)} gone`]),
     ...(draining.length === 0 ? [] : [`${ranksText(draining)} to leave`]),
     ...(crowded.length === 0 ? [] : [`${ranksText(crowded)} short of memory`]),
-    ...(homeless === 0 ? [] : [`${homeless} experts have no copy${elsewhere}`]),
+    ...(homeless === 0
+      ? []
+      : [`${countText(homeless, "expert has", "experts have")} no copy${elsewhere}`]),
   ];
   return parts.join(", ");
 }
@@ -281,10 +287,6 @@ function needText({ lost, draining, crowded, homeless }: Need): string {
 function ranksText(ranks: readonly number[]): string {
   const names = ranks.map((rank) => (rank === LOCAL_RANK ? "local" : rank));
   return names.length === 1 ? `shard ${names[0]} is` : `shards ${names.join(", ")} are`;
-}
-
-function milliseconds(seconds: number): string {
-  return `${(seconds * 1000).toPrecision(3)} ms`;
 }
 
 function ascending(ranks: ReadonlySet<number>): number[] {

@@ -90,10 +90,13 @@ test("a plan is published where it saves more than its moves and the margin, els
   assert.ok(!decide(planOf(0.01, 0.0096), NOTHING, terms).publish);
   const costly = decide(planOf(0.01, 0.009, 0.0006), NOTHING, terms);
   assert.ok(!costly.publish);
-  assert.match(
+  assert.equal(
     costly.why,
-    /would save 1\.00 ms of 10\.0 ms per step, which is not worth its moves/,
+    "a better placement would save 1.00 ms of 10.0 ms per step, too little: " +
+      "it must save 1.10 ms (600 µs for its loads, 5 % of a step)",
   );
+  const { why } = decide(planOf(3, 0.0239), NOTHING, terms);
+  assert.equal(why, "a step is expected to take 23.9 ms instead of 3.00 s; 1 expert is loaded");
   assert.ok(!decide({ ...planOf(0.01, 0.001), stages: [] }, NOTHING, terms).publish);
 });
 
@@ -104,7 +107,7 @@ test("what measured speeds may be off by must be saved too, unless shards have c
   assert.ok(!kept.publish && kept.pending === undefined);
   assert.match(
     kept.why,
-    /would save 2\.00 ms of 10\.0 ms per step, or by the spread of .* 1\.57 ms less/,
+    /would save 2\.00 ms of 10\.0 ms .* must save 2\.08 ms \(5 % of a step, 1\.57 ms as measured speeds vary\)$/,
   );
   const better = { ...plan, why: { ...plan.why, savingDeviation: 0.00095 } };
   assert.ok(decide(better, NOTHING, terms).publish);
@@ -128,7 +131,7 @@ test("a plan is published whatever it costs where experts have no home, a shard 
   const homeless = { ...NOTHING, lost: [3], homeless: 2 };
   assert.match(
     decide(worse, homeless, terms).why,
-    /^shard 3 is gone, 2 experts have no copy elsewhere; 1 experts are loaded/,
+    /^shard 3 is gone, 2 experts have no copy elsewhere; 1 expert is loaded/,
   );
   for (const need of [
     homeless,
@@ -154,7 +157,7 @@ test("more copies are worth a plan where there will still be fewer than are aske
     copiesLackingAfter: two.copiesLacking,
   });
   assert.ok(publish);
-  assert.match(why, /^4 copies are lacking of those that are asked for, then 2; 1 experts/);
+  assert.match(why, /^4 copies are lacking of those that are asked for, then 2; 1 expert is/);
 });
 
 test("a plan that only saves time waits until that is confirmed; one that something asks for does not", () => {
