@@ -27,6 +27,7 @@ export interface PlacementView {
   readonly why: string | null;
   readonly stages_left: number;
   readonly unplaceable: string | null;
+  readonly redis_away: boolean;
   readonly predicted_step_seconds: number | null;
   readonly imbalance: number | null;
   readonly forecast: {
@@ -107,6 +108,7 @@ function heading(view: PlacementView, now: number): string[] {
     `epoch ${epoch}${by === null ? "" : `, planned by ${by}`}${age}${moving}`,
     ...(why === null ? [] : [`why: ${why}`]),
     ...(unplaceable === null ? [] : [`can not be placed: ${unplaceable}`]),
+    ...(view.redis_away ? ["Redis is away: this router plans alone, only what can not wait"] : []),
     step === null
       ? "no statistics to judge it by"
       : `experts of a step are expected to take ${secondsText(step)}, imbalance of the shards ${(view.imbalance ?? 0).toFixed(2)}`,

@@ -24,6 +24,8 @@ export interface PlacementView {
   readonly why: string | null;
   /** Whether this router plans for all. */
   readonly leading: boolean;
+  /** The Redis that routers share does not answer it. */
+  readonly redis_away: boolean;
   /** Expected time of a step's MoE layers; null where nothing is expected. */
   readonly predicted_step_seconds: number | null;
   readonly forecast: { readonly tokens_per_step: number } | null;

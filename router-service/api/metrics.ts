@@ -138,6 +138,11 @@ function plannerMetrics(metrics: Metrics, planner: () => PlannerState | undefine
   gauge("moe_planner_leader", "1 where this router plans placements, else 0", ({ leading }) =>
     Number(leading),
   );
+  gauge(
+    "moe_redis_away",
+    "1 while the Redis that routers share does not answer this router, else 0, also where there is none",
+    ({ redisAway }) => Number(redisAway),
+  );
   gauge("moe_placement_epoch", "Epoch that this router dispatches by", ({ epoch }) => epoch);
   gauge(
     "moe_predicted_step_seconds",

@@ -75,6 +75,7 @@ export async function placementView(serving: Serving): Promise<object> {
     why: facts?.why ?? null,
     stages_left: facts?.stagesLeft ?? 0,
     leading: planner.leading,
+    redis_away: planner.redisAway,
     last_decision: planner.leading ? planner.decision : null,
     unplaceable: planner.unplaceable ?? null,
     predicted_step_seconds: worth?.stepSeconds ?? null,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 
-import { continueGreedily, greedyBody, streamCompletion } from "../../bench/rig/api.ts";
+import { continueGreedily, greedyBody, metric, streamCompletion } from "../../bench/rig/api.ts";
 import { placementOf, ranksOf, waitForConvergence } from "../../bench/rig/control-api.ts";
 import { ElasticCluster } from "../../bench/rig/elastic-cluster.ts";
 
@@ -43,6 +43,14 @@ describe("while Redis is away, two routers and shards with one copy of each expe
       throw new Error(cluster.output(), { cause: error });
     });
   };
+  /** What every router says of its Redis: in its placement, and as a gauge. */
+  const redisAway = () =>
+    Promise.all(
+      urls().map(async (url) => [
+        (await placementOf(url)).redis_away,
+        await metric(url, "moe_redis_away"),
+      ]),
+    );
   const ranksHeld = async () =>
     Promise.all(urls().map(async (url) => ranksOf(await placementOf(url))));
 
@@ -76,9 +84,17 @@ describe("while Redis is away, two routers and shards with one copy of each expe
     );
   });
 
-  it("comes to one placement when Redis is back", async () => {
+  it("says so for as long as it is, and comes to one placement when Redis is back", async () => {
+    assert.deepEqual(
+      await redisAway(),
+      urls().map(() => [true, 1]),
+    );
     await cluster.redis?.restart();
     await waitForConvergence(cluster, CONVERGE_MS);
+    assert.deepEqual(
+      await redisAway(),
+      urls().map(() => [false, 0]),
+    );
     const { epoch } = await placementOf(urls()[0]);
     assert.ok(epoch > epochBefore);
     assert.deepEqual(

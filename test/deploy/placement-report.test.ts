@@ -12,6 +12,7 @@ const view: PlacementView = {
   why: "shard 2 is gone",
   stages_left: 1,
   unplaceable: null,
+  redis_away: false,
   predicted_step_seconds: 0.00123,
   imbalance: 0.08,
   forecast: {
@@ -87,6 +88,12 @@ test("a placement is shown with why, heat and experts per layer and shard, and w
   assert.match(text, /^4 draining .*1 of 1 experts have no room elsewhere$/m);
   assert.match(text, /^local .*every expert has another copy$/m);
   assert.ok(!text.includes(ESCAPE));
+});
+
+test("it is said where the routers' Redis is away, and only there", () => {
+  const AWAY = /^Redis is away: this router plans alone, only what can not wait$/m;
+  assert.doesNotMatch(formatPlacement(view, style), /Redis/);
+  assert.match(formatPlacement({ ...view, redis_away: true }, style), AWAY);
 });
 
 test("colours come only where asked for, and a narrow terminal gets one character per shard", () => {

@@ -112,9 +112,10 @@ export class PlannerLoop {
   }
 
   state(): PlannerState {
-    const { lease, cluster } = this.#options;
+    const { lease, cluster, store } = this.#options;
     const epoch = cluster.current()?.placement.epoch ?? 0;
-    return { ...this.#state, leading: lease.token() !== undefined, epoch };
+    const leading = lease.token() !== undefined;
+    return { ...this.#state, leading, redisAway: store.isAway(), epoch };
   }
 
   /** Has the loop plan now. */

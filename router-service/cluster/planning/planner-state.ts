@@ -4,6 +4,8 @@
 export interface PlannerState {
   /** This router plans. */
   readonly leading: boolean;
+  /** The Redis that routers share does not answer it; false where there is none. */
+  readonly redisAway: boolean;
   /** Epoch that this router works by; 0 before the first. */
   readonly epoch: number;
   /** Placements that it published, and plans that were not worth their moves. */
@@ -22,6 +24,7 @@ export interface PlannerState {
 /** Before the first look. */
 export const NOTHING_PLANNED: PlannerState = {
   leading: false,
+  redisAway: false,
   epoch: 0,
   published: 0,
   kept: 0,

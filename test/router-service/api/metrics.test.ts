@@ -2,17 +2,25 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { oneTwoFiveBuckets } from "../../../router-service/api/engine-metrics.ts";
-import { createRouterMetrics } from "../../../router-service/api/metrics.ts";
+import {
+  createRouterMetrics,
+  type RouterMetricsOptions,
+} from "../../../router-service/api/metrics.ts";
+import {
+  NOTHING_PLANNED,
+  type PlannerState,
+} from "../../../router-service/cluster/planning/planner-state.ts";
 import type { RequestTimeline } from "../../../router-service/engine/observer.ts";
 
 const LABELS = 'model_name="demo",engine="0"';
 
-function routerMetrics() {
+function routerMetrics(more: Partial<RouterMetricsOptions> = {}) {
   return createRouterMetrics({
     modelName: "demo",
     maxModelLen: 100,
     numExperts: 4,
     state: () => ({ running: 3, waiting: 2, freeBlocks: 25, totalBlocks: 100, preemptions: 1 }),
+    ...more,
   });
 }
 
@@ -94,6 +102,19 @@ test("vLLM's names are all there before the first request, and the page parses",
   const cache = [...samples.keys()].find((key) => key.startsWith("vllm:cache_config_info"));
   assert.match(cache ?? "", /block_size="16".*num_gpu_blocks="100"/);
   assert.ok(samples.has("process_cpu_seconds_total"));
+});
+
+test("the planner's gauges are as it is when the page is asked for, and all 0 while there is none", async () => {
+  let planner: PlannerState | undefined;
+  const metrics = routerMetrics({ planner: () => planner });
+  const gauges = async () => {
+    const samples = parsePage(await metrics.text());
+    const names = ["moe_planner_leader", "moe_redis_away", "moe_placement_epoch"];
+    return names.map((name) => samples.get(name));
+  };
+  assert.deepEqual(await gauges(), [0, 0, 0]);
+  planner = { ...NOTHING_PLANNED, epoch: 3, redisAway: true };
+  assert.deepEqual(await gauges(), [0, 1, 3]);
 });
 
 test("a request's times go where vLLM puts them", async () => {
