@@ -3,6 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 
+import { SERVICE_NODE_FLAGS } from "../../core/platform/lifecycle.ts";
 import type { FirstPlans, FirstPlansTask, PlanTime } from "./first-plans-child.ts";
 
 const CHILD = join(import.meta.dirname, "first-plans-child.ts");
@@ -44,10 +45,8 @@ export function firstPlansTable(): string {
 }
 
 function firstPlans(task: FirstPlansTask): FirstPlans {
-  const answer = execFileSync(process.execPath, [CHILD, JSON.stringify(task)], {
-    encoding: "utf8",
-    timeout: LONGEST_MS,
-  });
+  const args = [...SERVICE_NODE_FLAGS, CHILD, JSON.stringify(task)];
+  const answer = execFileSync(process.execPath, args, { encoding: "utf8", timeout: LONGEST_MS });
   return JSON.parse(answer) as FirstPlans;
 }
 
