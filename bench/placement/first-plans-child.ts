@@ -9,7 +9,7 @@ import type {
   PlannerQuestion,
   WarmUp,
 } from "../../router-service/cluster/planning/planner-thread.ts";
-import { driftedLoad, inputOf, USUAL, withAllKnown } from "./timed-clusters.ts";
+import { asRoutersSend, driftedLoad, inputOf, USUAL, withAllKnown } from "./timed-clusters.ts";
 
 /** What the process is told, as JSON. */
 export interface FirstPlansTask {
@@ -50,8 +50,9 @@ const bare = inputOf(USUAL);
 const input = task.allKnown ? withAllKnown(bare) : bare;
 const drifted = { ...input, load: driftedLoad(bare) };
 const planner = task.where === "process" ? ownThread() : await routersThread();
-const [{ target }, plan] = await timed(input);
-const [, replan] = await timed({ ...drifted, current: { epoch: 1, layers: target } });
+const [{ target }, plan] = await timed(asRoutersSend(input));
+const current = { epoch: 1, layers: target };
+const [, replan] = await timed(asRoutersSend({ ...drifted, current }));
 process.stdout.write(`${JSON.stringify({ plan, replan } satisfies FirstPlans)}\n`);
 process.exit(0);
 

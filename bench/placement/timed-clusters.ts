@@ -94,11 +94,35 @@ export function withAllKnown(input: PlannerInput): PlannerInput {
     const first = cell - (cell % numExperts);
     return (load[cell] * load[first + partner] * (1 + random())) / TOKENS;
   });
+  const together = { topN: PARTNERS, partners, tokens };
+  const router = { ...input.router, secondsPerRow: 1e-7 };
+  return { ...input, steps, uncertainty: load.map((pairs) => pairs / 10), together, router };
+}
+
+/** The same with its properties in the order of a router's `plannerInput`: V8 compiles for the very shape of an object. */
+export function asRoutersSend(input: PlannerInput): PlannerInput {
+  const { layers, numExperts, topK, load, uncertainty, steps, together, bytes } = input;
+  const { shards, router, current, moves } = input;
   return {
-    ...input,
-    steps,
-    uncertainty: load.map((pairs) => pairs / 10),
-    together: { topN: PARTNERS, partners, tokens },
-    router: { ...input.router, secondsPerRow: 1e-7 },
+    layers,
+    numExperts,
+    topK,
+    load,
+    ...(uncertainty && { uncertainty }),
+    ...(steps && { steps }),
+    ...(together && { together }),
+    bytes,
+    shards: shards.map(({ memoryBytes, loadSecondsPerByte, draining, spread, ...costs }) => ({
+      ...costs,
+      memoryBytes,
+      loadSecondsPerByte,
+      draining,
+      ...(spread !== undefined && { spread }),
+    })),
+    router,
+    ...(current && { current }),
+    moves,
+    minCopies: 1,
+    policy: "auto",
   };
 }

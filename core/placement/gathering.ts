@@ -27,23 +27,32 @@ export function togetherness(
   if (input.together === undefined || perRow.every((seconds) => seconds === 0)) return undefined;
   const ofLayers = known.get(input) ?? [];
   if (ofLayers.length === 0) known.set(input, ofLayers);
-  const groups = (ofLayers[index] ??= groupsOf(input, input.together, index) ?? "nothing");
+  const { numExperts, topK } = input;
+  const ofLayer = input.load.subarray(index * numExperts, (index + 1) * numExperts);
+  const groups = (ofLayers[index] ??=
+    groupsOf(ofLayer, topK, partnersOf(input.together, index, numExperts)) ?? "nothing");
   return groups === "nothing" ? undefined : { ...groups, perRow };
 }
 
-function groupsOf(
-  { numExperts, topK, load }: TogetherInput,
-  together: Coactivation,
+/** The layer's part of the partners. */
+function partnersOf(
+  { topN, partners, tokens }: Coactivation,
   index: number,
-): Groups | undefined {
-  const ofLayer = load.subarray(index * numExperts, (index + 1) * numExperts);
+  numExperts: number,
+): Coactivation {
+  const [from, to] = [index * numExperts * topN, (index + 1) * numExperts * topN];
+  return { topN, partners: partners.subarray(from, to), tokens: tokens.subarray(from, to) };
+}
+
+function groupsOf(ofLayer: Float64Array, topK: number, together: Coactivation): Groups | undefined {
+  const numExperts = ofLayer.length;
   const numTokens = ofLayer.reduce((sum, pairs) => sum + pairs, 0) / topK;
   if (numTokens === 0) return undefined;
   const tokens = new Float64Array(numExperts * numExperts);
   const partners = Array.from({ length: numExperts }, () => [] as number[]);
   for (let a = 0; a < numExperts; a++) {
     for (let n = 0; n < together.topN; n++) {
-      const at = (index * numExperts + a) * together.topN + n;
+      const at = a * together.topN + n;
       const b = together.partners[at];
       if (b === NO_PARTNER || b === a || b >= numExperts) continue;
       const extra = together.tokens[at] - (ofLayer[a] * ofLayer[b]) / numTokens;

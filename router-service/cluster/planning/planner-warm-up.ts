@@ -1,13 +1,17 @@
 /** Plans of small clusters, so that a thread that is new has compiled its code when it is asked for the first one; pure. */
 
-import { planPlacement, type PlannerInput } from "../../../core/placement/planner.ts";
+import {
+  planPlacement,
+  type PlannedShard,
+  type PlannerInput,
+} from "../../../core/placement/planner.ts";
 import { drawBelow, drawNormal, seededRandom, type Random } from "../../../core/random.ts";
 import { assess } from "./assessment.ts";
 
 /** Experts over all layers from which it pays: a smaller model's first plan is short, and its router small. */
 export const LEAST_WARMED = 1000;
 
-const ROUNDS = 8;
+const ROUNDS = 6;
 const NUM_LAYERS = 6;
 const NUM_EXPERTS = 64;
 const NUM_SHARDS = 8;
@@ -22,33 +26,46 @@ const PARTNERS = 8;
 export function* warmUpRounds(): Generator<void> {
   for (let round = 0; round < ROUNDS; round++) {
     const random = seededRandom(round);
-    // As it comes in a message: V8 compiles for the very shape of an object.
-    const input = structuredClone(smallCluster(random));
-    const { target } = planPlacement(input);
-    const current = structuredClone({ epoch: 1, layers: target });
-    planPlacement({ ...input, load: input.load.map((one) => drawn(one, random)), current });
-    planPlacement({ ...input, shards: input.shards.slice(1), current });
-    assess(input, current.layers);
+    const load = Float64Array.from({ length: NUM_LAYERS * NUM_EXPERTS }, () => drawn(64, random));
+    const shards = Array.from({ length: NUM_SHARDS }, (_, rank) => someShard(rank, random));
+    const first = asSent({ load, shards }, random);
+    const { target } = planPlacement(first);
+    const current = { epoch: 1, layers: target };
+    const drifted = load.map((one) => drawn(one, random));
+    planPlacement(asSent({ load: drifted, shards, current }, random));
+    planPlacement(asSent({ load, shards: shards.slice(1), current }, random));
+    assess(first, target);
     yield;
   }
 }
 
-/** With all that a router knows. */
-function smallCluster(random: Random): PlannerInput {
-  const cells = NUM_LAYERS * NUM_EXPERTS;
-  const load = Float64Array.from({ length: cells }, () => drawn(64, random));
-  const shards = Array.from({ length: NUM_SHARDS }, (_, rank) => ({
+/** Room for all experts on one shard fewer, and some more. */
+const MEMORY = Math.ceil((1.2 * NUM_LAYERS * NUM_EXPERTS) / NUM_SHARDS);
+
+function someShard(rank: number, random: Random): PlannedShard {
+  return {
     rank,
-    memoryBytes: Math.ceil((1.2 * cells) / NUM_SHARDS),
     secondsPerPair: drawn(1e-6, random),
     secondsPerExpert: drawn(1e-6, random),
     rttSeconds: drawn(1e-4, random),
     bytesPerSecond: drawn(1e9, random),
+    memoryBytes: MEMORY,
     loadSecondsPerByte: drawn(1e-9, random),
     draining: false,
     spread: 0.1,
-  }));
-  return {
+  };
+}
+
+/**
+ * What a router sends: a copy, with the properties in the order of `plannerInput`. V8 compiles for the very shape of an
+ * object, and what is compiled for another is compiled again.
+ */
+function asSent(
+  { load, shards, current }: Pick<PlannerInput, "load" | "shards" | "current">,
+  random: Random,
+): PlannerInput {
+  const cells = load.length;
+  const input: PlannerInput = {
     layers: Array.from({ length: NUM_LAYERS }, (_, index) => index),
     numExperts: NUM_EXPERTS,
     topK: TOP_K,
@@ -65,13 +82,15 @@ function smallCluster(random: Random): PlannerInput {
     bytes: new Float64Array(cells).fill(1),
     shards,
     router: { secondsPerHop: 1e-5, secondsPerRow: 1e-7, rowBytesOut: 4096, rowBytesIn: 8192 },
+    ...(current && { current }),
     moves: { bytes: Infinity, steps: 1e4 },
-    // As large clusters are searched: the rest of a plan is a larger part of it.
-    effort: 60,
+    minCopies: 1,
+    policy: "auto",
   };
+  return structuredClone(input);
 }
 
 /** About as much, by chance. */
 function drawn(mean: number, random: Random): number {
-  return mean * Math.exp(0.3 * drawNormal(random));
+  return mean * Math.exp(0.4 * drawNormal(random));
 }
