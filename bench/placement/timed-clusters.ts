@@ -48,11 +48,11 @@ export function inputOf({
     bytes: new Float64Array(cells).fill(EXPERT_BYTES),
     shards: Array.from({ length: numShards }, (_, rank) => ({
       rank,
-      memoryBytes: Math.ceil((cells * (1 + redundancy)) / numShards) * EXPERT_BYTES,
       secondsPerPair: 1e-6,
       secondsPerExpert: 1e-6,
       rttSeconds: 1e-4,
       bytesPerSecond: 1e10,
+      memoryBytes: Math.ceil((cells * (1 + redundancy)) / numShards) * EXPERT_BYTES,
       loadSecondsPerByte: 1e-9,
       draining: false,
       // As measured shards have: how sure a re-plan is of what it saves is a part of its time.
@@ -112,13 +112,7 @@ export function asRoutersSend(input: PlannerInput): PlannerInput {
     ...(steps && { steps }),
     ...(together && { together }),
     bytes,
-    shards: shards.map(({ memoryBytes, loadSecondsPerByte, draining, spread, ...costs }) => ({
-      ...costs,
-      memoryBytes,
-      loadSecondsPerByte,
-      draining,
-      ...(spread !== undefined && { spread }),
-    })),
+    shards,
     router,
     ...(current && { current }),
     moves,
