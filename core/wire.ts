@@ -8,7 +8,7 @@ import type {
   FetchExpertRequest,
   PartialSum,
 } from "../proto/gen/switchyard/v1/expert.ts";
-import { DispatchErrorCode, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
+import { DispatchErrorCode, ShardStatus, WireDtype } from "../proto/gen/switchyard/v1/expert.ts";
 import { bytesOf, f32FromBytes, u16FromBytes } from "./tensor.ts";
 import { bytesPerRow, isRowDtype, unpackRows, type WireRows } from "./wire-rows.ts";
 
@@ -157,6 +157,11 @@ function partialSumCrc(message: PartialSum): number {
 /** CRC-32 of what names a fetched expert as expert.proto defines it; that of its bytes goes on from it. */
 export function fetchCrc(request: FetchExpertRequest): number {
   return crcOfU32s([request.layer, request.expertId, request.format], 0);
+}
+
+/** CRC-32 of a shard's status as expert.proto defines it, whatever its own says. */
+export function statusCrc(status: ShardStatus): number {
+  return crc32(ShardStatus.encode({ ...status, crc32: 0 }).finish());
 }
 
 /** CRC-32 of a placement as cluster.proto defines it. */

@@ -18,6 +18,7 @@ import {
   encodePartialSum,
   MAX_DISPATCH_ROWS,
   PROTOCOL_VERSION,
+  statusCrc,
 } from "../core/wire.ts";
 import type { ShardPlacement } from "../proto/gen/switchyard/v1/cluster.ts";
 import type {
@@ -73,7 +74,7 @@ export interface ExpertServiceOptions {
 }
 
 /** How a shard stands, to whichever router. */
-export type ShardStanding = Omit<ShardStatus, "messagesRead" | "messagesSent">;
+export type ShardStanding = Omit<ShardStatus, "messagesRead" | "messagesSent" | "crc32">;
 
 type Call = ServerDuplexStream<RouterMessage, ShardMessage>;
 
@@ -162,7 +163,8 @@ class RouterStream {
     if (!this.isGreeted) return;
     const messagesRead = this.#messagesRead;
     const messagesSent = this.#messagesSent + 1;
-    const value = { ...this.#options.status(), messagesRead, messagesSent };
+    const value = { ...this.#options.status(), messagesRead, messagesSent, crc32: 0 };
+    value.crc32 = statusCrc(value);
     this.#send({ kind: { $case: "status", value } });
   }
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 
+import { statusCrc } from "../../core/wire.ts";
 import { greeted, later, place, sumsOf, withShard } from "../support/placed-shard.ts";
 import { placedConnection, placementOf } from "../../bench/rig/shard-connection.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
@@ -55,6 +56,7 @@ describe("a shard's word of itself", () => {
           // The router's hello, and the shard's with this word.
           messagesRead: 1,
           messagesSent: 2,
+          crc32: statusCrc(first),
         });
         await place(connection, placementOf(shard.checkpoint, [1]));
         await waitFor("the change", () => connection.status()?.epochs.join() === "1", 500);

@@ -2,18 +2,18 @@
 
 import type { ShardStatus } from "../../../proto/gen/switchyard/v1/expert.ts";
 
-/** A message is read within this time, and what its bytes take at the rate below. */
+/** While any are on their way, one more message is read within this time, and what all their bytes take at the rate below. */
 const UNREAD_MS = 3_000;
 
 /** The slowest link that is waited for. */
-const LEAST_BYTES_PER_SECOND = 1 << 20;
+const LEAST_BYTES_PER_SECOND = 1 << 18;
 
 /** Time that one count of the shard's stands for at most, milliseconds: a router that was busy reads several at once. */
 const LONGEST_LOOK_MS = 1_500;
 
-/** The last message that was on its way when the wait began, and how long it has been waited for. */
+/** How long no message has been read though some are on their way. */
 interface Wait {
-  readonly message: number;
+  readonly messagesRead: number;
   readonly limitMs: number;
   lookedAt: number;
   waitedMs: number;
@@ -25,16 +25,15 @@ interface Wait {
  */
 export class MessageCounts {
   #sent = 0;
-  #sentBytes = 0;
   #received = 0;
-  /** Bytes of the messages that are known to be read, or are waited for. */
-  #coveredBytes = 0;
+  /** Bytes of each that is not known to be read. */
+  #unread: number[] = [];
   #wait: Wait | undefined;
 
   /** A message goes out, `bytes` long or so. */
   sent(bytes = 0): void {
     this.#sent++;
-    this.#sentBytes += bytes;
+    this.#unread.push(bytes);
   }
 
   /** A message came, of whatever kind. */
@@ -50,19 +49,22 @@ export class MessageCounts {
     if (messagesRead > this.#sent) {
       return `the shard has read ${messagesRead} messages, ${this.#sent} were sent`;
     }
-    if (this.#wait !== undefined && messagesRead < this.#wait.message) {
-      this.#wait.waitedMs += Math.min(LONGEST_LOOK_MS, now - this.#wait.lookedAt);
-      this.#wait.lookedAt = now;
-      const { waitedMs, limitMs } = this.#wait;
-      if (waitedMs < limitMs) return undefined;
-      const unread = `the shard has read ${messagesRead} of ${this.#sent} messages`;
-      return `${unread}, no more for ${Math.round(waitedMs)} ms`;
+    this.#unread.splice(0, this.#unread.length - (this.#sent - messagesRead));
+    if (messagesRead === this.#sent) {
+      this.#wait = undefined;
+      return undefined;
     }
-    const bytes = this.#sentBytes - this.#coveredBytes;
-    this.#coveredBytes = this.#sentBytes;
-    const limitMs = UNREAD_MS + (1000 * bytes) / LEAST_BYTES_PER_SECOND;
-    const wait = { message: this.#sent, limitMs, lookedAt: now, waitedMs: 0 };
-    this.#wait = messagesRead < this.#sent ? wait : undefined;
-    return undefined;
+    if (this.#wait?.messagesRead !== messagesRead) {
+      const bytes = this.#unread.reduce((sum, one) => sum + one, 0);
+      const limitMs = UNREAD_MS + (1000 * bytes) / LEAST_BYTES_PER_SECOND;
+      this.#wait = { messagesRead, limitMs, lookedAt: now, waitedMs: 0 };
+      return undefined;
+    }
+    this.#wait.waitedMs += Math.min(LONGEST_LOOK_MS, now - this.#wait.lookedAt);
+    this.#wait.lookedAt = now;
+    const { waitedMs, limitMs } = this.#wait;
+    if (waitedMs < limitMs) return undefined;
+    const unread = `the shard has read ${messagesRead} of ${this.#sent} messages`;
+    return `${unread}, no more for ${Math.round(waitedMs)} ms`;
   }
 }

@@ -6,7 +6,12 @@ import { makeGenericClientConstructor } from "@grpc/grpc-js";
 import { expertServiceDefinition } from "../../../core/expert-stream.ts";
 import { channelCredentials, channelOptions } from "../../../core/platform/grpc.ts";
 import type { DispatchHeader, PackedDispatch, ShardTimes } from "../../../core/wire.ts";
-import { decodePartialSum, DispatchRefusedError, encodeDispatch } from "../../../core/wire.ts";
+import {
+  decodePartialSum,
+  DispatchRefusedError,
+  encodeDispatch,
+  statusCrc,
+} from "../../../core/wire.ts";
 import type { ShardPlacement, PlacementAck } from "../../../proto/gen/switchyard/v1/cluster.ts";
 import {
   DispatchErrorCode,
@@ -154,8 +159,8 @@ export class ShardStream {
     const sentAt = performance.now();
     const { numRows } = message;
     this.#pending.set(dispatchId, { header: full, numRows, sentAt, timer, resolve, reject });
-    const bytesOut =
-      message.hiddenStates.length + message.expertIds.length + message.topkWeights.length;
+    const { hiddenStates, expertIds, topkWeights, rowScales } = message;
+    const bytesOut = hiddenStates.length + expertIds.length + topkWeights.length + rowScales.length;
     this.#send({ $case: "dispatch", value: message }, bytesOut);
     return {
       answer: promise,
@@ -240,6 +245,7 @@ export class ShardStream {
   }
 
   #receive({ kind }: ShardMessage): void {
+    if (this.#endReason !== undefined) return;
     this.#lastMessageAt = performance.now();
     this.#counts.received();
     if (kind === undefined) {
@@ -254,9 +260,9 @@ export class ShardStream {
       const refused = new PlacementRefusedError(this.#shard, epoch, reason);
       this.#takeAck(epoch, "refuses")?.reject(refused);
     } else if (kind.$case === "status") {
-      const lost = this.#counts.judge(kind.value, this.#lastMessageAt);
-      if (lost === undefined) this.#onStatus?.(kind.value);
-      else this.end(lost);
+      const fault = this.#faultOf(kind.value);
+      if (fault === undefined) this.#onStatus?.(kind.value);
+      else this.end(fault);
     } else if (kind.$case === "partialSum") {
       this.#onPartialSum(kind.value);
     } else if (kind.$case === "error") {
@@ -264,6 +270,15 @@ export class ShardStream {
       const pending = this.#take(dispatchId);
       pending?.reject(new DispatchFailedError(this.#shard, pending.header.layer, code, message));
     }
+  }
+
+  /** Why the stream can not be trusted any more, by what the shard says of itself. */
+  #faultOf(status: ShardStatus): string | undefined {
+    const crc = statusCrc(status);
+    if (crc !== status.crc32) {
+      return `crc32: the shard's status has ${crc.toString(16)}, it states ${status.crc32.toString(16)}`;
+    }
+    return this.#counts.judge(status, this.#lastMessageAt);
   }
 
   #onPartialSum(message: PartialSum): void {

@@ -173,6 +173,8 @@ export interface ShardStatus {
    */
   messagesRead: number;
   messagesSent: number;
+  /** CRC-32 (IEEE) of this message as it is encoded without this field: a healthy shard must not seem to leave. */
+  crc32: number;
 }
 
 /** The router dispatches to no epoch below this one any more; the shard frees what no router needs. */
@@ -968,6 +970,7 @@ function createBaseShardStatus(): ShardStatus {
     epochs: [],
     messagesRead: 0,
     messagesSent: 0,
+    crc32: 0,
   };
 }
 
@@ -1000,6 +1003,9 @@ export const ShardStatus: MessageFns<ShardStatus> = {
     }
     if (message.messagesSent !== 0) {
       writer.uint32(64).uint64(message.messagesSent);
+    }
+    if (message.crc32 !== 0) {
+      writer.uint32(77).fixed32(message.crc32);
     }
     return writer;
   },
@@ -1091,6 +1097,14 @@ export const ShardStatus: MessageFns<ShardStatus> = {
             message.messagesSent = longToNumber(reader.uint64());
             continue;
           }
+          case 9: {
+            if (tag !== 77) {
+              break;
+            }
+
+            message.crc32 = reader.fixed32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1116,6 +1130,7 @@ export const ShardStatus: MessageFns<ShardStatus> = {
     message.epochs = object.epochs?.map((e) => e) || [];
     message.messagesRead = object.messagesRead ?? 0;
     message.messagesSent = object.messagesSent ?? 0;
+    message.crc32 = object.crc32 ?? 0;
     return message;
   },
 };

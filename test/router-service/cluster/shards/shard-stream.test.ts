@@ -5,7 +5,7 @@ import { Server, type ServerDuplexStream } from "@grpc/grpc-js";
 import fc from "fast-check";
 
 import { bindServer, serverOptions, stopServer } from "../../../../core/platform/grpc.ts";
-import { encodePartialSum } from "../../../../core/wire.ts";
+import { encodePartialSum, statusCrc } from "../../../../core/wire.ts";
 import {
   DispatchErrorCode,
   ExpertServiceService,
@@ -205,10 +205,26 @@ describe("a stream to a shard", () => {
 
   it("ends with the shard's count where a message of the shard's did not come", async () => {
     const status = ShardStatus.create({ messagesRead: 1, messagesSent: 2 });
+    status.crc32 = statusCrc(status);
     script = (_, call) => call.write({ kind: { $case: "status", value: status } });
     const stream = new ShardStream(address, "shard 1");
     const { answer } = stream.dispatch(HEADER, ROWS);
     await assert.rejects(answer, /shard 1 is lost: the shard has sent 2 messages, 1 came/);
+  });
+
+  it("ends where a bit of the shard's status is flipped, which is not told", async () => {
+    const status = ShardStatus.create({ messagesRead: 1, messagesSent: 1 });
+    status.crc32 = statusCrc(status);
+    const flipped = { ...status, draining: true };
+    script = (_, call) => call.write({ kind: { $case: "status", value: flipped } });
+    const told: ShardStatus[] = [];
+    const stream = new ShardStream(address, "shard 1", (one) => told.push(one));
+    const { answer } = stream.dispatch(HEADER, ROWS);
+    await assert.rejects(
+      answer,
+      /shard 1 is lost: crc32: the shard's status has \w+, it states \w+/,
+    );
+    assert.deepEqual(told, []);
   });
 
   it("ends with the reason that the shard gives, every pending dispatch with it", async () => {
