@@ -30,11 +30,18 @@ export function shown(value: unknown): string {
 /** The first problem of a failed parse as an error that names its field. */
 export function fieldError(issues: z.core.$ZodIssue[], input: unknown, prefix = ""): Error {
   const issue = issues[0];
-  const path = issue.code === "invalid_key" ? issue.path : [...issue.path];
+  const path = pathOf(issue);
   const param = fieldPath(path, prefix);
   const value = valueAt(input, path);
   const message = param === "" ? problem(issue, value) : `${param}: ${problem(issue, value)}`;
   return new InvalidRequestError(message, param === "" ? undefined : param);
+}
+
+/** Where the problem is; an unknown field is named itself, not what it is in. */
+function pathOf(issue: z.core.$ZodIssue): readonly PropertyKey[] {
+  return issue.code === "unrecognized_keys"
+    ? [...issue.path, ...issue.keys.slice(0, 1)]
+    : issue.path;
 }
 
 function problem(issue: z.core.$ZodIssue, value: unknown): string {

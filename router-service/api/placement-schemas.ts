@@ -11,7 +11,7 @@ const MAX_SHARDS = 4_096;
 const MAX_SECONDS = 3_600;
 const MAX_AMOUNT = 1e15;
 
-const shardSchema = z.strictObject({
+const shardSchema = closedObject({
   rank: z.int().min(0).max(MAX_SHARD_RANK),
   memory_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
   seconds_per_pair: z.number().positive().max(MAX_SECONDS).optional(),
@@ -22,7 +22,7 @@ const shardSchema = z.strictObject({
 });
 
 /** Schema of the body; what is absent stays as it is, and a field that is none is refused: its answer would be another question's. */
-export const planBodySchema = z.strictObject({
+export const planBodySchema = closedObject({
   shards: z.array(shardSchema).max(MAX_SHARDS).optional(),
   tokens_per_step: z.number().positive().max(MAX_AMOUNT).optional(),
   load: z
@@ -38,6 +38,16 @@ export const planBodySchema = z.strictObject({
   steps: z.number().positive().max(MAX_AMOUNT).optional(),
   include_layers: z.boolean().optional(),
 });
+
+/** An object of these fields and no other: one that is refused names those that there are. */
+function closedObject<S extends z.ZodRawShape>(shape: S) {
+  return z.strictObject(shape, {
+    error: ({ code }) =>
+      code === "unrecognized_keys"
+        ? `is no field here, there are ${Object.keys(shape).join(", ")}`
+        : undefined,
+  });
+}
 
 /** What a body supposes. */
 export function whatIfOf(body: z.output<typeof planBodySchema>): WhatIf {
