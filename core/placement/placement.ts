@@ -12,6 +12,11 @@ export const NO_RANK = 65_534;
 /** Largest rank of a shard. */
 export const MAX_SHARD_RANK = NO_RANK - 1;
 
+/** What people and programs outside are told of a rank. */
+export function rankName(rank: number): number | "local" {
+  return rank === LOCAL_RANK ? "local" : rank;
+}
+
 /** One resident copy of a logical expert. */
 export interface Replica {
   /** The shard that has it, or LOCAL_RANK. */

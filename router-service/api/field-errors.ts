@@ -63,7 +63,10 @@ function problem(issue: z.core.$ZodIssue, value: unknown): string {
     case "invalid_key":
       return issue.issues[0]?.message ?? "the key is not valid";
     default:
-      return issue.message;
+      // A schema's own words say what it wants, not what it got.
+      if (!issue.message.startsWith("expected ")) return issue.message;
+      if (value === undefined) return `is missing, ${issue.message}`;
+      return `${issue.message}, got ${shown(value)}`;
   }
 }
 

@@ -3,7 +3,7 @@
 import { z } from "zod";
 
 import { POLICIES } from "../../core/placement/input.ts";
-import { MAX_SHARD_RANK } from "../../core/placement/placement.ts";
+import { LOCAL_RANK, MAX_SHARD_RANK } from "../../core/placement/placement.ts";
 import type { WhatIf } from "../cluster/planning/what-if.ts";
 
 const MAX_SHARDS = 4_096;
@@ -11,8 +11,15 @@ const MAX_SHARDS = 4_096;
 const MAX_SECONDS = 3_600;
 const MAX_AMOUNT = 1e15;
 
+const rankSchema = z.custom<number | "local">(
+  (rank) =>
+    rank === "local" ||
+    (Number.isInteger(rank) && Number(rank) >= 0 && Number(rank) <= MAX_SHARD_RANK),
+  `expected an integer from 0 to ${MAX_SHARD_RANK} or "local"`,
+);
+
 const shardSchema = closedObject({
-  rank: z.int().min(0).max(MAX_SHARD_RANK),
+  rank: rankSchema,
   memory_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
   seconds_per_pair: z.number().positive().max(MAX_SECONDS).optional(),
   rtt_seconds: z.number().min(0).max(MAX_SECONDS).optional(),
@@ -53,8 +60,8 @@ function closedObject<S extends z.ZodRawShape>(shape: S) {
 export function whatIfOf(body: z.output<typeof planBodySchema>): WhatIf {
   return {
     shards: body.shards?.map((shard) => ({
-      rank: shard.rank,
-      memoryBytes: shard.memory_bytes,
+      rank: shard.rank === "local" ? LOCAL_RANK : shard.rank,
+      memoryBytes: shard.memory_bytes && Math.floor(shard.memory_bytes),
       secondsPerPair: shard.seconds_per_pair,
       rttSeconds: shard.rtt_seconds,
       bytesPerSecond: shard.bytes_per_second,

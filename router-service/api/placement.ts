@@ -1,6 +1,6 @@
 /** Where experts live and why, for people and programs: GET /v1/placement and POST /v1/placement/plan. */
 
-import { LOCAL_RANK } from "../../core/placement/placement.ts";
+import { rankName } from "../../core/placement/placement.ts";
 import {
   PlacementError,
   PlannerInputError,
@@ -239,8 +239,4 @@ function layersView(
       copies.map(({ rank, share }) => ({ rank: rankName(rank), share })),
     ),
   }));
-}
-
-function rankName(rank: number): number | "local" {
-  return rank === LOCAL_RANK ? "local" : rank;
 }

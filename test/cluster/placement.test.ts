@@ -109,7 +109,7 @@ describe("two routers, three shards and a Redis", () => {
       [{ tokens_per_step: 1e300 }, /tokens_per_step: 1e\+300 is out of range/],
       [
         { shards: [{ rank: 7, absent: true }] },
-        /shards\[0\]\.rank: no shard has 7, there are 0, 1/,
+        /shards\[0\]\.rank: there is no rank 7, there are 0, 1/,
       ],
       [{ policy: "best" }, /policy: .*auto/],
       [{ without: [0] }, /^without: is no field here, there are shards, /],

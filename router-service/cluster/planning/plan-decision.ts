@@ -1,7 +1,7 @@
 /** Whether a plan is worth its moves, and why; pure. */
 
 import { countText, secondsText } from "../../../core/amounts.ts";
-import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
+import { type Placement, rankName } from "../../../core/placement/placement.ts";
 import type { PlacedLayers, Plan } from "../../../core/placement/planner.ts";
 import type { Policy } from "../../../core/placement/input.ts";
 import type { BytesOf } from "./held-bytes.ts";
@@ -285,7 +285,7 @@ function needText({ lost, draining, crowded, homeless }: Need): string {
 }
 
 function ranksText(ranks: readonly number[]): string {
-  const names = ranks.map((rank) => (rank === LOCAL_RANK ? "local" : rank));
+  const names = ranks.map(rankName);
   return names.length === 1 ? `shard ${names[0]} is` : `shards ${names.join(", ")} are`;
 }
 

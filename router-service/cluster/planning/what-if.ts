@@ -1,10 +1,12 @@
 /** Plans for other shards, another load, other bounds than there are; pure. */
 
 import type { Policy } from "../../../core/placement/input.ts";
+import { LOCAL_RANK, rankName } from "../../../core/placement/placement.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 
 /** A shard that is other than it is, or one that is not there. What is absent stays as it is, or counts as usual. */
 export interface WhatIfShard {
+  /** LOCAL_RANK: the routers' own devices, each of which is as supposed. */
   readonly rank: number;
   readonly memoryBytes?: number | undefined;
   readonly secondsPerPair?: number | undefined;
@@ -75,30 +77,34 @@ function supposedShards(
   const seen = new Set<number>();
   for (const [index, change] of changes.entries()) {
     const { rank, absent, ...values } = change;
-    if (seen.has(rank)) throw new WhatIfError(`shards[${index}].rank`, `${rank} is there twice`);
+    const fault = (field: string, text: string) =>
+      new WhatIfError(`shards[${index}].${field}`, text);
+    const [isLocal, name] = [rank === LOCAL_RANK, rankName(rank)];
+    if (seen.has(rank)) throw fault("rank", `${name} is there twice`);
     seen.add(rank);
+    if (isLocal && values.bytesPerSecond !== undefined) {
+      throw fault("bytes_per_second", "rank local has no link");
+    }
     const before = byRank.get(rank);
     if (absent === true) {
       if (!byRank.delete(rank)) {
-        const there = shards.map((shard) => shard.rank).join(", ") || "none";
-        throw new WhatIfError(`shards[${index}].rank`, `no shard has ${rank}, there are ${there}`);
+        const there = shards.map((shard) => rankName(shard.rank)).join(", ") || "none";
+        throw fault("rank", `there is no rank ${name}, there are ${there}`);
       }
       continue;
     }
     const memoryBytes = values.memoryBytes ?? before?.memoryBytes;
     if (memoryBytes === undefined) {
-      throw new WhatIfError(
-        `shards[${index}].memory_bytes`,
-        `is missing, there is no shard ${rank} whose memory is known`,
-      );
+      throw fault("memory_bytes", `is missing, there is no rank ${name} whose memory is known`);
     }
     byRank.set(rank, {
       rank,
       memoryBytes,
       draining: values.draining ?? before?.draining ?? false,
       secondsPerPair: values.secondsPerPair ?? before?.secondsPerPair,
-      rttSeconds: values.rttSeconds ?? before?.rttSeconds,
-      bytesPerSecond: values.bytesPerSecond ?? before?.bytesPerSecond,
+      // To a router's own device there is no way.
+      rttSeconds: values.rttSeconds ?? before?.rttSeconds ?? (isLocal ? 0 : undefined),
+      bytesPerSecond: isLocal ? Infinity : (values.bytesPerSecond ?? before?.bytesPerSecond),
       loadBytesPerSecond: before?.loadBytesPerSecond,
       spread: before?.spread ?? 0,
       ...(before?.formats && { formats: before.formats }),

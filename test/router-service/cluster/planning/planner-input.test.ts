@@ -131,6 +131,35 @@ test("what is supposed changes shards, load and bounds, and leaves the rest as i
   assert.equal(facts.expected.load[0], 2, "the facts stay as they are");
 });
 
+test("routers' own devices are supposed to be there, to have other memory, or to be gone, as shards are", () => {
+  const held = shardOf(LOCAL_RANK, { rttSeconds: 1e-5, bytesPerSecond: Infinity });
+  const localOf = (shards: readonly ShardFacts[], what: object) =>
+    plannerInput(
+      suppose(factsOf(shards), layers, { shards: [{ rank: LOCAL_RANK, ...what }] }),
+    ).shards.find(({ rank }) => rank === LOCAL_RANK);
+  const far = shardOf(0, { secondsPerPair: 2e-3, rttSeconds: 1, bytesPerSecond: 1 });
+  // The way to a shard says nothing of one that there is none to.
+  const added = localOf([far], { memoryBytes: 7 });
+  assert.deepEqual(
+    [added?.memoryBytes, added?.secondsPerPair, added?.rttSeconds, added?.bytesPerSecond],
+    [7, 2e-3, 0, Infinity],
+  );
+  const smaller = localOf([far, held], { memoryBytes: 7 });
+  assert.deepEqual([smaller?.memoryBytes, smaller?.rttSeconds], [7, 1e-5]);
+  assert.equal(localOf([far, held], { absent: true }), undefined);
+});
+
+for (const [what, shard, said] of [
+  ["be gone that have no memory", { absent: true }, /\.rank: there is no rank local, there are 0$/],
+  ["have memory that is not named", {}, /\.memory_bytes: is missing, .* no rank local /],
+  ["have a link", { bytesPerSecond: 1 }, /\.bytes_per_second: rank local has no link$/],
+] as const) {
+  test(`routers' own devices can not be supposed to ${what}`, () => {
+    const shards = [{ rank: LOCAL_RANK, ...shard }];
+    assert.throws(() => suppose(factsOf([shardOf(0)]), layers, { shards }), said);
+  });
+}
+
 for (const [what, whatIf, param] of [
   ["a rank twice", { shards: [0, 0].map((rank) => ({ rank })) }, "shards[1].rank"],
   ["a new shard without memory", { shards: [{ rank: 9 }] }, "shards[0].memory_bytes"],
