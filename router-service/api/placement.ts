@@ -104,7 +104,7 @@ export async function planView(serving: Serving, body: unknown): Promise<object>
     const decision = decide(plan, need, {
       policy: supposed.policy,
       margin: MARGIN,
-      changed: fields.shards !== undefined,
+      changed: (fields.shards ?? []).length > 0,
       copiesLackingAfter,
     });
     return planResult(plan, decision, fields.include_layers === true ? last : undefined);

@@ -195,9 +195,13 @@ describe("switchyard plan --trace", () => {
   });
 
   it("refuses what only a router's plan has a place for, and without a trace what only a replay has", async () => {
-    const { code, stderr } = await plan("--trace", "any", "--policy", "eplb", "--min-copies", "2");
+    const flags = ["--policy=eplb", "--min-copies=2", "--move-bytes=1", "--steps=1", "--load=any"];
+    const { code, stderr } = await plan("--trace", "any", ...flags, "--without=local");
     assert.equal(code, 1);
-    assert.match(stderr, /^switchyard plan: --min-copies, --policy: of a router's plan/);
+    assert.match(
+      stderr,
+      /^switchyard plan: --min-copies, --policy, --move-bytes, --steps, --load, --without local: of a router's plan/,
+    );
     const alone = await plan("--shards", "4", "--window=64");
     assert.equal(alone.code, 1);
     assert.match(
