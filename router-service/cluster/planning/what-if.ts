@@ -87,6 +87,9 @@ function supposedShards(
     }
     const before = byRank.get(rank);
     if (absent === true) {
+      if (Object.values(values).some((value) => value !== undefined)) {
+        throw fault("absent", `rank ${name} can not be gone and otherwise than it is`);
+      }
       if (!byRank.delete(rank)) {
         const there = shards.map((shard) => rankName(shard.rank)).join(", ") || "none";
         throw fault("rank", `there is no rank ${name}, there are ${there}`);

@@ -164,6 +164,11 @@ for (const [what, whatIf, param] of [
   ["a rank twice", { shards: [0, 0].map((rank) => ({ rank })) }, "shards[1].rank"],
   ["a new shard without memory", { shards: [{ rank: 9 }] }, "shards[0].memory_bytes"],
   ["that a shard is gone that is none", { shards: [{ rank: 9, absent: true }] }, "shards[0].rank"],
+  [
+    "a shard gone and other",
+    { shards: [{ rank: 0, absent: true, memoryBytes: 1 }] },
+    "shards[0].absent",
+  ],
   ["a layer that is none", { load: new Map([[99, [1]]]) }, "load.99"],
   ["too few experts", { load: new Map([[layers[0], [1]]]) }, `load.${layers[0]}`],
 ] as const) {
