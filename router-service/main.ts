@@ -220,6 +220,7 @@ const loop = createEngine({
     createRequestTracing(),
   ),
   available: () => cluster?.unavailableReason(),
+  hopeless: () => cluster?.hopelessReason(),
   waitsFor: () => cluster?.missingReason(),
 });
 void loop.lost.then((reason) => lifecycle.stop(reason, 1));

@@ -43,6 +43,8 @@ export interface ClusterMember extends Reach {
   readonly rank: number | undefined;
   readonly hello: ShardHello | undefined;
   readonly connected: boolean;
+  /** It is to leave, by its own last word. */
+  readonly draining: boolean;
   /** Whether it holds all that it was told to for an epoch. */
   holds(epoch: number): boolean;
   /** Whether rows of an epoch may be sent to it: it holds what it was told to, and is not in quarantine. */

@@ -11,12 +11,12 @@ import type { ShardHello } from "../../proto/gen/switchyard/v1/expert.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { RunExperts } from "../engine/run-experts.ts";
 import { adopt, switchTo } from "./adoption.ts";
+import { Availability } from "./availability.ts";
 import type { DispatchReport } from "./dispatch/attempts.ts";
 import { Changes, changeOrAbort } from "./changes.ts";
 import { EpochUse } from "./dispatch/epoch-use.ts";
 import type { RecoveryObserver } from "./dispatch/layer-call.ts";
 import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts";
-import { Lasting } from "./lasting.ts";
 import { LocalRank, type LocalRankOptions } from "./local-rank.ts";
 import type { FirstPlacements } from "./member.ts";
 import { missingExperts } from "./dispatch/missing-experts.ts";
@@ -26,9 +26,6 @@ import type { Directory } from "./reach.ts";
 import { createRemoteExperts } from "./dispatch/remote-experts.ts";
 import { Roster } from "./roster.ts";
 import { shardPlacement } from "./shards/shard-placement.ts";
-
-/** Without any shard for this long, new requests are refused; those that run wait until their own deadlines. */
-const NO_SHARD_MS = 5_000;
 
 /** What a cluster is made of. */
 export interface ClusterOptions extends PlanInput, RecoveryObserver {
@@ -45,8 +42,8 @@ export interface ClusterOptions extends PlanInput, RecoveryObserver {
   readonly dispatchTimeoutMs: number;
   /** Milliseconds that a layer of a step waits for its experts to have a copy again. */
   readonly copyWaitMs: number;
-  /** Milliseconds without any shard after which new requests are refused; absent: 5000. */
-  readonly noShardMs?: number;
+  /** Milliseconds for which lost experts are waited for before requests are refused; absent: those of Availability. */
+  readonly patienceMs?: number;
   readonly logger: Logger;
   /** Copies of an expert take their planned shares of its rows; default: each row goes where it is done soonest. */
   readonly splitByShares?: boolean;
@@ -85,7 +82,7 @@ export interface Cluster {
   onChange(callback: (change: ClusterChange) => void): () => void;
   /** Tells a shard that it is to leave, or to stay after all; false where no shard with this rank is connected. */
   drain(rank: number, cancel: boolean): boolean;
-  /** Says why no shard has room for experts without a copy, so that requests need not wait; undefined where that is over. */
+  /** Says why no shard that stays has room for all experts, so that requests need not wait for long; undefined where that is over. */
   setUnplaceable(reason: string | undefined): void;
   /** Dtype of weights in the cluster, once there is a placement. Rejects with PlacementError or HandshakeError where it can not work. */
   weights(): Promise<WeightsDtype>;
@@ -95,6 +92,8 @@ export interface Cluster {
   missingReason(): string | undefined;
   /** Why new requests are to be refused: experts never had copies, nobody has room for them, or no shard is left. */
   unavailableReason(): string | undefined;
+  /** Why requests that run will not get on: experts never had copies, or shards are left without room for them. */
+  hopelessReason(): string | undefined;
   /** When the rows of a step were last with the shards, milliseconds of performance.now(); now, where some are. */
   lastBusyAt(): number;
   close(): Promise<void>;
@@ -119,9 +118,7 @@ class ShardCluster implements Cluster {
   /** Being adopted. */
   #next: ClusterPlacement | undefined;
   #missing: { readonly reason: string | undefined } | undefined;
-  #unplaceable: string | undefined;
-  readonly #noShard = new Lasting(() => this.#changes.notify());
-  #wasReady = false;
+  readonly #availability: Availability;
   #calls = 0;
   #lastBusyAt = -Infinity;
 
@@ -129,6 +126,7 @@ class ShardCluster implements Cluster {
     this.#options = options;
     const { modelHash, weights, experts, routerId, logger, config } = options;
     this.#decided.promise.catch(() => {});
+    this.#availability = new Availability(() => this.#changes.notify(), options.patienceMs);
     this.#roster = new Roster({
       hello: { protocolVersion: PROTOCOL_VERSION, modelHash, weights, experts, routerId },
       logger,
@@ -180,7 +178,7 @@ class ShardCluster implements Cluster {
   }
 
   setUnplaceable(reason: string | undefined): void {
-    this.#unplaceable = reason;
+    this.#availability.setUnplaceable(reason);
     this.#changes.notify();
   }
 
@@ -199,20 +197,19 @@ class ShardCluster implements Cluster {
     if (this.#missing === undefined) {
       const reason = missingExperts(this.#current?.placement, this.#roster.members);
       this.#missing = { reason };
-      this.#wasReady ||= reason === undefined;
+      this.#availability.note({ missing: reason, staying: this.#roster.hasStaying });
     }
     return this.#missing.reason;
   }
 
   unavailableReason(): string | undefined {
-    return this.#hopelessReason() ?? (this.#noShard.holds ? this.missingReason() : undefined);
+    this.missingReason();
+    return this.#availability.refusal();
   }
 
-  /** Why experts without a copy will not get one: they never had any, or nobody has room for them. */
-  #hopelessReason(): string | undefined {
-    const missing = this.missingReason();
-    if (missing === undefined) return undefined;
-    return this.#wasReady ? this.#unplaceable : missing;
+  hopelessReason(): string | undefined {
+    this.missingReason();
+    return this.#availability.hopeless();
   }
 
   lastBusyAt(): number {
@@ -224,7 +221,7 @@ class ShardCluster implements Cluster {
     this.#stop.abort(stopped);
     this.#decided.reject(stopped);
     await this.#roster.close();
-    this.#noShard.end();
+    this.#availability.close();
   }
 
   #directory(): Directory {
@@ -236,7 +233,7 @@ class ShardCluster implements Cluster {
       },
       changes: this.#changes,
       hopeless: () =>
-        this.#stop.signal.aborted ? "the router is stopping" : this.#hopelessReason(),
+        this.#stop.signal.aborted ? "the router is stopping" : this.hopelessReason(),
       missing: () => this.missingReason(),
       failed: (rank, epoch, reason) => this.#onFailed(rank, epoch, reason),
       forgive: (rank) => this.#roster.find(rank)?.forgive(),
@@ -290,15 +287,8 @@ class ShardCluster implements Cluster {
   }
 
   #onEvent(member: ClusterMember, kind: MemberEvent | "left"): void {
-    this.#watchShards();
     this.#notify({ kind, member: this.#view(member) });
     if (kind === "joined") this.#planFirst();
-  }
-
-  /** Takes note where no shard is left, but not at once: links break all together and come back. */
-  #watchShards(): void {
-    if (this.#roster.hasShard) this.#noShard.end();
-    else this.#noShard.begin(this.#options.noShardMs ?? NO_SHARD_MS);
   }
 
   #notify(change: ClusterChange): void {

@@ -55,6 +55,7 @@ export class LocalRank implements ClusterMember {
   readonly address = "local";
   readonly rank = LOCAL_RANK;
   readonly connected = true;
+  readonly draining = false;
   readonly trusted = true;
   readonly #options: LocalRankOptions;
   readonly #onEvent: (member: ClusterMember, event: MemberEvent) => void;

@@ -96,6 +96,10 @@ export class Member implements ClusterMember {
     return this.#client.state.kind === "connected";
   }
 
+  get draining(): boolean {
+    return this.#status?.draining ?? false;
+  }
+
   holds(epoch: number): boolean {
     const { state } = this.#client;
     return state.kind === "connected" && state.epochs.has(epoch);
@@ -215,8 +219,7 @@ export class Member implements ClusterMember {
     const { state } = this.#client;
     const connected = state.kind === "connected";
     const loading = connected && epoch !== undefined && !state.epochs.has(epoch);
-    const draining = this.#status?.draining ?? false;
-    const able = loading ? "loading" : draining ? "draining" : "ready";
+    const able = loading ? "loading" : this.draining ? "draining" : "ready";
     return {
       address: this.address,
       rank: this.rank,

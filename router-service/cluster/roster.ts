@@ -47,9 +47,9 @@ export class Roster {
     return [...this.#members.values(), ...(local ? [local] : [])];
   }
 
-  /** Whether any shard beside the router's own device is there. */
-  get hasShard(): boolean {
-    return this.#members.values().some(({ connected }) => connected);
+  /** Whether any shard beside the router's own device is there that is not to leave. */
+  get hasStaying(): boolean {
+    return this.#members.values().some(({ connected, draining }) => connected && !draining);
   }
 
   /** The shard of a rank; the connected one where an address that it had before is still named. */

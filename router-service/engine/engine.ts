@@ -43,8 +43,10 @@ export interface EngineOptions {
   /** When rows of a step were last with others to compute, milliseconds of performance.now(): that is no hang. */
   readonly lastAwayAt?: () => number;
   readonly observer?: EngineObserver;
-  /** Why no request can be served at the moment; undefined where one can. */
+  /** Why no new request can be served at the moment; undefined where one can. */
   readonly available?: () => string | undefined;
+  /** Why requests that were taken will not get on; undefined where they will, or may wait. */
+  readonly hopeless?: () => string | undefined;
   /** What steps wait for at the moment beside the device, for the error of a request whose time is over. */
   readonly waitsFor?: () => string | undefined;
   /** Milliseconds, monotonic; performance.now() where absent. */
@@ -123,7 +125,7 @@ class EngineLoop implements RunningEngine {
   async #run(): Promise<void> {
     let ahead: Flight | undefined;
     while (this.#stopped === undefined) {
-      this.#failWhereUnavailable();
+      this.#failWhereHopeless();
       const flight = ahead ?? this.#start();
       if (flight === undefined) {
         await this.#sleep();
@@ -233,10 +235,10 @@ class EngineLoop implements RunningEngine {
     return active;
   }
 
-  #failWhereUnavailable(): void {
+  #failWhereHopeless(): void {
     const { running, waiting } = this.#scheduler;
     if (running.length + waiting.length === 0) return;
-    const reason = this.#options.available?.();
+    const reason = this.#options.hopeless?.();
     if (reason !== undefined) this.#fail([...running, ...waiting], reason);
   }
 

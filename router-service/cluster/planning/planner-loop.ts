@@ -290,7 +290,10 @@ export class PlannerLoop {
       if (!isStuck && Date.now() - stored.at < ADOPT_MS) return RETRY_MS;
     }
     const isDue = isUrgent(need) || need.copiesLacking > 0 || underway !== undefined;
-    if (intervalSeconds === 0 && !isDue) return undefined;
+    if (intervalSeconds === 0 && !isDue) {
+      if (this.#state.unplaceable !== undefined) this.#decided("every expert has its copies again");
+      return undefined;
+    }
     const plan = await this.#plan(facts, underway);
     if (aloneAfter !== undefined) follower.takeUnplaceable(this.#state.unplaceable);
     if (plan === undefined) return RETRY_MS;
@@ -338,8 +341,7 @@ export class PlannerLoop {
         const said = isRoom ? "experts can not be placed" : "the planner can not use its input";
         log.warn({ reason: error.message }, said);
       }
-      const mayWait = !isRoom || this.#away.mayReturn(performance.now(), facts.shards.length);
-      this.#decided(error.message, mayWait ? undefined : error.message);
+      this.#decided(error.message, isRoom ? error.message : undefined);
       return undefined;
     }
   }

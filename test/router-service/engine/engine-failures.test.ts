@@ -110,9 +110,9 @@ describe("an engine whose step fails", () => {
     await engine.close();
   });
 
-  it("fails what runs and what waits while nobody has room for experts, and serves again afterwards", async () => {
+  it("goes on while new requests are refused, fails what runs and waits while it is hopeless, and serves again afterwards", async () => {
     const { held, open, beforeStep } = gate();
-    let reason: string | undefined;
+    let [reason, refusal]: (string | undefined)[] = [];
     const { engine } = toyEngine(
       {
         numBlocks: 8,
@@ -121,21 +121,23 @@ describe("an engine whose step fails", () => {
           if (reason !== undefined) throw new UnavailableError(reason);
         },
       },
-      { maxNumSeqs: 1, available: () => reason },
+      { maxNumSeqs: 1, available: () => reason ?? refusal, hopeless: () => reason },
     );
-    const running = collect(engine, engineRequest(prompt(3)));
-    const waiting = collect(engine, engineRequest(prompt(4)));
+    const ask = (length: number) => collect(engine, engineRequest(prompt(length)));
     const noRoom = unavailable(/layer 2 expert 5 has no living copy/);
-    const refusals = [running, waiting].map((each) => assert.rejects(each, noRoom));
+    const refusals = [ask(3), ask(4)].map((each) => assert.rejects(each, noRoom));
     await waitFor("a step in flight", () => held.length === 1);
+    refusal = "no shard is left";
+    await assert.rejects(ask(5), unavailable(/no shard/));
+    open();
+    await waitFor("its next step", () => held.length === 2);
     reason = "layer 2 expert 5 has no living copy";
     open();
     await Promise.all(refusals);
-    await assert.rejects(collect(engine, engineRequest(prompt(5))), noRoom);
-    reason = undefined;
+    await assert.rejects(ask(5), noRoom);
+    reason = refusal = undefined;
     const later = collect(engine, engineRequest(prompt(6), { maxTokens: 1 }));
-    await waitFor("the next step", () => held.length === 2);
-    open();
+    await waitFor("the next step", () => held.length === 3).then(open);
     assert.deepEqual((await later).tokenIds, toyContinuation(prompt(6), 1));
     assert.equal(engine.state().freeBlocks, 8);
     await engine.close();

@@ -3,14 +3,6 @@ import { test } from "node:test";
 
 import { AwayShards } from "../../../../router-service/cluster/planning/away-shards.ts";
 
-test("a shard that is away is waited for five seconds where others are left, else as long as it takes", () => {
-  const away = new AwayShards();
-  away.note([0, 1], 1_000);
-  assert.ok(away.mayReturn(5_999, 1));
-  assert.ok(!away.mayReturn(6_000, 1));
-  assert.ok(away.mayReturn(600_000, 0));
-});
-
 test("a grace runs from when the last shard went away, and starts anew for one that came back", () => {
   const away = new AwayShards();
   away.note([0], 0);
