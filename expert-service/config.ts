@@ -46,7 +46,7 @@ export const expertConfigSchema = z.object({
   }),
   drainTimeout: z.number().min(0).max(86_400).default(30).meta({
     description:
-      "How long a first SIGTERM or SIGINT waits for routers to take everything off this shard; a second one ends it at once",
+      "How long a first SIGTERM or SIGINT waits for routers to take everything off this shard, which serves on; also where no other has room, as one may still join; a second one ends it at once",
     unit: "s",
     placeholder: "SECONDS",
   }),

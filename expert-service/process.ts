@@ -58,8 +58,9 @@ export async function runShardProcess(
   });
   lifecycle.onStop("server", () => shard.close());
   lifecycle.beforeStop(async () => {
-    const reason = await shard.drain(config.drainTimeout * 1000);
-    logger.info({ reason }, "drained");
+    const { inOrder, reason } = await shard.drain(config.drainTimeout * 1000);
+    if (inOrder) logger.info({ reason }, "drained");
+    else logger.warn({ reason, ...shard.held() }, "leaves with experts that routers still need");
   });
 
   const own = advertisedAddress(config.advertise, config.host, shard.port);

@@ -69,6 +69,8 @@ export interface ExpertServiceOptions {
   readonly status: () => ShardStanding;
   /** A router asks the shard to leave, or to stay after all. */
   readonly onDrain: (draining: boolean) => void;
+  /** A router says why no shard that stays has room for what this one holds; empty: one has. */
+  readonly onLeavingOutlook: (unplaceable: string) => void;
   /** A placement could not be loaded, and nothing else is served: the shard can not go on. */
   readonly onFailure: (error: Error) => void;
 }
@@ -212,6 +214,8 @@ class RouterStream {
       this.#onRelease(kind.value);
     } else if (kind.$case === "drain") {
       this.#options.onDrain(!kind.value.cancel);
+    } else if (kind.$case === "leavingOutlook") {
+      this.#options.onLeavingOutlook(kind.value.unplaceable);
     }
   }
 

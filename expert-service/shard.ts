@@ -1,7 +1,6 @@
 /** Puts a shard together: its server, batcher and residency over one device and one checkpoint. */
 
 import { randomUUID } from "node:crypto";
-import { setTimeout as pause } from "node:timers/promises";
 
 import { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
@@ -26,6 +25,7 @@ import { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
 import { HostCache } from "./host-cache.ts";
+import { Leaving, type LeavingEnd } from "./leaving.ts";
 import { createLoader, type LoaderOptions } from "./loader.ts";
 import { measureSpeed } from "./measure-speed.ts";
 import { PeerExperts } from "./peer-experts.ts";
@@ -62,17 +62,16 @@ export interface Shard {
   readonly port: number;
   /** What it would register as at this address. */
   registration(address: string): ShardRegistration;
-  /** Marks the shard as leaving. Settles with the reason when it may go: released, without routers, or `timeoutMs` over. */
-  drain(timeoutMs: number): Promise<string>;
+  /** Marks the shard as leaving. Settles when it may go: released, without routers, or `timeoutMs` over. */
+  drain(timeoutMs: number): Promise<LeavingEnd>;
+  /** Experts in device memory, and the bytes that they take. */
+  held(): { readonly experts: number; readonly residentBytes: number };
   /** Ends all streams, stops the server and frees the device's experts; device and checkpoint stay the caller's. */
   close(): Promise<void>;
 }
 
 /** Streams are ended before the server stops, so that little remains to wait for, milliseconds. */
 const STOP_GRACE_MS = 500;
-
-/** Time between two looks whether a shard that leaves may go, milliseconds. */
-const DRAIN_POLL_MS = 50;
 
 /** No router waits nearly as long for a dispatch, milliseconds. */
 const RUN_DEADLINE_MS = 60_000;
@@ -178,24 +177,29 @@ export async function startShard(address: string, options: ShardOptions): Promis
     logger,
   });
   const incarnation = randomUUID();
-  let draining = false;
+  const held = () => ({
+    experts: residency.numExperts(),
+    residentBytes: residency.residentBytes(),
+  });
+  const leaving = new Leaving({
+    isNeeded: () => residency.isNeeded(),
+    numRouters: () => service.numRouters(),
+    held,
+    onChange: () => changed(),
+    logger,
+  });
   const shardStatus = (): ShardStanding => ({
-    draining,
-    released: draining && !residency.isNeeded(),
+    draining: leaving.draining,
+    released: leaving.released,
     residentBytes: residency.residentBytes(),
     memoryBytes: device.memoryBytes,
     waiting: batcher.waiting,
     epochs: residency.epochs(),
   });
   const changed = () => {
+    leaving.look();
     service.statusChanged();
     options.onChange?.();
-  };
-  const drain = (wanted: boolean) => {
-    if (draining === wanted) return;
-    draining = wanted;
-    logger.info({ draining }, "drain");
-    changed();
   };
   const server = new Server(serverOptions);
   const service = addExpertService(server, {
@@ -213,7 +217,8 @@ export async function startShard(address: string, options: ShardOptions): Promis
     pairsPerSecond,
     formatSpeeds: speed?.formats ?? [],
     status: shardStatus,
-    onDrain: drain,
+    onDrain: (wanted) => leaving.set(wanted),
+    onLeavingOutlook: (unplaceable) => leaving.tell(unplaceable),
     read: (layer, expert, format) => {
       const kept = cache.look({ layer, expert, format });
       return kept === undefined ? residency.read(layer, expert, format) : Promise.resolve(kept);
@@ -245,19 +250,13 @@ export async function startShard(address: string, options: ShardOptions): Promis
       weights,
       experts,
       incarnation,
-      draining,
-      released: shardStatus().released,
+      draining: leaving.draining,
+      released: leaving.released,
       residentExperts: residency.numExperts(),
       epoch: residency.epochs().at(-1) ?? 0,
     }),
-    drain: (timeoutMs) => {
-      drain(true);
-      const reason = () => {
-        if (service.numRouters() === 0) return "no router is connected";
-        return shardStatus().released ? "nothing is placed on it" : undefined;
-      };
-      return waitForReason(reason, timeoutMs);
-    },
+    drain: (timeoutMs) => leaving.wait(timeoutMs),
+    held,
     close: async () => {
       health.setStatus("", "NOT_SERVING");
       health.setStatus("switchyard.v1.ExpertService", "NOT_SERVING");
@@ -267,15 +266,4 @@ export async function startShard(address: string, options: ShardOptions): Promis
       await residency.close();
     },
   };
-}
-
-/** Looks for a reason to go on until there is one, or time is over. */
-async function waitForReason(look: () => string | undefined, timeoutMs: number): Promise<string> {
-  const endsAt = performance.now() + timeoutMs;
-  for (;;) {
-    const reason = look();
-    if (reason !== undefined) return reason;
-    if (performance.now() >= endsAt) return `not released within ${timeoutMs} ms`;
-    await pause(DRAIN_POLL_MS);
-  }
 }

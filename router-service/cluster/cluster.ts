@@ -179,6 +179,7 @@ class ShardCluster implements Cluster {
 
   setUnplaceable(reason: string | undefined): void {
     this.#availability.setUnplaceable(reason);
+    this.#roster.tellLeaving(reason);
     this.#changes.notify();
   }
 
@@ -289,6 +290,7 @@ class ShardCluster implements Cluster {
   #onEvent(member: ClusterMember, kind: MemberEvent | "left"): void {
     this.#notify({ kind, member: this.#view(member) });
     if (kind === "joined") this.#planFirst();
+    if (kind === "draining") this.#roster.tellLeaving(this.#availability.unplaceable);
   }
 
   #notify(change: ClusterChange): void {

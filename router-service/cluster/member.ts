@@ -41,6 +41,10 @@ export class Member implements ClusterMember {
   readonly #client: ShardClient;
   #hello: ShardHello | undefined;
   #status: ShardStatus | undefined;
+  /** What it was told last of room elsewhere, since it is to leave. */
+  #toldOfRoom = "";
+  /** Its last word was that it may be terminated. */
+  #safe = false;
   /** Why it was not told of its placement; undefined where it was. */
   #withheld: string | undefined;
   #speed = new ShardSpeed();
@@ -64,6 +68,7 @@ export class Member implements ClusterMember {
         }
         this.#hello = theirs;
         this.#status = undefined;
+        this.#toldOfRoom = "";
         this.#withheld = withheld;
         if (withheld !== undefined) {
           logger.warn({ shard: address, rank: theirs.rank, reason: withheld }, "shard not placed");
@@ -73,6 +78,12 @@ export class Member implements ClusterMember {
       onStatus: (status) => {
         const before = this.#status?.draining ?? false;
         this.#status = status;
+        if (!status.draining) this.#toldOfRoom = "";
+        const wasSafe = this.#safe;
+        this.#safe = status.draining && status.released;
+        if (this.#safe && !wasSafe) {
+          logger.info({ shard: address, rank: this.rank }, "shard is safe to terminate");
+        }
         if (status.draining !== before) onEvent(this, "draining");
       },
       onChange: () => {
@@ -207,6 +218,14 @@ export class Member implements ClusterMember {
     const { state } = this.#client;
     if (state.kind === "connected") state.stream.drain(cancel);
     return state.kind === "connected";
+  }
+
+  /** Tells the shard, where it is to leave, why no other has room for what it holds; empty: one has. */
+  tellLeaving(unplaceable: string): void {
+    const { state } = this.#client;
+    if (state.kind === "away" || !this.draining || unplaceable === this.#toldOfRoom) return;
+    this.#toldOfRoom = unplaceable;
+    state.stream.leavingOutlook(unplaceable);
   }
 
   /** Takes note of an answered dispatch. */

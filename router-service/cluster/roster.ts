@@ -82,6 +82,11 @@ export class Roster {
     }
   }
 
+  /** Tells the shards that are to leave why no other has room for what they hold; undefined: one has. */
+  tellLeaving(unplaceable: string | undefined): void {
+    for (const member of this.#members.values()) member.tellLeaving(unplaceable ?? "");
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
     clearInterval(this.#watch);

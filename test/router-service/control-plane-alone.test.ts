@@ -4,7 +4,8 @@ import { after, before, describe, it, type TestContext } from "node:test";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
-import { startTestShard } from "../support/shards.ts";
+import type { Logger } from "../../core/platform/log.ts";
+import { silentLogger, startTestShard } from "../support/shards.ts";
 import {
   assertComputes,
   epochOf,
@@ -26,9 +27,10 @@ describe("a router without Redis", () => {
     ranks: readonly number[],
     minCopies = 1,
     memoryLimit?: number,
+    logger?: Logger,
   ) => {
     const shards = await Promise.all(
-      ranks.map((rank) => startTestShard({ rank, weights: "f32", memoryLimit })),
+      ranks.map((rank) => startTestShard({ rank, weights: "f32", memoryLimit, logger })),
     );
     const router = await startTestRouter(checkpoint, "alone", {
       shards: shards.map(({ address }) => address),
@@ -50,6 +52,31 @@ describe("a router without Redis", () => {
     await router.cluster.ready();
     await assertComputes(router, expected);
     assert.match(router.plane.follower.stored()?.why ?? "", /shard 1 is gone/);
+  });
+
+  it("tells a shard that leaves last that nothing has room, and its requests wait for it to be back", async (t) => {
+    const warnings: string[] = [];
+    const logger: Logger = Object.assign(Object.create(silentLogger) as Logger, {
+      warn: (facts: object, message: string) =>
+        warnings.push(`${message} ${JSON.stringify(facts)}`),
+    });
+    const { shards, router } = await start(t, [0], 1, 36 * EXPERT_BYTES, logger);
+    const { cluster } = router;
+    const expected = await runRows(router);
+    assert.ok(cluster.drain(0, false));
+    await waitFor("the word", () => warnings.length > 0);
+    assert.match(
+      warnings[0],
+      /no shard .* has room .*0 shards offer 0 bytes, 1 more .*"experts":36/,
+    );
+    const [last] = shards;
+    await last.close();
+    await waitFor("the loss", () => cluster.missingReason() !== undefined);
+    const running = runRows(router);
+    assert.equal(cluster.hopelessReason(), undefined, "what was said of the drain fails nothing");
+    const port = Number(last.address.split(":").at(-1));
+    shards[0] = await startTestShard({ rank: 0, port, weights: "f32" });
+    assert.deepEqual(await running, expected);
   });
 
   it("gives others what a shard has no room for that comes back with less memory", async (t) => {

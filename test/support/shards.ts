@@ -1,7 +1,7 @@
 /** Expert shards in the test's own process, and clusters over them. */
 
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
-import { createLogger } from "../../core/platform/log.ts";
+import { createLogger, type Logger } from "../../core/platform/log.ts";
 import type { ExpertsSetting } from "../../core/expert-formats.ts";
 import type { WeightsSetting } from "../../core/handshake.ts";
 import { openShardDevice, type ShardDevice } from "../../expert-service/device.ts";
@@ -33,6 +33,8 @@ export interface TestShardOptions {
   readonly hostCacheBytes?: number;
   readonly measureSpeed?: boolean;
   readonly startProgress?: ShardOptions["startProgress"];
+  /** Default: it says nothing. */
+  readonly logger?: Logger;
   /** Awaited before experts are read from the checkpoint. */
   readonly beforeRead?: () => Promise<void>;
   /** Changes the device; default: as it is. */
@@ -72,7 +74,7 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
     maxDispatches: options.maxDispatches ?? 256,
     checkpoint,
     device: options.wrapDevice?.(device) ?? device,
-    logger: silentLogger,
+    logger: options.logger ?? silentLogger,
     runDeadlineMs: options.runDeadlineMs,
     hostCacheBytes: options.hostCacheBytes,
     measureSpeed: options.measureSpeed,

@@ -144,6 +144,11 @@ export class ShardStream {
     this.#send({ $case: "drain", value: { cancel } });
   }
 
+  /** Tells the shard, which is to leave, why no other has room for what it holds; empty: one has. */
+  leavingOutlook(unplaceable: string): void {
+    this.#send({ $case: "leavingOutlook", value: { unplaceable } });
+  }
+
   /** Sends rows; the shard has `timeoutMs` to answer. */
   dispatch(header: Omit<DispatchHeader, "dispatchId">, payload: PackedDispatch): DispatchHandle {
     const dispatchId = this.#nextDispatchId++;

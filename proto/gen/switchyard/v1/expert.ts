@@ -84,6 +84,7 @@ export interface RouterMessage {
     | { $case: "cancel"; value: CancelDispatch }
     | { $case: "release"; value: ReleaseEpochs }
     | { $case: "drain"; value: Drain }
+    | { $case: "leavingOutlook"; value: LeavingOutlook }
     | undefined;
 }
 
@@ -189,6 +190,12 @@ export interface Drain {
   cancel: boolean;
 }
 
+/** To a shard that is to leave, when this changes: whether others can have what it holds. */
+export interface LeavingOutlook {
+  /** Why no shard that stays has room; empty where one has. */
+  unplaceable: string;
+}
+
 /** Asks for one expert of the model that both ends have. */
 export interface FetchExpertRequest {
   /** Identity of the checkpoint, hex. */
@@ -292,6 +299,9 @@ export const RouterMessage: MessageFns<RouterMessage> = {
       case "drain":
         Drain.encode(message.kind.value, writer.uint32(50).fork()).join();
         break;
+      case "leavingOutlook":
+        LeavingOutlook.encode(message.kind.value, writer.uint32(58).fork()).join();
+        break;
     }
     return writer;
   },
@@ -357,6 +367,14 @@ export const RouterMessage: MessageFns<RouterMessage> = {
             message.kind = { $case: "drain", value: Drain.decode(reader, reader.uint32()) };
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.kind = { $case: "leavingOutlook", value: LeavingOutlook.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -408,6 +426,12 @@ export const RouterMessage: MessageFns<RouterMessage> = {
       case "drain": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
           message.kind = { $case: "drain", value: Drain.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "leavingOutlook": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "leavingOutlook", value: LeavingOutlook.fromPartial(object.kind.value) };
         }
         break;
       }
@@ -1267,6 +1291,61 @@ export const Drain: MessageFns<Drain> = {
   fromPartial<I extends Exact<DeepPartial<Drain>, I>>(object: I): Drain {
     const message = createBaseDrain();
     message.cancel = object.cancel ?? false;
+    return message;
+  },
+};
+
+function createBaseLeavingOutlook(): LeavingOutlook {
+  return { unplaceable: "" };
+}
+
+export const LeavingOutlook: MessageFns<LeavingOutlook> = {
+  encode(message: LeavingOutlook, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.unplaceable !== "") {
+      writer.uint32(10).string(message.unplaceable);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LeavingOutlook {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLeavingOutlook();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.unplaceable = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<LeavingOutlook>, I>>(base?: I): LeavingOutlook {
+    return LeavingOutlook.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<LeavingOutlook>, I>>(object: I): LeavingOutlook {
+    const message = createBaseLeavingOutlook();
+    message.unplaceable = object.unplaceable ?? "";
     return message;
   },
 };
