@@ -19,18 +19,33 @@ export interface PlanView {
   readonly shards: readonly ShardBalanceView[];
 }
 
-/** What would be done, what it would bring, and what each shard would hold. */
+/** What would be done, or why not, what it would bring, and what each shard would hold. */
 export function formatPlan(plan: PlanView): string {
-  const { moves, predicted_step_seconds_before: before, predicted_step_seconds: after } = plan;
-  return [
-    plan.worth_it ? "this would be done:" : "nothing would be done:",
-    `  ${plan.why}`,
-    `experts of a step: ${before === null ? "not all have a copy" : secondsText(before)} → ${secondsText(after)}`,
-    `moves: ${countText(moves.loads, "load")} of ${bytesText(moves.bytes)}, ${countText(moves.drops, "drop")}, in ${countText(moves.stages, "stage")}`,
-    "",
-    ...shardTable(plan.shards),
-    "",
-  ].join("\n");
+  const { why, moves, predicted_step_seconds_before: before } = plan;
+  const after = secondsText(plan.predicted_step_seconds);
+  const steps = `${before === null ? "not all have a copy" : secondsText(before)} → ${after}`;
+  const found = plan.worth_it
+    ? [
+        "this would be done:",
+        `  ${why}`,
+        `experts of a step: ${steps}`,
+        `moves: ${movesText(moves)}`,
+      ]
+    : [
+        "nothing would be done:",
+        `  ${why}`,
+        moves.stages === 0
+          ? `experts of a step: ${after}`
+          : `that placement: experts of a step ${steps}; moves: ${movesText(moves)}`,
+      ];
+  return [...found, "", ...shardTable(plan.shards), ""].join("\n");
+}
+
+function movesText({ loads, drops, bytes, stages }: PlanView["moves"]): string {
+  if (loads + drops === 0) return "none, only shares change";
+  const loaded =
+    loads === 0 ? "nothing is loaded" : `${countText(loads, "load")} of ${bytesText(bytes)}`;
+  return `${loaded}, ${countText(drops, "drop")}, in ${countText(stages, "stage")}`;
 }
 
 /** A line for each policy. */
