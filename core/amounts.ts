@@ -1,5 +1,8 @@
 /** Times, sizes and counts as people read them; pure. */
 
+/** Of more sizes than these only the sum is shown. */
+const MOST_LISTED = 8;
+
 /** A time: 1.23 ms. */
 export function secondsText(seconds: number): string {
   if (seconds === 0) return "0 s";
@@ -18,6 +21,13 @@ export function bytesText(bytes: number): string {
     unit++;
   }
   return `${unit === 0 ? Math.round(value) : threeDigits(value)} ${units[unit]}`;
+}
+
+/** Sizes to the byte, each where they are few, and what they come to: 200 + 1848 bytes (2.00 KiB). */
+export function offersText(offers: readonly number[]): string {
+  const sum = offers.reduce((total, one) => total + one, 0);
+  const each = offers.length > 1 && offers.length <= MOST_LISTED ? offers.join(" + ") : sum;
+  return `${each} bytes${sum < 1024 ? "" : ` (${bytesText(sum)})`}`;
 }
 
 /** So many of something: 1 shard, 2 shards. */

@@ -1,5 +1,6 @@
 /** The offline half of `switchyard plan`: a model's sizes, a trace and supposed shards, replayed. */
 
+import { countText, offersText } from "../core/amounts.ts";
 import {
   commonFormat,
   expertsSetting,
@@ -106,7 +107,7 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
   const offered = staying.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
   if (offered < allBytes) {
     throw new Error(
-      `all experts take ${allBytes} bytes; ${staying.length} shards offer ${offered}`,
+      `all experts take ${offersText([allBytes])}; ${countText(staying.length, "shard offers", "shards offer")} ${offersText([offered])}`,
     );
   }
   const cells = layers.length * numExperts;

@@ -3,6 +3,7 @@
  * what is worth a change. The objective stands in objective.ts, on one screen.
  */
 
+import { countText, offersText } from "../amounts.ts";
 import { replicasOf } from "./cost.ts";
 import { PlacementError, PlannerInputError } from "./errors.ts";
 import type { PlacedLayers, Plan, PlannerInput, PlanReason } from "./input.ts";
@@ -213,10 +214,11 @@ function sumOf(layers: readonly Layer[]): number {
 function noRoom({ layers, numExperts, bytes, shards }: PlannerInput): PlacementError {
   const needed = bytes.reduce((sum, one) => sum + one, 0);
   const offered = shards.filter(({ draining }) => !draining).map(({ memoryBytes }) => memoryBytes);
-  const draining = shards.length - offered.length;
+  const leaving = shards.length - offered.length;
+  const others = leaving > 0 ? `, ${countText(leaving, "more is", "more are")} draining` : "";
   return new PlacementError(
-    `${layers.length} layers of ${numExperts} experts take ${needed} bytes; ` +
-      `${offered.length} shards offer ${offered.join(" + ") || 0} bytes${draining > 0 ? `, ${draining} more are draining` : ""}`,
+    `${countText(layers.length, "layer")} of ${countText(numExperts, "expert")} take ${offersText([needed])}; ` +
+      `${countText(offered.length, "shard offers", "shards offer")} ${offersText(offered)}${others}`,
   );
 }
 

@@ -1,5 +1,6 @@
 /** Where experts live by the policies that ours is compared with, and that an operator may ask for. */
 
+import { countText, offersText } from "../amounts.ts";
 import { eplb } from "./eplb.ts";
 import { PlacementError } from "./errors.ts";
 import type { PlacedLayers, PlannedShard, PlannerInput, Policy } from "./input.ts";
@@ -15,9 +16,7 @@ export function targetOf(policy: Exclude<Policy, "auto">, input: PolicyInput): P
     .toSorted((a, b) => a.rank - b.rank);
   const slots = slotsPerShard(input, shards);
   if (slots * shards.length < input.numExperts) {
-    throw new PlacementError(
-      `${input.numExperts} experts per layer; ${shards.length} shards have ${slots} slots each with --placement-policy ${policy}`,
-    );
+    throw noSlots(input, shards, slots, policy);
   }
   const place = policy === "static" ? inTurns : byEplb;
   return new Map(
@@ -26,6 +25,22 @@ export function targetOf(policy: Exclude<Policy, "auto">, input: PolicyInput): P
       const load = input.load.subarray(index * numExperts, (index + 1) * numExperts);
       return [layer, place(load, slots, shards)];
     }),
+  );
+}
+
+function noSlots(
+  { numExperts }: PolicyInput,
+  shards: readonly PlannedShard[],
+  slots: number,
+  policy: Policy,
+): PlacementError {
+  const smallest = Math.min(...shards.map(({ memoryBytes }) => memoryBytes));
+  const offer =
+    shards.length === 0
+      ? "no shard is there"
+      : `${countText(shards.length, "shard has", "shards have")} ${countText(slots, "slot")} each, as the smallest offers ${offersText([smallest])}`;
+  return new PlacementError(
+    `${countText(numExperts, "expert")} per layer; with --placement-policy ${policy} ${offer}`,
   );
 }
 

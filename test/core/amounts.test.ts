@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { bytesText, countText, secondsText } from "../../core/amounts.ts";
+import { bytesText, countText, offersText, secondsText } from "../../core/amounts.ts";
 
 test("times are shown in the unit that reads well, and never with an exponent", () => {
   const texts: readonly (readonly [number, string])[] = [
@@ -39,5 +39,19 @@ test("one of something is not called many", () => {
   assert.deepEqual(
     [countText(1, "shard"), countText(2, "shard"), countText(0, "copy", "copies")],
     ["1 shard", "2 shards", "0 copies"],
+  );
+});
+
+test("memory that is too little is shown to the byte, and in the unit that reads well", () => {
+  const texts: readonly (readonly [readonly number[], string])[] = [
+    [[], "0 bytes"],
+    [[512], "512 bytes"],
+    [[200_000], "200000 bytes (195 KiB)"],
+    [[8 * 2 ** 30, 8 * 2 ** 30], "8589934592 + 8589934592 bytes (16.0 GiB)"],
+    [Array.from({ length: 9 }, () => 2 ** 30), "9663676416 bytes (9.00 GiB)"],
+  ];
+  assert.deepEqual(
+    texts.map(([offers]) => offersText(offers)),
+    texts.map(([, text]) => text),
   );
 });

@@ -1,5 +1,6 @@
 /** The placement of epoch 1, before any statistics: every layer's experts in contiguous runs over the shards; pure. */
 
+import { countText, offersText } from "../../../core/amounts.ts";
 import { PlacementError } from "../errors.ts";
 
 /** What the placement is made from. */
@@ -31,8 +32,9 @@ export function expertsPerShard(input: FirstPlacementInput): number[] {
   const placed = sumOf(shares);
   if (placed < numExperts) {
     throw new PlacementError(
-      `${layers.length} layers of ${numExperts} experts take ${sumOf(bytesByExpert)} bytes; ` +
-        `the shards offer ${memoryBytes.join(" + ")} bytes, room for ${placed} experts of every layer`,
+      `${countText(layers.length, "layer")} of ${countText(numExperts, "expert")} take ${offersText([sumOf(bytesByExpert)])}; ` +
+        `${countText(memoryBytes.length, "shard offers", "shards offer")} ${offersText(memoryBytes)}, ` +
+        `room for ${countText(placed, "expert")} of every layer`,
     );
   }
   return shares;

@@ -36,7 +36,7 @@ test("bytes that are needed and offered are named where the experts do not fit",
     () => planPlacement(plannerInput({ loads: [[1, 1, 1]], room: [1, 1] })),
     (error) =>
       error instanceof PlacementError &&
-      /1 layers of 3 experts take 3 bytes; 2 shards offer 1 \+ 1 bytes/u.test(error.message),
+      /1 layer of 3 experts take 3 bytes; 2 shards offer 1 \+ 1 bytes/u.test(error.message),
   );
 });
 
