@@ -11,7 +11,13 @@ import { startProgress } from "../core/platform/progress.ts";
 import { printAnswer } from "./print-answer.ts";
 import { askRouter, routerFlags } from "./router-client.ts";
 
-const LOOK_MS = 300;
+const LOOK_MS = 200;
+
+/** A router knows by then whether others have room, milliseconds. */
+const OUTLOOK_MS = 1_500;
+
+/** That nothing has room may change within this time, as a shard that joins is planned for, milliseconds. */
+const STUCK_MS = 1_000;
 
 const schema = z.object({
   rank: z.int().min(0).max(MAX_SHARD_RANK).meta({
@@ -21,7 +27,8 @@ const schema = z.object({
   }),
   ...routerFlags,
   wait: z.boolean().default(false).meta({
-    description: "Stay until the shard is safe to terminate",
+    description:
+      "Stay until the shard is safe to terminate, or no other has room for what it holds",
   }),
   timeout: z.number().positive().max(86_400).default(600).meta({
     description: "Longest stay with --wait",
@@ -39,13 +46,18 @@ const about = {
     "Has a shard leave: nothing new is placed on it, and its last copies get another home while it serves.",
   notes:
     "switchyard drain RANK is switchyard drain --rank RANK; flags stand before or after it. Asking twice does no harm.\n" +
-    "SIGTERM to the shard does the same, and ends it when it is done.",
+    "SIGTERM to the shard does the same, and ends it when it is done. A shard that no other has room for stays marked and\n" +
+    "serves on: it gives its experts away as soon as one joins; until then the exit code is 1.",
 };
 
 /** A shard, as GET /v1/shards has it. */
 interface ShardView {
   readonly rank: number | null;
   readonly draining: boolean;
+  /** Why it can not leave now, where its state is "draining"; null where it can. */
+  readonly reason: string | null;
+  readonly state: string;
+  readonly epochs: readonly number[];
   readonly safe_to_terminate: boolean;
   readonly resident_bytes: number | null;
 }
@@ -60,11 +72,27 @@ async function drain(config: DrainConfig): Promise<string> {
   const { rank, cancel, wait } = config;
   await askRouter(config, cancel ? "DELETE" : "POST", `/v1/shards/${rank}/drain`);
   if (cancel) return `shard ${rank} stays\n`;
-  if (wait) return waitForRelease(config);
-  const { safe_to_terminate } = await shardView(config);
-  return safe_to_terminate
-    ? `shard ${rank} is safe to terminate\n`
-    : `shard ${rank} is draining; switchyard drain ${rank} --wait says when it is safe to terminate\n`;
+  return wait ? waitForRelease(config) : firstWord(config);
+}
+
+/** What comes of it, as far as a router knows soon. Rejects where nothing has room. */
+async function firstWord(config: DrainConfig): Promise<string> {
+  const { rank } = config;
+  const endsAt = performance.now() + OUTLOOK_MS;
+  let before: number | undefined;
+  for (;;) {
+    const shard = await shardView(config);
+    if (shard.safe_to_terminate) return `shard ${rank} is safe to terminate\n`;
+    const stuck = heldUpBy(shard);
+    if (stuck !== undefined) throw new Error(stuckText(rank, stuck));
+    const newest = Math.max(0, ...shard.epochs);
+    before ??= newest;
+    // A later placement is on its way: others have room.
+    if (newest > before || performance.now() > endsAt) {
+      return `shard ${rank} is draining; switchyard drain ${rank} --wait says when it is safe to terminate\n`;
+    }
+    await delay(LOOK_MS);
+  }
 }
 
 async function waitForRelease(config: DrainConfig): Promise<string> {
@@ -73,8 +101,10 @@ async function waitForRelease(config: DrainConfig): Promise<string> {
   const endsAt = performance.now() + timeout * 1000;
   let progress: ReturnType<typeof startProgress> | undefined;
   let total = 0;
+  let stuckSince: number | undefined;
   for (;;) {
     const shard = await shardView(config);
+    const now = performance.now();
     const held = shard.resident_bytes ?? 0;
     if (shard.safe_to_terminate) {
       progress?.update(total);
@@ -83,10 +113,16 @@ async function waitForRelease(config: DrainConfig): Promise<string> {
     }
     if (held > total) {
       total = held;
-      progress ??= startProgress(`shard ${rank}, bytes given up`, total, logger);
+      progress ??= startProgress(`shard ${rank}, bytes given up`, total, logger, "draining");
     }
     progress?.update(total - held);
-    if (performance.now() > endsAt) {
+    const stuck = heldUpBy(shard);
+    stuckSince = stuck === undefined ? undefined : (stuckSince ?? now);
+    if (stuck !== undefined && (now > endsAt || now - (stuckSince ?? now) >= STUCK_MS)) {
+      progress?.stop();
+      throw new Error(stuckText(rank, stuck));
+    }
+    if (now > endsAt) {
       progress?.stop();
       throw new Error(
         `shard ${rank} still holds ${held} bytes after --timeout ${timeout} s; GET /v1/placement says why`,
@@ -94,6 +130,19 @@ async function waitForRelease(config: DrainConfig): Promise<string> {
     }
     await delay(LOOK_MS);
   }
+}
+
+/** Why a shard that is to leave can not; undefined where it can, as far as its router knows. */
+function heldUpBy({ state, reason }: ShardView): string | undefined {
+  return state === "draining" ? (reason ?? undefined) : undefined;
+}
+
+function stuckText(rank: number, reason: string): string {
+  return (
+    `shard ${rank} can not leave: no shard that stays has room for what it holds: ${reason}.\n` +
+    `It serves on, and gives its experts away as soon as a shard with room joins. ` +
+    `switchyard drain ${rank} --cancel has it stay.`
+  );
 }
 
 async function shardView(config: DrainConfig): Promise<ShardView> {

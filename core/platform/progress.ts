@@ -40,12 +40,17 @@ export interface ProgressView {
 const MESSAGE_STEPS = 50;
 const LINE_STEPS = 4;
 
-/** Starts showing a load of `total` units; a total of 0 counts as done. */
-export function startProgress(label: string, total: number, logger: Logger): Progress {
+/** Starts showing a load of `total` units; a total of 0 counts as done. `what` is said of it in log lines. */
+export function startProgress(
+  label: string,
+  total: number,
+  logger: Logger,
+  what = "loading",
+): Progress {
   let view: ProgressView | undefined;
   const tell = stepped(MESSAGE_STEPS, (done) => {
     const told = tellParent({ progress: { label, done, total } } satisfies ProgressMessage);
-    if (!told) (view ??= createProgressView(logger)).update(label, done, total);
+    if (!told) (view ??= createProgressView(logger, what)).update(label, done, total);
   });
   const close = () => {
     view?.close();
@@ -73,20 +78,20 @@ export function startProgress(label: string, total: number, logger: Logger): Pro
 }
 
 /** Shows loads on stderr: one bar each where it is a terminal, else a log line at every quarter. */
-export function createProgressView(logger: Logger): ProgressView {
-  return process.stderr.isTTY ? createBars() : createLines(logger);
+export function createProgressView(logger: Logger, what = "loading"): ProgressView {
+  return process.stderr.isTTY ? createBars() : createLines(logger, what);
 }
 
 /** A log line at the begin of each load, at every quarter of it, and where it is stopped. */
-export function createLines(logger: Logger): ProgressView {
+export function createLines(logger: Logger, what = "loading"): ProgressView {
   const loads = new Map<string, Load & { readonly line: Step }>();
-  const say = (label: string, { done, total }: Load, what: string) =>
-    logger.info({ label, done, total, percent: percent(done, total) }, what);
+  const say = (label: string, { done, total }: Load, text: string) =>
+    logger.info({ label, done, total, percent: percent(done, total) }, text);
   return {
     update: (label, done, total) => {
       const line =
         loads.get(label)?.line ??
-        stepped(LINE_STEPS, (now, all) => say(label, { done: now, total: all }, "loading"));
+        stepped(LINE_STEPS, (now, all) => say(label, { done: now, total: all }, what));
       loads.set(label, { line, done, total });
       line(done, total);
       // It may be loaded again later.
@@ -94,7 +99,7 @@ export function createLines(logger: Logger): ProgressView {
     },
     stop: (label) => {
       const load = loads.get(label);
-      if (load !== undefined) say(label, load, "loading stopped");
+      if (load !== undefined) say(label, load, `${what} stopped`);
       loads.delete(label);
     },
     print: (line) => void process.stderr.write(`${line}\n`),

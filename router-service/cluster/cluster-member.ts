@@ -16,7 +16,7 @@ export interface MemberView {
   /** Undefined before its first hello. */
   readonly rank: number | undefined;
   readonly state: MemberState;
-  /** Why it is away or loading. */
+  /** Why it is away or loading, or can not leave: no shard that stays has room. */
   readonly reason: string | undefined;
   /** Its last. */
   readonly hello: ShardHello | undefined;

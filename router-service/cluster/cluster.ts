@@ -284,7 +284,10 @@ class ShardCluster implements Cluster {
   }
 
   #view(member: ClusterMember): MemberView {
-    return member.view(this.#current?.placement.epoch);
+    const view = member.view(this.#current?.placement.epoch);
+    const { unplaceable } = this.#availability;
+    const isHeldUp = view.state === "draining" && view.status?.released !== true;
+    return isHeldUp && unplaceable !== undefined ? { ...view, reason: unplaceable } : view;
   }
 
   #onEvent(member: ClusterMember, kind: MemberEvent | "left"): void {

@@ -183,6 +183,10 @@ describe("two routers, three shards and a Redis", () => {
     const drained = await switchyard("drain", "2", "--url", url, "--wait", "--timeout", "20");
     assert.equal(drained.code, 0, drained.stderr);
     assert.deepEqual(await ranksHeld(url), [5]);
+    const last = await switchyard("drain", "5", "--url", url, "--wait", "--timeout", "20");
+    assert.equal(last.code, 1, last.stdout);
+    assert.match(last.stderr, /shard 5 can not leave: no shard .*; 0 shards offer 0 bytes, /);
+    assert.match(last.stderr, /drain 5 --cancel has it stay/);
     assert.deepEqual(await greedy(url), expected);
   });
 });

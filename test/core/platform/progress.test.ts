@@ -26,17 +26,17 @@ test("a load that is stopped says how far it came, and begins anew", () => {
     const { done, total } = facts as { done: number; total: number };
     seen.push(`${text} ${done}/${total}`);
   };
-  const view = createLines(logger);
+  const view = createLines(logger, "draining");
   for (let done = 0; done <= 60; done++) view.update("experts", done, 100);
   view.stop("experts");
   view.stop("experts");
   view.update("experts", 0, 8);
   assert.deepEqual(seen, [
-    "loading 0/100",
-    "loading 25/100",
-    "loading 50/100",
-    "loading stopped 60/100",
-    "loading 0/8",
+    "draining 0/100",
+    "draining 25/100",
+    "draining 50/100",
+    "draining stopped 60/100",
+    "draining 0/8",
   ]);
 });
 
