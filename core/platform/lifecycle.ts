@@ -54,8 +54,12 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
 
   const stop = (reason: string, exitCode: number): void => {
     if (controller.signal.aborted) return;
-    controller.abort(new Error(`the process is stopping: ${reason}`));
     logger[exitCode === 0 ? "info" : "error"]({ reason }, "stopping");
+    end(reason, exitCode);
+  };
+  /** Stops for what has been logged. */
+  const end = (reason: string, exitCode: number): void => {
+    controller.abort(new Error(`the process is stopping: ${reason}`));
     void closeAll(closers, logger, deadlineMs).then((closed) =>
       process.exit(closed ? exitCode : exitCode || 1),
     );
@@ -82,7 +86,7 @@ export function startLifecycle(logger: Logger, deadlineMs = STOP_DEADLINE_MS): L
     if (known) logger.fatal({ error: error.name }, `can not start: ${error.message}`);
     else logger.fatal({ err: error }, "uncaught error");
     if (controller.signal.aborted) process.exit(1);
-    stop(known ? error.message : "uncaught error", 1);
+    end(known ? error.message : "uncaught error", 1);
   };
   process.on("uncaughtException", fail);
   process.on("unhandledRejection", fail);

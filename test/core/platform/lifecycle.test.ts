@@ -107,6 +107,7 @@ test("an error that says all by its message is one line without a stack", async 
   const fatal = text.split("\n").filter((line) => line.includes('"level":"fatal"'));
   assert.equal(fatal.length, 1, text);
   assert.match(fatal[0], /"msg":"can not start: --limit 9: the model has 8"/);
+  assert.equal(text.split("the model has 8").length, 2, text);
   assert.doesNotMatch(text, /stack|service\.ts:/);
   assert.match(text, /closed first/);
 });
