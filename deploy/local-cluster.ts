@@ -7,6 +7,7 @@ import { setTimeout as delay } from "node:timers/promises";
 
 import { defaultForeignEnvironment, loadConfig, toArguments } from "../core/platform/config.ts";
 import { exitWithParent, startLifecycle, type Lifecycle } from "../core/platform/lifecycle.ts";
+import { requireFreePorts } from "../core/platform/listening.ts";
 import { createLogger, formatLogLine, type Logger } from "../core/platform/log.ts";
 import {
   createProgressView,
@@ -68,6 +69,9 @@ async function startCluster(launch: Launch): Promise<void> {
   // Of all processes here: three software GPUs of a thread per core each would be in one another's way.
   const threads = driverThreads(availableParallelism(), 1 + config.shards);
   if (threads !== undefined) defaultForeignEnvironment(DRIVER_THREADS, threads);
+  // The router starts when its shards are there: what it would end by is known now.
+  const { httpPort, grpcPort } = config;
+  await requireFreePorts(config.host, { "--http-port": httpPort, "--grpc-port": grpcPort });
   const ranks = Array.from({ length: config.shards }, (_, rank) => rank);
   const redisUrl = await provideRedis(launch);
   const addresses = await Promise.all(ranks.map((rank) => launchShard(launch, rank, redisUrl)));

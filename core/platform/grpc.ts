@@ -11,6 +11,8 @@ import type {
 } from "@grpc/grpc-js";
 import { Channel, credentials, ServerCredentials, status } from "@grpc/grpc-js";
 
+import { listenError } from "./listening.ts";
+
 /** Largest message of any service, bytes; both ends set it. */
 export const MAX_MESSAGE_BYTES = 256 * 1024 * 1024;
 
@@ -89,24 +91,6 @@ function closable(connector: SecureConnector): SecureConnector {
 
 /** Options of every server. */
 export const serverOptions: ServerOptions = sharedOptions;
-
-/** An address can not be listened on. */
-export class ListenError extends Error {
-  override readonly name = "ListenError";
-}
-
-/** The error of an address that can not be listened on: why not, and what to do, `portFlag` being the flag that chooses its port. */
-export function listenError(address: string, portFlag: string, reason: string): ListenError {
-  const taken = `another program listens there; stop it, or choose another port with ${portFlag}, 0 for a free one`;
-  const hints: Readonly<Record<string, string>> = {
-    EADDRINUSE: taken,
-    EADDRNOTAVAIL: "this machine has no such address; choose another with --host",
-    EACCES: `this user may not; choose a port from 1024 with ${portFlag}`,
-  };
-  const code = Object.keys(hints).find((one) => reason.includes(one));
-  const why = code === undefined ? reason : `${hints[code]} (${code})`;
-  return new ListenError(`can not listen on ${address}: ${why}`);
-}
 
 /**
  * Binds a server without TLS and returns its port (chosen where `address` ends in ":0"). Rejects with ListenError

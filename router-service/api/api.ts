@@ -2,7 +2,8 @@
 
 import type { GenerationConfig, ModelConfig } from "../../core/model/config.ts";
 import type { Tokenizer } from "../../core/model/tokenizer/text.ts";
-import { bindServer, listenError, stopServer } from "../../core/platform/grpc.ts";
+import { bindServer, stopServer } from "../../core/platform/grpc.ts";
+import { listenError } from "../../core/platform/listening.ts";
 import { hostPort } from "../../core/platform/service-options.ts";
 import type { Engine } from "../engine/request.ts";
 import { createApiKeyCheck } from "./api-key.ts";
