@@ -79,6 +79,13 @@ export class Leaving {
 
   /** Has the shard leave. Settles when it may go: released, without routers, or `timeoutMs` over. */
   async wait(timeoutMs: number): Promise<LeavingEnd> {
+    const end = await this.#wait(timeoutMs);
+    // What happens from here on is its own stop.
+    this.#saidSafe = true;
+    return end;
+  }
+
+  async #wait(timeoutMs: number): Promise<LeavingEnd> {
     this.#endsAt = performance.now() + timeoutMs;
     if (this.#draining && this.#unplaceable !== "") this.#warn();
     this.set(true);

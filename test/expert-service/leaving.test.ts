@@ -40,7 +40,7 @@ describe("a shard's leaving", () => {
   });
 
   it("warns once of each reason why nothing has room, with what it holds and how long it waits", async () => {
-    const { said, leaving } = started();
+    const { said, shard, leaving } = started();
     leaving.tell(NO_ROOM);
     assert.deepEqual(said, [], "it is not to leave");
     leaving.set(true);
@@ -55,6 +55,9 @@ describe("a shard's leaving", () => {
     const end = await leaving.wait(60);
     assert.deepEqual(said, [`${warning} ${JSON.stringify({ ...facts, leavesInSeconds: 0.1 })}`]);
     assert.deepEqual(end, { inOrder: false, reason: "not released within 0.06 s" });
+    shard.needed = false;
+    leaving.look();
+    assert.equal(said.length, 1, "its routers are cut off, not served by others");
     leaving.tell("");
     assert.equal(said.at(-1), "info another shard has room now");
   });
