@@ -41,6 +41,9 @@ import type { Residency } from "./residency.ts";
 /** A router that connects must say hello within this time. */
 const HELLO_TIMEOUT_MS = 5_000;
 
+/** A router that stops and one that is killed end their streams in the same ways. */
+const STREAM_OVER = "the router closed the stream, or is gone";
+
 /** Milliseconds between two words of the shard about itself. */
 const STATUS_INTERVAL_MS = 1_000;
 
@@ -148,10 +151,10 @@ class RouterStream {
     );
     call.on("data", (message: RouterMessage) => this.#receive(message));
     call.on("end", () => {
-      this.#close("the router ended the stream");
+      this.#close(STREAM_OVER);
       call.end();
     });
-    call.on("cancelled", () => this.#close("the stream broke"));
+    call.on("cancelled", () => this.#close(STREAM_OVER));
     call.on("error", (error: Error) => this.#close(error.message));
   }
 
