@@ -136,6 +136,11 @@ export const routerConfigSchema = routerFields.superRefine((settings, context) =
     refuse("--discover needs --redis-url: shards are found by what they register there");
   }
   if (discover && shards.length > 0) refuse("--discover and --shards: shards are found or listed");
+  const twice = new Set(shards.filter((address, i) => shards.indexOf(address) < i));
+  if (twice.size > 0) {
+    const are = twice.size === 1 ? "is" : "are";
+    refuse(`--shards: ${[...twice].join(" and ")} ${are} listed more than once`);
+  }
 });
 
 /** Settings of a router, parsed and frozen. */

@@ -220,6 +220,9 @@ test("settings that the process could not keep are refused", () => {
     assert.equal(problems(`--shards=10.0.0.1:${port}`).length, 1, port);
   }
   assert.deepEqual(problems("--shards=10.0.0.1:65535,[::1]:1,shard-0.shards:50061"), []);
+  assert.deepEqual(problems("--shards=a:1,b:2,a:1,b:2,a:1"), [
+    "--shards: a:1 and b:2 are listed more than once",
+  ]);
 });
 
 test("a shard that nobody could reach or call by its rank is refused", () => {
