@@ -15,6 +15,7 @@ import { BLOCK_SIZE } from "../router-service/engine/model-runner.ts";
 import { runnerLimits } from "../router-service/engine/runner-limits.ts";
 import { routerConfigSchema } from "../router-service/config.ts";
 import { createRunner } from "../router-service/runner.ts";
+import { placeFirst } from "./rig/first-placement.ts";
 import { greedy } from "./rig/greedy.ts";
 import type { Contender, ContenderLimits, Generation } from "./peers/contender.ts";
 
@@ -55,10 +56,11 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
   const logger = createLogger("bench", "warn");
   const { weights: weightsSetting, microBatches } = options;
   const settings = routerConfigSchema.parse({ weights: weightsSetting, microBatches });
+  const first = planInputOf(checkpoint, settings, gpu);
   const cluster =
     options.shards &&
     createCluster({
-      ...planInputOf(checkpoint, settings, gpu),
+      ...first,
       shards: options.shards,
       routerId: "bench",
       modelHash: checkpoint.modelHash,
@@ -68,6 +70,7 @@ export async function openSwitchyard(options: SwitchyardOptions): Promise<Conten
       logger,
       onDispatch: options.onDispatch,
     });
+  if (cluster !== undefined) placeFirst(cluster, first);
   const runner = await createRunner({ checkpoint, settings, limits, gpu, cluster, logger });
   if (cluster !== undefined) await inTime("the shards", cluster.ready(), timeoutMs);
   const engine = createEngine({

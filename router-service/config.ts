@@ -27,6 +27,12 @@ export const routerFields = z.object({
     placeholder: "HOST:PORT,…",
     expectation: "a list like 10.0.0.1:50061,10.0.0.2:50061, ports from 1 to 65535",
   }),
+  shardsTimeout: z.number().min(0).max(86_400).default(10).meta({
+    description:
+      "How long the first placement waits for all of --shards once one can be used; then it goes without the others, if those that can have room for all experts",
+    unit: "s",
+    placeholder: "SECONDS",
+  }),
   redisUrl: serviceOptions.redisUrl,
   discover: z.boolean().default(false).meta({
     description: "Find the expert shards that register in Redis, instead of --shards",

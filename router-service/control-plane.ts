@@ -47,6 +47,7 @@ export interface ControlPlaneOptions {
     | "discover"
     | "minShards"
     | "shards"
+    | "shardsTimeout"
     | "planInterval"
     | "minCopies"
     | "placementPolicy"
@@ -148,6 +149,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     thread,
     first: options.first,
     minShards: settings.discover ? settings.minShards : settings.shards.length,
+    patienceMs: settings.discover ? Infinity : settings.shardsTimeout * 1000,
     mayStartAlone: () =>
       !settings.discover && redis?.isReady() === false && performance.now() > aloneAt,
     routerId: options.routerId,

@@ -117,8 +117,6 @@ const cluster = isRemote
   ? createCluster({
       ...first,
       shards: settings.shards,
-      // With a Redis, the router that leads decides for all.
-      plansFirst: settings.redisUrl === undefined,
       local: localRankOptions({ checkpoint, settings, memory, gpu, logger }),
       routerId,
       modelHash,

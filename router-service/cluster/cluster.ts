@@ -20,7 +20,7 @@ import type { ClusterMember, MemberEvent, MemberView } from "./cluster-member.ts
 import { LocalRank, type LocalRankOptions } from "./local-rank.ts";
 import type { FirstPlacements } from "./member.ts";
 import { missingExperts } from "./dispatch/missing-experts.ts";
-import { type ClusterPlacement, planCluster, type PlanInput } from "./planning/first-placement.ts";
+import type { ClusterPlacement, PlanInput } from "./planning/first-placement.ts";
 import { bytesIn, rankBytes } from "./planning/held-bytes.ts";
 import type { Directory } from "./reach.ts";
 import { createRemoteExperts } from "./dispatch/remote-experts.ts";
@@ -31,8 +31,6 @@ import { shardPlacement } from "./shards/shard-placement.ts";
 export interface ClusterOptions extends PlanInput, RecoveryObserver {
   /** Addresses of the shards at first, host:port. */
   readonly shards: readonly string[];
-  /** Plan the first placement when all shards have said hello; else the first one is adopted. Default: true. */
-  readonly plansFirst?: boolean;
   /** The router's own device as a shard of rank LOCAL_RANK; absent: it holds no routed experts. */
   readonly local?: LocalRankOptions;
   /** Name of this router in the shards' logs. */
@@ -82,11 +80,13 @@ export interface Cluster {
   onChange(callback: (change: ClusterChange) => void): () => void;
   /** Tells a shard that it is to leave, or to stay after all; false where no shard with this rank is connected. */
   drain(rank: number, cancel: boolean): boolean;
+  /** Says why there is no first placement yet. */
+  setUndecided(reason: string): void;
   /** Says why no shard that stays has room for all experts, so that requests need not wait for long; undefined where that is over. */
   setUnplaceable(reason: string | undefined): void;
-  /** Dtype of weights in the cluster, once there is a placement. Rejects with PlacementError or HandshakeError where it can not work. */
+  /** Dtype of weights in the cluster, once there is a placement. Rejects on close. */
   weights(): Promise<WeightsDtype>;
-  /** Resolves when every expert has a living copy. Rejects as `weights`, and on close. */
+  /** Resolves when every expert has a living copy. Rejects on close. */
   ready(): Promise<void>;
   /** Which shards experts are without; undefined where every expert has a living copy. */
   missingReason(): string | undefined;
@@ -118,6 +118,7 @@ class ShardCluster implements Cluster {
   /** Being adopted. */
   #next: ClusterPlacement | undefined;
   #missing: { readonly reason: string | undefined } | undefined;
+  #undecided: string | undefined;
   readonly #availability: Availability;
   #calls = 0;
   #lastBusyAt = -Infinity;
@@ -177,6 +178,11 @@ class ShardCluster implements Cluster {
     return this.#roster.find(rank)?.drain(cancel) ?? false;
   }
 
+  setUndecided(reason: string): void {
+    this.#undecided = reason;
+    this.#missing = undefined;
+  }
+
   setUnplaceable(reason: string | undefined): void {
     this.#availability.setUnplaceable(reason);
     this.#roster.tellLeaving(reason);
@@ -196,7 +202,8 @@ class ShardCluster implements Cluster {
 
   missingReason(): string | undefined {
     if (this.#missing === undefined) {
-      const reason = missingExperts(this.#current?.placement, this.#roster.members);
+      const { members } = this.#roster;
+      const reason = missingExperts(this.#current?.placement, members, this.#undecided);
       this.#missing = { reason };
       this.#availability.note({ missing: reason, staying: this.#roster.hasStaying });
     }
@@ -292,7 +299,6 @@ class ShardCluster implements Cluster {
 
   #onEvent(member: ClusterMember, kind: MemberEvent | "left"): void {
     this.#notify({ kind, member: this.#view(member) });
-    if (kind === "joined") this.#planFirst();
     if (kind === "draining") this.#roster.tellLeaving(this.#availability.unplaceable);
   }
 
@@ -301,21 +307,6 @@ class ShardCluster implements Cluster {
     this.missingReason();
     this.#changes.notify();
     for (const callback of this.#callbacks) callback(change);
-  }
-
-  #planFirst(): void {
-    if (this.#options.plansFirst === false || (this.#current ?? this.#next) !== undefined) return;
-    const hellos = this.#roster.members.map(({ hello }) => hello);
-    if (!hellos.every((hello) => hello !== undefined)) return;
-    let first: ClusterPlacement;
-    try {
-      first = planCluster(this.#options, hellos);
-    } catch (error) {
-      this.#decided.reject(error);
-      return;
-    }
-    // A shard that refuses it is away with its reason, and asked again.
-    this.adopt(first).catch(() => {});
   }
 
   async #adopt(stored: ClusterPlacement, signal: AbortSignal): Promise<void> {

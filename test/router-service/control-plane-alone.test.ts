@@ -3,6 +3,7 @@ import { after, before, describe, it, type TestContext } from "node:test";
 
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
+import { freePort } from "../../deploy/redis-process.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { silentLogger, startTestShard } from "../support/shards.ts";
@@ -97,16 +98,39 @@ describe("a router without Redis", () => {
     );
   });
 
-  it("keeps as many copies as are asked for", async (t) => {
-    const { router } = await start(t, [0, 1, 2], 2);
-    await waitFor("second copies", () =>
+  it("keeps as many copies as are asked for, also when a shard is lost", async (t) => {
+    const { shards, router } = await start(t, [0, 1, 2], 2);
+    const areTwo = () =>
       [...(router.cluster.current()?.placement.layers.values() ?? [])].every((replicas) =>
         replicas.every((copies) => copies.length >= 2),
-      ),
-    );
+      );
+    await waitFor("second copies", areTwo);
+    await shards[1].close();
+    await settled([router], [0, 2]);
+    assert.ok(areTwo());
     assert.match(
       router.plane.follower.stored()?.why ?? "",
       /copies are lacking of those that are asked for, then 0;/,
     );
+  });
+
+  it("serves without a listed shard that can not be used in time, and says so until then", async (t) => {
+    const shard = await startTestShard({ rank: 0, weights: "f32" });
+    const nobody = `127.0.0.1:${await freePort()}`;
+    const router = await startTestRouter(checkpoint, "alone", {
+      shards: [shard.address, nobody],
+      shardsTimeout: 0.5,
+    });
+    t.after(async () => {
+      await router.close();
+      await shard.close();
+    });
+    const says = new RegExp(`^no placement yet: 1 of 2 shards can be used; shard ${nobody}: .`);
+    await waitFor("the reason", () => says.test(router.cluster.unavailableReason() ?? ""));
+    await router.cluster.ready();
+    assert.equal(router.cluster.unavailableReason(), undefined);
+    await waitFor("why", () => router.plane.follower.stored() !== undefined);
+    const why = router.plane.follower.stored()?.why ?? "";
+    assert.ok(why.startsWith(`the first placement, on 1 shard; without shard ${nobody}: `), why);
   });
 });

@@ -12,6 +12,7 @@ import {
   type ClusterOptions,
 } from "../../router-service/cluster/cluster.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
+import { placeFirst } from "../../bench/rig/first-placement.ts";
 
 /** A logger that says nothing. */
 export const silentLogger = createLogger("test", "silent");
@@ -94,15 +95,22 @@ export async function startTestShard(options: TestShardOptions = {}): Promise<Te
   };
 }
 
+/** How a test's cluster differs from the usual one. */
+export interface TestClusterOptions extends Partial<ClusterOptions> {
+  readonly model?: string;
+  /** Work by the first placement once all shards are there; default: yes. */
+  readonly plansFirst?: boolean;
+}
+
 /** Connects to shards as a router does; weights f32, wire f32, the tiny model unless told otherwise. */
 export async function connectTestCluster(
   shards: readonly string[],
-  { model = TINY_MODEL, ...options }: Partial<ClusterOptions> & { readonly model?: string } = {},
+  { model = TINY_MODEL, plansFirst = true, ...others }: TestClusterOptions = {},
 ): Promise<Cluster> {
   const checkpoint = await openCheckpoint(model);
   const { config, modelHash, overlay, storedExperts } = checkpoint;
   await checkpoint.close();
-  return createCluster({
+  const options: ClusterOptions = {
     shards,
     routerId: "test",
     modelHash,
@@ -116,6 +124,9 @@ export async function connectTestCluster(
     dispatchTimeoutMs: 2000,
     copyWaitMs: 10_000,
     logger: silentLogger,
-    ...options,
-  });
+    ...others,
+  };
+  const cluster = createCluster(options);
+  if (plansFirst) placeFirst(cluster, options);
+  return cluster;
 }

@@ -28,6 +28,8 @@ export interface TestRouterOptions {
   readonly shards?: readonly string[];
   readonly minShards?: number;
   readonly minCopies?: number;
+  /** Seconds; default: 10. */
+  readonly shardsTimeout?: number;
   /** What routed experts may take of its own device now, bytes; absent: it has none for them. */
   readonly localBytes?: () => number;
   readonly logger?: Logger;
@@ -50,7 +52,7 @@ export async function startTestRouter(
   const statistics = createStatistics({ ...shape, modelHash, ...(redisUrl && { redisUrl }) });
   const cluster = await connectTestCluster(shards, {
     routerId,
-    plansFirst: redisUrl === undefined && localBytes === undefined,
+    plansFirst: false,
     local:
       localBytes &&
       localRankOptions({
@@ -67,6 +69,7 @@ export async function startTestRouter(
       discover: shards.length === 0,
       minShards,
       shards: [...shards],
+      shardsTimeout: options.shardsTimeout ?? 10,
       planInterval: 0,
       minCopies,
       placementPolicy: "auto",

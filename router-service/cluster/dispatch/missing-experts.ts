@@ -3,25 +3,25 @@
 import type { Placement } from "../../../core/placement/placement.ts";
 import type { ClusterMember } from "../cluster-member.ts";
 
-/** Why experts have no living copy, naming the shards that are to have them; undefined where all have one. */
+/**
+ * Why experts have no living copy, naming the shards that are to have them; undefined where all have one.
+ * @param undecided why there is no placement; undefined: that is not known
+ */
 export function missingExperts(
   placement: Placement | undefined,
   members: readonly ClusterMember[],
+  undecided: string | undefined,
 ): string | undefined {
-  const away =
-    placement === undefined
-      ? members.flatMap((one) =>
-          one.connected ? [] : [`shard ${one.address}: ${one.reasonAgainst(undefined)}`],
-        )
-      : awayOf(placement, members);
-  if (away?.length === 0 && placement !== undefined) return undefined;
-  // A list of shards is never empty.
-  const nobody =
-    members.length === 0
-      ? "no shard is registered in Redis, or it is not reached"
-      : "no placement is decided";
-  const why = away.length === 0 ? nobody : away.join("; ");
-  return `experts without a living copy: ${why}`;
+  if (placement === undefined) return `no placement yet: ${undecided ?? notThere(members)}`;
+  const away = awayOf(placement, members);
+  return away.length === 0 ? undefined : `experts without a living copy: ${away.join("; ")}`;
+}
+
+/** Which members are not there, before anything is known of a placement. */
+function notThere(members: readonly ClusterMember[]): string {
+  const away = members.filter(({ connected }) => !connected);
+  if (away.length === 0) return "nobody has decided it";
+  return away.map((one) => `shard ${one.address}: ${one.reasonAgainst(undefined)}`).join("; ");
 }
 
 /** The ranks that hold experts which no living copy has, each with its reason. */

@@ -1,11 +1,19 @@
 /** The first placement of a cluster, once the shards that it waits for are there. */
 
+import { countText } from "../../../core/amounts.ts";
 import { errorMessage } from "../../../core/error-message.ts";
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
+import type { Log } from "../../../core/platform/log.ts";
+import type { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
 import type { Cluster } from "../cluster.ts";
+import type { MemberView } from "../cluster-member.ts";
 import { type Membership, sharedLocalBytes } from "../membership-static.ts";
 import { type ClusterPlacement, planCluster, type PlanInput } from "./first-placement.ts";
 import { isUsable } from "./placement-outlook.ts";
+import type { PlacementStore } from "./placement-store.ts";
+
+/** Shards that are named with their reasons; more are counted. */
+const MAX_NAMED = 8;
 
 /** What it is made from. */
 export interface FirstPlanOptions {
@@ -14,6 +22,8 @@ export interface FirstPlanOptions {
   readonly first: PlanInput;
   /** Shards that it waits for. */
   readonly minShards: number;
+  /** Milliseconds after the first of them that it goes without the others, where it can; Infinity: never. */
+  readonly patienceMs: number;
 }
 
 /** What it came to. */
@@ -23,31 +33,123 @@ export interface FirstPlan {
   readonly decision: string;
   /** Why there can be none; undefined where there may. */
   readonly unplaceable: string | undefined;
+  /** Shards that it goes without, each with the reason; undefined where it has all. */
+  readonly without: string | undefined;
 }
 
-/** The first placement, on the shards that are there and stay; on the routers' own devices only where those lack room. */
-export function planFirst(
-  { cluster, membership, first, minShards }: FirstPlanOptions,
-  now: number,
-): FirstPlan {
-  const usable = cluster.members().filter((member) => isUsable(member, now));
-  const offers = usable.flatMap(({ hello, status }) =>
-    hello === undefined || status?.draining === true ? [] : [hello],
-  );
-  const hellos = offers.filter(({ rank }) => rank !== LOCAL_RANK);
-  if (hellos.length < minShards) {
-    const decision = `${hellos.length} of ${minShards} shards are there`;
-    return { placed: undefined, decision, unplaceable: undefined };
+/** When the first placement is looked for. */
+export interface FirstMoment {
+  /** Milliseconds since 1970. */
+  readonly wallMs: number;
+  /** Milliseconds that a shard has been there; 0 where none is. */
+  readonly waitedMs: number;
+  /** Nobody else hears of it: routers that list the same shards come to the same only with all of them. */
+  readonly alone: boolean;
+}
+
+/** The first placement as it is now, on the shards that can be used; on the routers' own devices only where those lack room. */
+export function planFirst(options: FirstPlanOptions, moment: FirstMoment): FirstPlan {
+  const { cluster, membership, first, minShards, patienceMs } = options;
+  const { wallMs, waitedMs, alone } = moment;
+  const members = cluster.members();
+  const hellos = offersOf(members, wallMs);
+  const others = hellos.length < minShards ? namesOf(members, wallMs) : undefined;
+  const isOver = hellos.length > 0 && waitedMs >= patienceMs && !alone;
+  if (hellos.length < minShards && !isOver) {
+    const there = `${hellos.length} of ${countText(minShards, "shard")} can be used`;
+    return notYet(others === undefined ? there : `${there}; ${others}`);
   }
-  const local = offers.find(({ rank }) => rank === LOCAL_RANK);
+  const local = members.find(({ rank }) => rank === LOCAL_RANK)?.hello;
   const memoryBytes = sharedLocalBytes(membership);
   const spare = local && memoryBytes > 0 ? { ...local, memoryBytes } : undefined;
   try {
-    const placed = planCluster(first, hellos, spare);
-    const decision = `the first placement, on ${hellos.length} shards`;
-    return { placed, decision, unplaceable: undefined };
+    const placed = planCluster(first, hellos, { spare });
+    const on = `the first placement, on ${countText(hellos.length, "shard")}`;
+    const decision = others === undefined ? on : `${on}; without ${others}`;
+    return { placed, decision, unplaceable: undefined, without: others };
   } catch (error) {
-    const reason = errorMessage(error);
-    return { placed: undefined, decision: reason, unplaceable: reason };
+    const why = errorMessage(error);
+    const reason = others === undefined ? why : `${why}; ${others}`;
+    return { ...notYet(reason), unplaceable: reason };
   }
+}
+
+/** What a cold start works with. */
+export interface ColdStartOptions extends FirstPlanOptions {
+  readonly cluster: Pick<Cluster, "members" | "setUndecided">;
+  readonly store: Pick<PlacementStore, "isAway">;
+  readonly log: Pick<Log, "warn">;
+}
+
+/** Waits for the first placement, and says what for. */
+export class ColdStart {
+  readonly #options: ColdStartOptions;
+  /** Since when a shard is there, milliseconds of performance.now(); undefined: none is. */
+  #since: number | undefined;
+  #said = "";
+
+  constructor(options: ColdStartOptions) {
+    this.#options = options;
+  }
+
+  /** The first placement where it can be made now, by a router that leads, or works by itself alone; another one waits. */
+  look(role: "leads" | "alone" | "waits"): FirstPlan {
+    const { cluster, log } = this.#options;
+    const wallMs = Date.now();
+    const nowMs = performance.now();
+    const isAny = offersOf(cluster.members(), wallMs).length > 0;
+    this.#since = isAny ? (this.#since ?? nowMs) : undefined;
+    const waitedMs = nowMs - (this.#since ?? nowMs);
+    const plan = planFirst(this.#options, { wallMs, waitedMs, alone: role === "alone" });
+    if (role === "waits") return this.#await(plan);
+    const { decision, unplaceable, without } = plan;
+    cluster.setUndecided(decision);
+    if (unplaceable !== undefined && unplaceable !== this.#said) {
+      log.warn({ reason: unplaceable }, "no first placement");
+    }
+    if (without !== undefined) log.warn({ without }, "not all shards are waited for");
+    this.#said = decision;
+    return plan;
+  }
+
+  /** Another router makes it, or Redis says nothing. */
+  #await({ placed, decision }: FirstPlan): FirstPlan {
+    const { cluster, store } = this.#options;
+    const another = store.isAway() ? "Redis does not answer" : "another router is to decide it";
+    const reason = placed === undefined ? decision : another;
+    cluster.setUndecided(reason);
+    return notYet(reason);
+  }
+}
+
+function notYet(decision: string): FirstPlan {
+  return { placed: undefined, decision, unplaceable: undefined, without: undefined };
+}
+
+/** Hellos of the shards that experts can be placed on first. */
+function offersOf(members: readonly MemberView[], wallMs: number): ShardHello[] {
+  return members.flatMap((member) => {
+    const { rank, hello } = member;
+    if (hello === undefined || rank === LOCAL_RANK) return [];
+    return reasonAgainst(member, wallMs) === undefined ? [hello] : [];
+  });
+}
+
+/** Why nothing can be placed on a shard first; undefined where it can. */
+function reasonAgainst(member: MemberView, wallMs: number): string | undefined {
+  if (member.status?.draining === true) return "it is to leave";
+  if (isUsable(member, wallMs)) return undefined;
+  return member.reason ?? "it is in quarantine";
+}
+
+/** The shards that can not be used, with their reasons; undefined where all can. */
+function namesOf(members: readonly MemberView[], wallMs: number): string | undefined {
+  const named = members.flatMap((member) => {
+    const reason = reasonAgainst(member, wallMs);
+    return reason === undefined ? [] : [`shard ${member.address}: ${reason}`];
+  });
+  if (named.length === 0) return undefined;
+  const more = named.length - MAX_NAMED;
+  const rest = more > 0 ? [`and ${more} more`] : [];
+  return [...named.slice(0, MAX_NAMED), ...rest].join("; ");
 }

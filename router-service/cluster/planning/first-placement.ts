@@ -54,14 +54,17 @@ export function planInputOf(
   };
 }
 
-/**
- * The placement of epoch 1 from every shard's hello; `spare` holds experts only where the others have too little room.
- * Throws HandshakeError or PlacementError.
- */
+/** What else the first placement depends on. */
+export interface FirstTerms {
+  /** Holds experts only where the shards have too little room. */
+  readonly spare?: ShardHello | undefined;
+}
+
+/** The placement of epoch 1 from every shard's hello. Throws HandshakeError or PlacementError. */
 export function planCluster(
   router: PlanInput,
   hellos: readonly ShardHello[],
-  spare?: ShardHello,
+  { spare }: FirstTerms = {},
 ): ClusterPlacement {
   const { config, overlay, storedExperts } = router;
   const weights = decideWeights([
@@ -93,9 +96,6 @@ export function planCluster(
     if (spare === undefined || !(error instanceof PlacementError)) throw error;
     replicas = replicasOn([...byRank, spare]);
   }
-  return {
-    placement: { epoch: FIRST_EPOCH, layers: new Map(layers.map((layer) => [layer, replicas])) },
-    weights,
-    experts,
-  };
+  const placed = new Map(layers.map((layer) => [layer, replicas]));
+  return { placement: { epoch: FIRST_EPOCH, layers: placed }, weights, experts };
 }

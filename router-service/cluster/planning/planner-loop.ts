@@ -9,7 +9,7 @@ import { imbalanceOf } from "./assessment.ts";
 import { AwayShards } from "./away-shards.ts";
 import { Changes, waitFor } from "../changes.ts";
 import type { Cluster, ClusterChange } from "../cluster.ts";
-import { type FirstPlanOptions, planFirst } from "./cold-start.ts";
+import { ColdStart, type FirstPlanOptions } from "./cold-start.ts";
 import { sharedLocalBytes } from "../membership-static.ts";
 import type { ClusterPlacement } from "./first-placement.ts";
 import { bytesIn } from "./held-bytes.ts";
@@ -29,8 +29,8 @@ import type { StoredPlacement } from "./stored-placement.ts";
 export interface PlannerLoopOptions
   extends
     Omit<PublisherOptions, "changes" | "signal" | "onPublished" | "interrupted">,
-    Pick<FirstPlanOptions, "first" | "minShards"> {
-  readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange">;
+    Pick<FirstPlanOptions, "first" | "minShards" | "patienceMs"> {
+  readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange" | "setUndecided">;
   readonly follower: Pick<
     PlacementFollower,
     "look" | "take" | "failure" | "stored" | "newest" | "takeUnplaceable"
@@ -69,6 +69,7 @@ export class PlannerLoop {
   #state = NOTHING_PLANNED;
   readonly #changes = new Changes();
   readonly #publisher: PlacementPublisher;
+  readonly #coldStart: ColdStart;
   /** What the store was told last of what can not be placed; null before. */
   #told: string | undefined | null = null;
   /** Why planning failed last: one that goes on failing would fill the log. */
@@ -85,6 +86,7 @@ export class PlannerLoop {
 
   constructor(options: PlannerLoopOptions) {
     this.#options = options;
+    this.#coldStart = new ColdStart(options);
     this.#publisher = new PlacementPublisher({
       ...options,
       changes: this.#changes,
@@ -184,7 +186,9 @@ export class PlannerLoop {
     if (inUse !== undefined && store.isAway()) return this.#lookAlone(inUse);
     this.#outage.end();
     if (lease.token() === undefined) {
-      return inUse === undefined && mayStartAlone() ? this.#startAlone() : RETRY_MS;
+      if (inUse === undefined && mayStartAlone()) return this.#startAlone();
+      if (inUse === undefined) this.#firstPlacement("waits");
+      return RETRY_MS;
     }
     const found = await findPlacement(store);
     const { stored, unreadable } = found;
@@ -219,10 +223,7 @@ export class PlannerLoop {
   ): Promise<number> {
     const isNewest = inUse.placement.epoch === newest && unreadable === undefined;
     const epoch = isNewest ? newest : newest + 1;
-    // Without Redis, its one router worked by the first placement before its store knew of it.
-    const early = this.#options.store.shared
-      ? "planned before Redis knew of it"
-      : "the first placement";
+    const early = "planned before Redis knew of it";
     const lost = stored === undefined ? early : "Redis lost what routers know";
     const own = this.#outage.gave(inUse.placement.epoch) && this.#options.follower.stored()?.why;
     const why = unreadable ?? (own || lost);
@@ -238,8 +239,8 @@ export class PlannerLoop {
     const newest = newestEpoch(found, this.#options);
     // Shards hold placements that a router knows: it is to put them back.
     if (newest > 0 && performance.now() - this.#startedAt < RECALL_MS) return RETRY_MS;
-    const planned = this.#firstPlacement();
-    if (planned === undefined) return undefined;
+    const planned = this.#firstPlacement("leads");
+    if (planned === undefined) return RETRY_MS;
     const placement = { ...planned.placement, epoch: newest + 1 };
     const terms = { why: this.#state.decision, after: found.after, stagesLeft: 0 };
     await this.#publisher.publish({ ...planned, placement }, terms);
@@ -248,17 +249,14 @@ export class PlannerLoop {
 
   /** Works by the first placement without telling anybody: all routers of a list come to the same. */
   async #startAlone(): Promise<number> {
-    const planned = this.#firstPlacement();
+    const planned = this.#firstPlacement("alone");
     if (planned !== undefined) await this.#options.cluster.adopt(planned, this.#stop.signal);
     return RETRY_MS;
   }
 
-  /** The first placement on the shards that are there; undefined where they are too few. */
-  #firstPlacement(): ClusterPlacement | undefined {
-    const { placed, decision, unplaceable } = planFirst(this.#options, Date.now());
-    if (unplaceable !== undefined && this.#state.decision !== unplaceable) {
-      this.#options.log.warn({ reason: unplaceable }, "no first placement");
-    }
+  /** The first placement, where it can be made now. */
+  #firstPlacement(role: "leads" | "alone" | "waits"): ClusterPlacement | undefined {
+    const { placed, decision, unplaceable } = this.#coldStart.look(role);
     this.#decided(decision, unplaceable);
     return placed;
   }

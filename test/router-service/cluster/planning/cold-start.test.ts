@@ -1,0 +1,118 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import { TINY_MODEL } from "../../../../bench/rig/cluster.ts";
+import { openCheckpoint } from "../../../../core/model/checkpoint/checkpoint.ts";
+import { LOCAL_RANK } from "../../../../core/placement/placement.ts";
+import { ShardHello } from "../../../../proto/gen/switchyard/v1/expert.ts";
+import type { MemberView } from "../../../../router-service/cluster/cluster-member.ts";
+import {
+  type FirstMoment,
+  type FirstPlanOptions,
+  planFirst,
+} from "../../../../router-service/cluster/planning/cold-start.ts";
+import { EXPERT_BYTES } from "../../../support/tiny-experts.ts";
+
+/** Experts of the tiny model over all of its layers. */
+const NUM_EXPERTS = 36;
+
+function member(rank: number, memoryBytes: number, others: Partial<MemberView> = {}): MemberView {
+  return {
+    address: rank === LOCAL_RANK ? "local" : `shard-${rank}:1`,
+    rank,
+    state: "ready",
+    reason: undefined,
+    hello: ShardHello.fromPartial({ rank, weights: "f32", experts: "auto", memoryBytes }),
+    status: undefined,
+    epochs: [],
+    speed: {} as MemberView["speed"],
+    steady: {} as MemberView["steady"],
+    suspect: false,
+    quarantinedUntil: undefined,
+    ...others,
+  };
+}
+
+const away = (rank: number, reason: string) =>
+  member(rank, 0, { rank: undefined, hello: undefined, state: "away", reason });
+
+describe("the first placement", () => {
+  let first: FirstPlanOptions["first"];
+  before(async () => {
+    const checkpoint = await openCheckpoint(TINY_MODEL);
+    after(() => checkpoint.close());
+    const { config, storedExperts, overlay } = checkpoint;
+    const flags = { weights: "f32", experts: "auto", shaderF16: false } as const;
+    first = { ...flags, config, storedExperts, overlay };
+  });
+
+  const plan = (
+    members: readonly MemberView[],
+    options: Partial<Omit<FirstPlanOptions, "cluster" | "first">> = {},
+    moment: Partial<FirstMoment> = {},
+  ) =>
+    planFirst(
+      {
+        cluster: { members: () => [...members] },
+        membership: { routers: () => [{ id: "one", epoch: 0, localBytes: 5 * EXPERT_BYTES }] },
+        first,
+        minShards: 2,
+        patienceMs: 10_000,
+        ...options,
+      },
+      { wallMs: 1_000_000, waitedMs: 0, alone: false, ...moment },
+    );
+  const copiesOf = (made: ReturnType<typeof plan>) =>
+    [...(made.placed?.placement.layers.values() ?? [])].flat();
+  const heldBy = (made: ReturnType<typeof plan>, rank: number) =>
+    copiesOf(made).filter((copies) => copies.some((copy) => copy.rank === rank)).length;
+
+  const ALL = NUM_EXPERTS * EXPERT_BYTES;
+  const other = away(1, "model_hash: the router has a, the shard has b");
+
+  it("waits for every shard of a list as long as patience goes, and names those that it waits for", () => {
+    const { placed, decision, unplaceable } = plan(
+      [member(0, ALL), other],
+      {},
+      { waitedMs: 9_999 },
+    );
+    assert.equal(placed, undefined);
+    assert.equal(unplaceable, undefined);
+    assert.equal(decision, `1 of 2 shards can be used; shard shard-1:1: ${other.reason}`);
+  });
+
+  it("then goes without those that can not be used, and names them", () => {
+    const leaving = { draining: true } as MemberView["status"];
+    const wrong = member(3, ALL, { quarantinedUntil: 1_000_001 });
+    const members = [member(0, ALL), other, member(2, ALL, { status: leaving }), wrong];
+    const made = plan(members, { minShards: 4 }, { waitedMs: 10_000 });
+    assert.equal(heldBy(made, 0), NUM_EXPERTS);
+    const without = `shard shard-1:1: ${other.reason}; shard shard-2:1: it is to leave; shard shard-3:1: it is in quarantine`;
+    assert.equal(made.without, without);
+    assert.equal(made.decision, `the first placement, on 1 shard; without ${without}`);
+  });
+
+  it("never goes without a shard where nobody else hears of it, or shards are not listed, or none is there", () => {
+    const waitedMs = 1e9;
+    assert.equal(plan([member(0, ALL), other], {}, { waitedMs, alone: true }).placed, undefined);
+    const found = plan([member(0, ALL)], { patienceMs: Infinity }, { waitedMs });
+    assert.equal(found.decision, "1 of 2 shards can be used");
+    assert.equal(plan([other, other], { patienceMs: 0 }).placed, undefined);
+  });
+
+  it("says what is needed and offered where there is too little room, and who is not there", () => {
+    const { unplaceable } = plan([member(0, 100_000), other], {}, { waitedMs: 10_000 });
+    assert.match(
+      unplaceable ?? "",
+      /take 1105920 bytes .*; 1 shard offers 100000 bytes.*; shard shard-1:1: /,
+    );
+    const { decision } = plan([member(0, 100_000), member(1, 100_000)]);
+    assert.match(decision, /take 1105920 bytes; the shards offer 100000 \+ 100000 bytes/);
+  });
+
+  it("names no more shards than can be read", () => {
+    const many = Array.from({ length: 300 }, (_, rank) => away(rank, "no"));
+    const { decision } = plan(many, { minShards: 300 });
+    assert.match(decision, /^0 of 300 shards can be used; .*shard shard-7:1: no; and 292 more$/);
+  });
+});
