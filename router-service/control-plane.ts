@@ -150,6 +150,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     first: options.first,
     minShards: settings.discover ? settings.minShards : settings.shards.length,
     patienceMs: settings.discover ? Infinity : settings.shardsTimeout * 1000,
+    minCopies: settings.minCopies,
     mayStartAlone: () =>
       !settings.discover && redis?.isReady() === false && performance.now() > aloneAt,
     routerId: options.routerId,

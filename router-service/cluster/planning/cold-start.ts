@@ -24,6 +24,8 @@ export interface FirstPlanOptions {
   readonly minShards: number;
   /** Milliseconds after the first of them that it goes without the others, where it can; Infinity: never. */
   readonly patienceMs: number;
+  /** Copies of each expert, as far as memory goes. */
+  readonly minCopies: number;
 }
 
 /** What it came to. */
@@ -49,7 +51,7 @@ export interface FirstMoment {
 
 /** The first placement as it is now, on the shards that can be used; on the routers' own devices only where those lack room. */
 export function planFirst(options: FirstPlanOptions, moment: FirstMoment): FirstPlan {
-  const { cluster, membership, first, minShards, patienceMs } = options;
+  const { cluster, membership, first, minShards, patienceMs, minCopies } = options;
   const { wallMs, waitedMs, alone } = moment;
   const members = cluster.members();
   const hellos = offersOf(members, wallMs);
@@ -63,7 +65,7 @@ export function planFirst(options: FirstPlanOptions, moment: FirstMoment): First
   const memoryBytes = sharedLocalBytes(membership);
   const spare = local && memoryBytes > 0 ? { ...local, memoryBytes } : undefined;
   try {
-    const placed = planCluster(first, hellos, { spare });
+    const placed = planCluster(first, hellos, { spare, minCopies });
     const on = `the first placement, on ${countText(hellos.length, "shard")}`;
     const decision = others === undefined ? on : `${on}; without ${others}`;
     return { placed, decision, unplaceable: undefined, without: others };

@@ -20,9 +20,12 @@ import type { Checkpoint } from "../../../core/model/checkpoint/checkpoint.ts";
 import { moeLayers, type ModelConfig } from "../../../core/model/config.ts";
 import type { ModelOverlay } from "../../../core/model/overlay.ts";
 import type { ShardHello } from "../../../proto/gen/switchyard/v1/expert.ts";
+import type { PlacedLayers } from "../../../core/placement/input.ts";
+import { withMinCopies } from "../../../core/placement/min-copies.ts";
 import type { LayerReplicas } from "../../../core/placement/placement.ts";
 import { PlacementError } from "../errors.ts";
 import { FIRST_EPOCH, planFirstPlacement } from "./contiguous-runs.ts";
+import { bytesIn } from "./held-bytes.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
 /** What a cluster works by: a placement, and the formats of what it places. */
@@ -58,13 +61,15 @@ export function planInputOf(
 export interface FirstTerms {
   /** Holds experts only where the shards have too little room. */
   readonly spare?: ShardHello | undefined;
+  /** Copies of each expert, as far as memory goes; absent: 1. */
+  readonly minCopies?: number;
 }
 
 /** The placement of epoch 1 from every shard's hello. Throws HandshakeError or PlacementError. */
 export function planCluster(
   router: PlanInput,
   hellos: readonly ShardHello[],
-  { spare }: FirstTerms = {},
+  { spare, minCopies = 1 }: FirstTerms = {},
 ): ClusterPlacement {
   const { config, overlay, storedExperts } = router;
   const weights = decideWeights([
@@ -96,6 +101,11 @@ export function planCluster(
     if (spare === undefined || !(error instanceof PlacementError)) throw error;
     replicas = replicasOn([...byRank, spare]);
   }
-  const placed = new Map(layers.map((layer) => [layer, replicas]));
+  let placed: PlacedLayers = new Map(layers.map((layer) => [layer, replicas]));
+  const bytesOf = bytesIn({ config, formatOf: formatsOf(overlay, experts) });
+  for (const holders of spare === undefined ? [byRank] : [byRank, [...byRank, spare]]) {
+    const memory = new Map(holders.map(({ rank, memoryBytes }) => [rank, memoryBytes]));
+    placed = withMinCopies(placed, minCopies, { memory, bytes: bytesOf });
+  }
   return { placement: { epoch: FIRST_EPOCH, layers: placed }, weights, experts };
 }

@@ -29,7 +29,7 @@ import type { StoredPlacement } from "./stored-placement.ts";
 export interface PlannerLoopOptions
   extends
     Omit<PublisherOptions, "changes" | "signal" | "onPublished" | "interrupted">,
-    Pick<FirstPlanOptions, "first" | "minShards" | "patienceMs"> {
+    Pick<FirstPlanOptions, "first" | "minShards" | "patienceMs" | "minCopies"> {
   readonly cluster: Pick<Cluster, "members" | "current" | "adopt" | "onChange" | "setUndecided">;
   readonly follower: Pick<
     PlacementFollower,

@@ -58,6 +58,7 @@ describe("the first placement", () => {
         first,
         minShards: 2,
         patienceMs: 10_000,
+        minCopies: 1,
         ...options,
       },
       { wallMs: 1_000_000, waitedMs: 0, alone: false, ...moment },
@@ -107,12 +108,34 @@ describe("the first placement", () => {
       /take 1105920 bytes .*; 1 shard offers 100000 bytes.*; shard shard-1:1: /,
     );
     const { decision } = plan([member(0, 100_000), member(1, 100_000)]);
-    assert.match(decision, /take 1105920 bytes; the shards offer 100000 \+ 100000 bytes/);
+    assert.match(decision, /take 1105920 bytes .*; 2 shards offer 100000 \+ 100000 bytes/);
   });
 
   it("names no more shards than can be read", () => {
     const many = Array.from({ length: 300 }, (_, rank) => away(rank, "no"));
     const { decision } = plan(many, { minShards: 300 });
     assert.match(decision, /^0 of 300 shards can be used; .*shard shard-7:1: no; and 292 more$/);
+  });
+
+  it("has as many copies of each expert as are asked for, each on another shard", () => {
+    const made = plan(
+      [0, 1, 2].map((rank) => member(rank, ALL)),
+      { minCopies: 2 },
+    );
+    for (const copies of copiesOf(made)) {
+      assert.equal(new Set(copies.map(({ rank }) => rank)).size, 2);
+      const shares = copies.map(({ share }) => share);
+      assert.deepEqual([Math.min(...shares), Math.max(...shares)], [0, 1]);
+    }
+  });
+
+  it("has no more copies than there is memory for, the routers' own last", () => {
+    const half = (NUM_EXPERTS / 2) * EXPERT_BYTES;
+    const members = [member(0, half), member(1, half + 3 * EXPERT_BYTES), member(LOCAL_RANK, 1)];
+    const once = plan(members, { minCopies: 1 });
+    assert.equal(heldBy(once, LOCAL_RANK), 0);
+    const twice = plan(members, { minCopies: 2 });
+    assert.equal(copiesOf(twice).filter((copies) => copies.length === 2).length, 3 + 5);
+    assert.equal(heldBy(twice, LOCAL_RANK), 5);
   });
 });
