@@ -6,10 +6,12 @@ import { bytesText, countText, secondsText } from "../core/amounts.ts";
 export interface ShardBalanceView {
   readonly rank: number | "local";
   readonly experts: number;
-  readonly bytes: number;
-  readonly memory_bytes: number;
-  readonly seconds_per_step: number;
+  /** Null where it is not known, as of a shard that is away. */
+  readonly bytes: number | null;
+  readonly memory_bytes: number | null;
+  readonly seconds_per_step: number | null;
   readonly state?: string;
+  readonly reason?: string | null;
   readonly loss?: {
     readonly experts_without_copy: number;
     readonly seconds: number | null;
@@ -27,6 +29,12 @@ export interface PlacementView {
   readonly why: string | null;
   readonly stages_left: number;
   readonly unplaceable: string | null;
+  readonly last_decision: string | null;
+  readonly lost: {
+    readonly experts: number;
+    readonly experts_without_room: number | null;
+    readonly reason: string | null;
+  } | null;
   readonly redis_away: boolean;
   readonly predicted_step_seconds: number | null;
   readonly imbalance: number | null;
@@ -40,7 +48,7 @@ export interface PlacementView {
     readonly layer: number;
     readonly predictor?: string | null;
     /** In the order of the shards. */
-    readonly seconds?: readonly number[];
+    readonly seconds?: readonly (number | null)[] | null;
     readonly experts: readonly (readonly {
       readonly rank: number | "local";
       readonly share: number;
@@ -58,6 +66,8 @@ export interface ReportStyle {
 }
 
 const HEAT = " ░▒▓█";
+/** In the place of heat, where a shard is away. */
+const AWAY = "×";
 /** Codes of the terminal's 256 colours, cold to hot. */
 const COLOURS = [240, 22, 28, 100, 136, 166, 160];
 const LABEL_WIDTH = 7;
@@ -82,10 +92,10 @@ export function shardTable(shards: readonly ShardBalanceView[]): string[] {
   const rows = shards.map((shard) => [
     `${shard.rank}${shard.state === undefined || shard.state === "ready" ? "" : ` ${shard.state}`}`,
     String(shard.experts),
-    bytesText(shard.bytes),
-    bytesText(shard.memory_bytes),
-    secondsText(shard.seconds_per_step),
-    ...(withLoss ? [lossText(shard.loss)] : []),
+    textOf(shard.bytes, bytesText),
+    textOf(shard.memory_bytes, bytesText),
+    textOf(shard.seconds_per_step, secondsText),
+    ...(withLoss ? [lossText(shard)] : []),
   ]);
   const all = [header, ...rows];
   const widths = header.map((_, column) => Math.max(...all.map((cells) => cells[column].length)));
@@ -99,22 +109,47 @@ export function shardTable(shards: readonly ShardBalanceView[]): string[] {
   );
 }
 
+function textOf(value: number | null, text: (value: number) => string): string {
+  return value === null ? "-" : text(value);
+}
+
 function heading(view: PlacementView, now: number): string[] {
   const { epoch, planned_by: by, planned_at: at, why, stages_left: left, unplaceable } = view;
   const age = at === null ? "" : `, ${secondsText(Math.max(0, now - Date.parse(at)) / 1000)} ago`;
   const moving = left === 0 ? "" : `; ${countText(left, "stage")} of its move to come`;
-  const step = view.predicted_step_seconds;
   return [
     `epoch ${epoch}${by === null ? "" : `, planned by ${by}`}${age}${moving}`,
+    ...lostLines(view),
     ...(why === null ? [] : [`why: ${why}`]),
     ...(unplaceable === null ? [] : [`can not be placed: ${unplaceable}`]),
     ...(view.redis_away ? ["Redis is away: this router plans alone, only what can not wait"] : []),
-    step === null
-      ? "no statistics to judge it by"
-      : `experts of a step are expected to take ${secondsText(step)}, imbalance of the shards ${(view.imbalance ?? 0).toFixed(2)}`,
+    ...lastLookLines(view),
+    ...stepLines(view),
     ...forecastLines(view),
     ...nextLayerLines(view),
     `experts in ${view.experts}, other weights in ${view.weights}`,
+  ];
+}
+
+/** Experts that nobody can compute; the shards' rows say why. */
+function lostLines({ lost, layers }: PlacementView): string[] {
+  if (lost === null) return [];
+  const { experts, experts_without_room: homeless } = lost;
+  const all = layers.reduce((sum, layer) => sum + layer.experts.length, 0);
+  const room = homeless ? `, ${homeless} of them no room on the shards that are there` : "";
+  return [`${experts} of ${all} experts have no living copy${room}`];
+}
+
+/** What the planner came to last; a router that does not plan knows it only where nothing can be placed. */
+function lastLookLines({ last_decision: decision, unplaceable }: PlacementView): string[] {
+  return decision === null || decision === unplaceable ? [] : [`last look: ${decision}`];
+}
+
+/** Nothing where experts are lost: there is no step then. */
+function stepLines({ lost, predicted_step_seconds: step, imbalance }: PlacementView): string[] {
+  if (step === null) return lost === null ? ["no statistics to judge it by"] : [];
+  return [
+    `experts of a step are expected to take ${secondsText(step)}, imbalance of the shards ${(imbalance ?? 0).toFixed(2)}`,
   ];
 }
 
@@ -156,10 +191,11 @@ function heatMap({ shards, layers }: PlacementView, { width, colour }: ReportSty
     ? `${"layer".padEnd(LABEL_WIDTH)}${header}`
     : `layers, and shards ${shards[0]?.rank} to ${shards.at(-1)?.rank} from left to right`;
   const rows = layers.map(({ layer, seconds, experts }) => {
-    const slowest = Math.max(...(seconds ?? [0]));
-    const cells = shards.map(({ rank }, index) => {
+    const slowest = Math.max(...(seconds ?? [0]).map((one) => one ?? 0));
+    const cells = shards.map(({ rank, state }, index) => {
       const held = experts.filter((copies) => copies.some((copy) => copy.rank === rank)).length;
-      const heat = seconds === undefined || slowest === 0 ? 0 : seconds[index] / slowest;
+      if (held > 0 && isAway(state)) return awayText(held, wide);
+      const heat = slowest === 0 ? 0 : (seconds?.[index] ?? 0) / slowest;
       return cellText(held, heat, wide, colour);
     });
     return `${String(layer).padEnd(LABEL_WIDTH)}${cells.join("")}`;
@@ -177,7 +213,17 @@ function cellText(held: number, heat: number, wide: boolean, colour: boolean): s
   return `${pad}\u001b[38;5;${code}m${text}\u001b[0m`;
 }
 
-function lossText(loss: ShardBalanceView["loss"]): string {
+/** Copies that no row can be sent to. */
+function awayText(held: number, wide: boolean): string {
+  return wide ? `${AWAY.repeat(2)}${String(held).padStart(4)}`.padStart(CELL_WIDTH) : AWAY;
+}
+
+function isAway(state: string | undefined): boolean {
+  return state === "away" || state === "quarantined";
+}
+
+function lossText({ loss, state, reason }: ShardBalanceView): string {
+  if (isAway(state)) return `it is ${state}${reason ? `: ${reason}` : ""}`;
   if (loss === undefined || loss === null) return "nothing to mend";
   const { experts_without_copy: experts, experts_without_room: homeless, seconds } = loss;
   if (homeless > 0) return `${homeless} of ${experts} experts have no room elsewhere`;

@@ -211,7 +211,8 @@ function sumOf(layers: readonly Layer[]): number {
   return layers.reduce((sum, layer) => sum + scoreOf(layer), 0);
 }
 
-function noRoom({ layers, numExperts, bytes, shards }: PlannerInput): PlacementError {
+/** That the experts do not fit the shards, with what they take and what there is. */
+export function noRoom({ layers, numExperts, bytes, shards }: PlannerInput): PlacementError {
   const needed = bytes.reduce((sum, one) => sum + one, 0);
   const offered = shards.filter(({ draining }) => !draining).map(({ memoryBytes }) => memoryBytes);
   const leaving = shards.length - offered.length;

@@ -1,22 +1,28 @@
 /** What the loss of a shard would take to mend: the way home of every expert. */
 
-import { Holdings, type Copy } from "./holdings.ts";
+import { type Copy, Holdings, type StageLimits } from "./holdings.ts";
 import type { PlacedLayers, PlannedShard, PlannerInput } from "./input.ts";
 import { ranksOf } from "./placement.ts";
 import { liveCurrent } from "./why.ts";
 
-/** What the loss of one shard means. */
-export interface LossRecovery {
-  readonly rank: number;
-  /** Experts that only this shard holds, and where each would be loaded; layer by layer. */
+/** What it takes to give experts that are lost another home. */
+export interface Recovery {
+  /** Where each of them would be loaded; layer by layer. */
   readonly homes: readonly Copy[];
   /** Of them, bytes of those that have a home. */
   readonly bytes: number;
   /** Until all of them are loaded, each shard loading its own one after the other. */
   readonly seconds: number;
   /** Experts that no survivor has room for, even where others' spare copies give way. */
-  readonly homeless: readonly { readonly layer: number; readonly expert: number }[];
+  readonly homeless: readonly LogicalExpert[];
 }
+
+/** What the loss of one shard means: what becomes of experts that only this shard holds. */
+export interface LossRecovery extends Recovery {
+  readonly rank: number;
+}
+
+type LogicalExpert = Omit<Copy, "rank">;
 
 /** What mending takes of the planner's input. */
 export type RecoveryInput = Pick<PlannerInput, "layers" | "numExperts" | "bytes" | "shards">;
@@ -34,29 +40,62 @@ export function lossRecovery(input: RecoveryInput, placed: PlacedLayers): LossRe
     .map(({ rank }) => recoveryOf(rank, input, layers));
 }
 
+/** What it takes to mend what is lost already: experts that no shard of the input has a copy of. */
+export function missingRecovery(input: RecoveryInput, placed: PlacedLayers): Recovery {
+  const layers = liveCurrent({ ...input, current: { epoch: 0, layers: placed } });
+  const missing: LogicalExpert[] = [];
+  for (const [layer, replicas] of layers) {
+    for (const [expert, copies] of replicas.entries()) {
+      if (copies.length === 0) missing.push({ layer, expert });
+    }
+  }
+  const survivors = input.shards.filter(({ draining }) => !draining);
+  const bytesOf = sizesOf(input);
+  return rehome(missing, survivors, heldBy(survivors, layers, bytesOf), bytesOf);
+}
+
 /** What the loss of one rank would take. */
 function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): LossRecovery {
-  const indexOf = new Map(input.layers.map((layer, index) => [layer, index]));
-  const bytesOf = (layer: number, expert: number): number =>
-    input.bytes[indexOf.get(layer)! * input.numExperts + expert];
+  const bytesOf = sizesOf(input);
   const survivors = input.shards.filter(({ rank, draining }) => rank !== lost && !draining);
-  const held = new Holdings(placed, {
-    memory: new Map(survivors.map(({ rank, memoryBytes }) => [rank, memoryBytes])),
-    bytes: bytesOf,
-  });
+  const held = heldBy(survivors, placed, bytesOf);
   const last = [...held.copies()].filter(
     ({ layer, expert, rank }) => rank === lost && held.numCopies(layer, expert) === 1,
   );
   // A set may lose what is being visited.
   for (const copy of held.copies()) if (copy.rank === lost) held.remove(copy);
+  return { rank: lost, ...rehome(last, survivors, held, bytesOf) };
+}
+
+function sizesOf({ layers, numExperts, bytes }: RecoveryInput): StageLimits["bytes"] {
+  const indexOf = new Map(layers.map((layer, index) => [layer, index]));
+  return (layer, expert) => bytes[indexOf.get(layer)! * numExperts + expert];
+}
+
+function heldBy(
+  survivors: readonly PlannedShard[],
+  layers: PlacedLayers,
+  bytes: StageLimits["bytes"],
+): Holdings {
+  const memory = new Map(survivors.map(({ rank, memoryBytes }) => [rank, memoryBytes]));
+  return new Holdings(layers, { memory, bytes });
+}
+
+/** Finds homes for experts without a copy on the survivors, beside what those hold. */
+function rehome(
+  lost: readonly LogicalExpert[],
+  survivors: readonly PlannedShard[],
+  held: Holdings,
+  bytesOf: StageLimits["bytes"],
+): Recovery {
   const spares = sparesByRank(held);
   // Large ones first: what is left over fits into less.
-  last.sort((a, b) => bytesOf(b.layer, b.expert) - bytesOf(a.layer, a.expert));
+  const largest = lost.toSorted((a, b) => bytesOf(b.layer, b.expert) - bytesOf(a.layer, a.expert));
   const busy = new Map<number, number>();
   const homes: Copy[] = [];
-  const homeless: { layer: number; expert: number }[] = [];
+  const homeless: LogicalExpert[] = [];
   let bytes = 0;
-  for (const { layer, expert } of last) {
+  for (const { layer, expert } of largest) {
     const size = bytesOf(layer, expert);
     const home = soonestHome(survivors, busy, { held, spares }, { layer, expert }, size);
     if (home === undefined) {
@@ -69,7 +108,7 @@ function recoveryOf(lost: number, input: RecoveryInput, placed: PlacedLayers): L
     bytes += size;
     busy.set(home.rank, (busy.get(home.rank) ?? 0) + size * home.loadSecondsPerByte);
   }
-  return { rank: lost, homes, bytes, seconds: Math.max(0, ...busy.values()), homeless };
+  return { homes, bytes, seconds: Math.max(0, ...busy.values()), homeless };
 }
 
 /** Copies of experts that have another, by rank: what is lost has no other, so that no more come while it is re-homed. */
@@ -95,7 +134,7 @@ function soonestHome(
   survivors: readonly PlannedShard[],
   busy: ReadonlyMap<number, number>,
   { held, spares }: Survival,
-  expert: Omit<Copy, "rank">,
+  expert: LogicalExpert,
   size: number,
 ): PlannedShard | undefined {
   const bySoonest = [...survivors].sort((a, b) => loadedAt(a) - loadedAt(b));

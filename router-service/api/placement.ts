@@ -6,12 +6,11 @@ import {
   PlannerInputError,
   type PlacedLayers,
   type Plan,
-  type ShardBalance,
 } from "../../core/placement/planner.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { LoadForecast } from "../../core/statistics/forecast.ts";
 import type { PairTables } from "../../core/statistics/load.ts";
-import type { Assessment, ShardLoss } from "../cluster/planning/assessment.ts";
+import type { Assessment } from "../cluster/planning/assessment.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { followingOf } from "../cluster/planning/following.ts";
 import { bytesIn } from "../cluster/planning/held-bytes.ts";
@@ -25,14 +24,15 @@ import type { PlannerThread } from "../cluster/planning/planner-thread.ts";
 import { suppose, WhatIfError } from "../cluster/planning/what-if.ts";
 import { InvalidRequestError, UnavailableError } from "../engine/errors.ts";
 import { NotFoundError } from "./api-errors.ts";
+import { balanceView, lostView, shardRows } from "./placement-shards.ts";
 import { planBodySchema, whatIfOf } from "./placement-schemas.ts";
 import { parseBody } from "./request-body.ts";
 import type { Serving } from "./serving.ts";
 
 /** What a router with shards knows of them and of its placement. */
 export interface PlacementSource {
-  readonly cluster: Pick<Cluster, "members" | "current" | "drain">;
-  readonly follower: Pick<PlacementFollower, "stored">;
+  readonly cluster: Pick<Cluster, "members" | "current" | "drain" | "missingReason">;
+  readonly follower: Pick<PlacementFollower, "stored" | "unplaceable">;
   readonly planner: Pick<PlannerLoop, "state">;
   readonly outlook: Pick<PlacementOutlook, "facts" | "forecast">;
   readonly thread: Pick<PlannerThread, "plan" | "assess">;
@@ -43,11 +43,8 @@ export interface PlacementSource {
 /** Questions of clients that may wait for the planner's thread, so that its own plans need not wait for long. */
 const MAX_QUESTIONS = 8;
 
-/** Noticing that a shard is gone for good, and the plan for it, seconds. */
-const NOTICE_SECONDS = 0.7;
-
 /** The source. Throws NotFoundError where the router holds all experts itself, UnavailableError while it starts. */
-export function requireSource(serving: Serving): PlacementSource {
+export function requireSource(serving: Pick<Serving, "placement">): PlacementSource {
   if (serving.placement === undefined) {
     throw new NotFoundError("this router has no shards: it holds all experts itself", "no_shards");
   }
@@ -57,14 +54,19 @@ export function requireSource(serving: Serving): PlacementSource {
 }
 
 /** What the router works by, why, and what it is worth. Throws as requireSource; UnavailableError before the first placement. */
-export async function placementView(serving: Serving): Promise<object> {
+export async function placementView(serving: Pick<Serving, "placement">): Promise<object> {
   const source = requireSource(serving);
   const current = requireCurrent(source);
+  const members = source.cluster.members();
+  const reason = source.cluster.missingReason();
   const { epoch, layers } = current.placement;
   const stored = source.follower.stored();
   const facts = stored?.placement.epoch === epoch ? stored : undefined;
   const planner = source.planner.state();
   const { worth, forecast } = await assessed(source, current);
+  const now = Date.now();
+  const lost = lostView(layers, members, { now, worth, reason });
+  const rows = shardRows(layers, members, { now, worth });
   return {
     object: "placement",
     epoch,
@@ -77,13 +79,19 @@ export async function placementView(serving: Serving): Promise<object> {
     leading: planner.leading,
     redis_away: planner.redisAway,
     last_decision: planner.leading ? planner.decision : null,
-    unplaceable: planner.unplaceable ?? null,
+    // The one that plans tells the others, when shards that may be back soon are not.
+    unplaceable:
+      (planner.leading ? planner.unplaceable : source.follower.unplaceable()) ??
+      worth?.noRoom ??
+      null,
+    lost,
     predicted_step_seconds: worth?.stepSeconds ?? null,
     imbalance: worth?.imbalance ?? null,
     forecast: forecast === undefined ? null : forecastView(forecast),
-    next_layer: forecast === undefined ? null : nextLayerView(source, layers, forecast),
-    shards: shardsView(source, worth),
-    layers: layersView(layers, worth?.binding, { worth, forecast }),
+    next_layer:
+      forecast === undefined || lost !== null ? null : nextLayerView(source, layers, forecast),
+    shards: rows,
+    layers: layersView(layers, worth?.binding, { worth, forecast, numRows: rows.length }),
   };
 }
 
@@ -155,6 +163,8 @@ function requireCurrent(source: PlacementSource): ClusterPlacement {
 interface Judgement {
   readonly worth?: Assessment | undefined;
   readonly forecast?: LoadForecast | undefined;
+  /** Shards that are shown; absent: those that it is judged with. */
+  readonly numRows?: number;
 }
 
 async function assessed(
@@ -189,54 +199,26 @@ function nextLayerView(
     : { on_same_shard: following.together, by_chance: following.byChance };
 }
 
-function shardsView({ cluster }: PlacementSource, worth: Assessment | undefined): object[] {
-  const members = new Map(cluster.members().map((member) => [member.rank, member]));
-  return (worth?.shards ?? []).map((balance) => {
-    const member = members.get(balance.rank);
-    const loss = worth?.losses.find(({ rank }) => rank === balance.rank);
-    return Object.assign(balanceView(balance), {
-      address: member?.address ?? null,
-      state: member?.state ?? "ready",
-      loss: loss === undefined ? null : lossView(loss),
-    });
-  });
-}
-
-/** `seconds`: until requests that wait for those experts go on; null: some never do. */
-function lossView({ experts, bytes, loadSeconds, homeless }: ShardLoss): object {
-  return {
-    experts_without_copy: experts,
-    bytes,
-    seconds: homeless > 0 ? null : experts === 0 ? 0 : NOTICE_SECONDS + loadSeconds,
-    experts_without_room: homeless,
-  };
-}
-
-function balanceView({ rank, experts, bytes, memoryBytes, pairs, seconds }: ShardBalance) {
-  return {
-    rank: rankName(rank),
-    experts,
-    bytes,
-    memory_bytes: memoryBytes,
-    pairs_per_step: pairs,
-    seconds_per_step: seconds,
-  };
-}
-
 function layersView(
   layers: PlacedLayers,
   binding: ReadonlyMap<number, number> | undefined,
-  { worth, forecast }: Judgement = {},
+  { worth, forecast, numRows = 0 }: Judgement = {},
 ): object[] {
   return [...layers].map(([layer, replicas], index) => ({
     layer,
     waits_for: binding?.has(layer) === true ? rankName(binding.get(layer) ?? 0) : null,
     // Which of the predictors has erred least there of late, and so has most say; null before that is known.
     predictor: forecast && ((forecast.errors && forecast.chosen[index]) ?? null),
-    // In the order of the shards.
-    seconds: worth && [...(worth.layerSeconds.get(layer) ?? [])],
+    seconds: worth && secondsView(worth.layerSeconds?.get(layer), numRows),
     experts: replicas.map((copies) =>
       copies.map(({ rank, share }) => ({ rank: rankName(rank), share })),
     ),
   }));
+}
+
+/** In the order of the shards, null for those that are away; null where nothing can be expected. */
+function secondsView(ofShards: Float64Array | undefined, numRows: number): object | null {
+  if (ofShards === undefined) return null;
+  const away = Array.from({ length: Math.max(0, numRows - ofShards.length) }, () => null);
+  return [...ofShards, ...away];
 }

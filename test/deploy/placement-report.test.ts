@@ -12,6 +12,8 @@ const view: PlacementView = {
   why: "shard 2 is gone",
   stages_left: 1,
   unplaceable: null,
+  lost: null,
+  last_decision: null,
   redis_away: false,
   predicted_step_seconds: 0.00123,
   imbalance: 0.08,
@@ -88,6 +90,47 @@ test("a placement is shown with why, heat and experts per layer and shard, and w
   assert.match(text, /^4 draining .*1 of 1 experts have no room elsewhere$/m);
   assert.match(text, /^local .*every expert has another copy$/m);
   assert.ok(!text.includes(ESCAPE));
+});
+
+test("experts without a living copy are said first, with who is away and why, and no times that mean nothing", () => {
+  const [ready, , local] = view.shards;
+  const lost: PlacementView = {
+    ...view,
+    predicted_step_seconds: null,
+    imbalance: null,
+    next_layer: null,
+    unplaceable: "1 layers of 3 experts take 3 bytes; 1 shards offer 2 bytes",
+    last_decision: "shard 4 is gone, 1 experts have no copy",
+    lost: { experts: 2, experts_without_room: 1, reason: "shard host:1: refused" },
+    shards: [
+      { ...ready, seconds_per_step: null },
+      { ...local, seconds_per_step: null },
+      {
+        rank: 4,
+        experts: 2,
+        bytes: null,
+        memory_bytes: null,
+        seconds_per_step: null,
+        state: "away",
+        reason: "connection refused",
+        loss: null,
+      },
+    ],
+    layers: [{ ...view.layers[0], seconds: null }],
+  };
+  const text = formatPlacement(lost, style);
+  const [, said] = text.split("\n");
+  assert.equal(
+    said,
+    "2 of 3 experts have no living copy, 1 of them no room on the shards that are there",
+  );
+  assert.match(text, /^can not be placed: 1 layers of 3 experts take 3 bytes/m);
+  assert.match(text, /^last look: shard 4 is gone, 1 experts have no copy$/m);
+  assert.match(text, /^4 away +2 +- +- +- +it is away: connection refused$/m);
+  assert.match(text, /^layer +0 +local +4$/m);
+  assert.match(text, /^1 +░░ +3 +░░ +1 +×× +1$/m);
+  assert.match(formatPlacement(lost, { ...style, width: 20 }), /^1 {6}░░×$/m);
+  assert.doesNotMatch(text, /per step .*s |expected to take|statistics/);
 });
 
 test("it is said where the routers' Redis is away, and only there", () => {

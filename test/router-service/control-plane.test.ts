@@ -3,6 +3,7 @@ import { after, before, describe, it } from "node:test";
 
 import { startHeartbeat, type Heartbeat } from "../../core/heartbeat.ts";
 import { openCheckpoint, type Checkpoint } from "../../core/model/checkpoint/checkpoint.ts";
+import { moeLayers } from "../../core/model/config.ts";
 import { LOCAL_RANK } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import {
@@ -18,6 +19,7 @@ import {
   epochOf,
   holders,
   isLeading,
+  lossView,
   refusalOf,
   runRows,
   settled,
@@ -260,8 +262,30 @@ describe("two routers and their Redis", () => {
       15_000,
     );
     await follower.cluster.ready();
+    const joined = ({ cluster }: TestRouter) => cluster.members().some(({ rank }) => rank === 4);
+    await waitFor("the small shard", () => routers.every(joined));
     const refusal = refusalOf(follower);
     await Promise.all([removeShard(2), removeShard(3)]);
+    const experts = moeLayers(checkpoint.config).length * checkpoint.config.numExperts;
+    for (const router of routers) {
+      // Long before the one that plans gives up on those two.
+      const view = await waitFor(
+        "the loss to be seen",
+        async () => {
+          const seen = await lossView(router);
+          return seen.lost?.experts === experts ? seen : undefined;
+        },
+        2_000,
+      );
+      assert.ok((view.lost?.experts_without_room ?? 0) > 0);
+      assert.match(view.unplaceable ?? "", /1 shard offers 200000 bytes/);
+      assert.equal(view.predicted_step_seconds, null);
+      const away = view.shards.filter(({ state }) => state === "away");
+      assert.deepEqual(
+        away.map(({ rank }) => rank),
+        [2, 3],
+      );
+    }
     assert.match(await refusal, /experts take \d+ bytes \(.*\); 1 shard offers 200000 bytes/);
     assert.ok(!isLeading(follower));
   });

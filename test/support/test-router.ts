@@ -10,6 +10,8 @@ import { ranksOf } from "../../core/placement/placement.ts";
 import type { Logger } from "../../core/platform/log.ts";
 import { createStatistics } from "../../core/statistics/store.ts";
 import type { Cluster } from "../../router-service/cluster/cluster.ts";
+import { placementView } from "../../router-service/api/placement.ts";
+import type { Serving } from "../../router-service/api/serving.ts";
 import { startControlPlane, type ControlPlane } from "../../router-service/control-plane.ts";
 import { localRankOptions } from "../../router-service/local-rank.ts";
 import { hostStep, testRouting } from "./run-experts-contract.ts";
@@ -108,6 +110,20 @@ export const holders = ({ cluster }: TestRouter) => {
 };
 /** Whether it plans. */
 export const isLeading = ({ plane }: TestRouter) => plane.planner.state().leading;
+
+/** The parts of GET /v1/placement that tests of losses read. */
+export interface LossView {
+  readonly unplaceable: string | null;
+  readonly lost: { readonly experts: number; readonly experts_without_room: number } | null;
+  readonly predicted_step_seconds: number | null;
+  readonly shards: readonly { readonly rank: number; readonly state: string }[];
+}
+
+/** GET /v1/placement, without a door. */
+export async function lossView({ plane }: TestRouter): Promise<LossView> {
+  const serving: Pick<Serving, "placement"> = { placement: () => plane };
+  return (await placementView(serving)) as LossView;
+}
 
 /** Sums of the routed experts of layer 0 for three fixed rows. */
 export async function runRows({ cluster }: TestRouter): Promise<Float32Array> {

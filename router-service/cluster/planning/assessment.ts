@@ -1,8 +1,13 @@
 /** What a placement that stands is worth: expected times, who holds how much, and what the loss of a shard would take; pure. */
 
 import { layerTimes, type LayerTime } from "../../../core/placement/cost.ts";
-import type { PlacedLayers, PlannerInput, ShardBalance } from "../../../core/placement/planner.ts";
-import { lossRecovery } from "../../../core/placement/recovery.ts";
+import {
+  noRoom,
+  type PlacedLayers,
+  type PlannerInput,
+  type ShardBalance,
+} from "../../../core/placement/planner.ts";
+import { lossRecovery, missingRecovery } from "../../../core/placement/recovery.ts";
 
 /** What the loss of a shard would take to mend. */
 export interface ShardLoss {
@@ -19,16 +24,20 @@ export interface ShardLoss {
 
 /** A placement judged by the load that is expected. */
 export interface Assessment {
-  /** Expected time of all MoE layers of one step. */
-  readonly stepSeconds: number;
-  /** (max − mean) / mean of the shards' seconds, those that hold nothing among them; 0 where nothing is expected. */
-  readonly imbalance: number;
-  /** Rank that each layer waits for, by layer. */
+  /** Expected time of all MoE layers of one step; undefined where experts are missing, without whom there is no step. */
+  readonly stepSeconds: number | undefined;
+  /** (max − mean) / mean of the shards' seconds, those that hold nothing among them; 0 where nothing is expected; undefined as stepSeconds. */
+  readonly imbalance: number | undefined;
+  /** Rank that each layer waits for, by layer; empty where experts are missing. */
   readonly binding: ReadonlyMap<number, number>;
-  /** Expected seconds of the shards, in the order of the input's, by layer [numShards]. */
-  readonly layerSeconds: ReadonlyMap<number, Float64Array>;
-  /** In the order of the input's shards. */
+  /** Expected seconds of the shards, in the order of the input's, by layer [numShards]; undefined as stepSeconds. */
+  readonly layerSeconds: ReadonlyMap<number, Float64Array> | undefined;
+  /** In the order of the input's shards; their times mean nothing where experts are missing. */
   readonly shards: readonly ShardBalance[];
+  /** Experts without a copy on the input's shards, and those of them that none of these has room for. */
+  readonly missing: { readonly experts: number; readonly homeless: number };
+  /** Why missing experts have no room; undefined where they have. */
+  readonly noRoom: string | undefined;
   /** Of the shards that hold something, in the same order. */
   readonly losses: readonly ShardLoss[];
 }
@@ -37,17 +46,14 @@ export interface Assessment {
 export function assess(input: PlannerInput, placed: PlacedLayers): Assessment {
   const times = layerTimes(input, placed);
   const shards = balanceOf(input, placed, times);
+  const { homes, homeless } = missingRecovery(input, placed);
+  const missing = { experts: homes.length + homeless.length, homeless: homeless.length };
+  const noRoomError = homeless.length === 0 ? undefined : noRoom(input);
   return {
-    stepSeconds: times.reduce((sum, { seconds }) => sum + seconds, 0),
-    imbalance: imbalanceOf(shards.map(({ seconds }) => seconds)),
-    binding: new Map(
-      input.layers.flatMap((layer, index) => {
-        const rank = input.shards[times[index].slowest]?.rank;
-        return rank === undefined ? [] : [[layer, rank] as const];
-      }),
-    ),
-    layerSeconds: new Map(input.layers.map((layer, index) => [layer, times[index].shardSeconds])),
+    ...(missing.experts > 0 ? NO_STEP : expectedOf(input, times, shards)),
     shards,
+    missing,
+    noRoom: noRoomError?.message,
     losses: lossRecovery(input, placed).map(({ rank, homes, bytes, seconds, homeless }) => ({
       rank,
       experts: homes.length + homeless.length,
@@ -55,6 +61,29 @@ export function assess(input: PlannerInput, placed: PlacedLayers): Assessment {
       loadSeconds: seconds,
       homeless: homeless.length,
     })),
+  };
+}
+
+type Expected = Pick<Assessment, "stepSeconds" | "imbalance" | "binding" | "layerSeconds">;
+
+/** Of a placement that no step can run by. */
+const NO_STEP: Expected = {
+  stepSeconds: undefined,
+  imbalance: undefined,
+  binding: new Map(),
+  layerSeconds: undefined,
+};
+
+function expectedOf(
+  { layers, shards }: PlannerInput,
+  times: readonly LayerTime[],
+  balance: readonly ShardBalance[],
+): Expected {
+  return {
+    stepSeconds: times.reduce((sum, { seconds }) => sum + seconds, 0),
+    imbalance: imbalanceOf(balance.map(({ seconds }) => seconds)),
+    binding: new Map(layers.map((layer, index) => [layer, shards[times[index].slowest].rank])),
+    layerSeconds: new Map(layers.map((layer, index) => [layer, times[index].shardSeconds])),
   };
 }
 

@@ -61,6 +61,11 @@ export class PlacementFollower {
     if (!this.#closed) this.#begin(stored);
   }
 
+  /** Why no shard has room for experts without a copy, as the store last said; undefined where that is not so. */
+  unplaceable(): string | undefined {
+    return this.#unplaceable;
+  }
+
   /** Takes note of what the store can not be told of: why no shard has room; undefined where that is over. */
   takeUnplaceable(reason: string | undefined): void {
     if (reason !== this.#unplaceable) this.#options.cluster.setUnplaceable(reason);

@@ -59,6 +59,11 @@ export function isUsable(member: MemberView, now: number): boolean {
   return rank !== undefined && hello !== undefined && state !== "away" && quarantinedUntil <= now;
 }
 
+/** The shard can be sent rows of the placement in use: it holds all that this gives it, and was not found wrong. */
+export function isServing(member: MemberView, now: number): boolean {
+  return isUsable(member, now) && member.state !== "loading";
+}
+
 /** What the planner is told of usable shards. */
 function shardFacts(
   members: readonly MemberView[],

@@ -12,7 +12,7 @@ import {
   type PlacedLayers,
 } from "../../../core/placement/planner.ts";
 import { drawNormal, seededRandom } from "../../../core/random.ts";
-import { lossRecovery } from "../../../core/placement/recovery.ts";
+import { lossRecovery, missingRecovery } from "../../../core/placement/recovery.ts";
 import { plannerInput } from "./inputs.ts";
 
 const random = seededRandom(5);
@@ -246,6 +246,20 @@ test("a copy on a shard that is gone is none: what only one living shard has bes
   assert.deepEqual(first.homes, [{ layer: 0, expert: 0, rank: 1 }]);
   assert.deepEqual(second.homes, [{ layer: 0, expert: 1, rank: 0 }]);
   assert.deepEqual(others, []);
+});
+
+test("experts without any copy are re-homed where there is room, and homeless where there is none", () => {
+  const placed = new Map([[0, [0, 7, 7].map((rank) => [{ rank, share: 1 }])]]);
+  const missing = (room: readonly number[]) =>
+    missingRecovery(plannerInput({ loads: [[1, 1, 1]], room }), placed);
+  const { homes, homeless, seconds } = missing([2, 1]);
+  assert.deepEqual(
+    homes.map(({ expert }) => expert),
+    [1, 2],
+  );
+  assert.deepEqual([homeless.length, seconds], [0, 1]);
+  assert.equal(missing([1, 1]).homeless.length, 1);
+  assert.equal(missing([]).homeless.length, 3);
 });
 
 test("experts that no survivor has room for are homeless", () => {
