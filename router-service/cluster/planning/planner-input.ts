@@ -109,35 +109,55 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
   };
 }
 
-function plannedShards(shards: readonly ShardFacts[], costs: FormatCosts): PlannedShard[] {
+/** How fast a shard is, nothing unknown. */
+export interface ShardSpeeds {
+  readonly secondsPerPair: number;
+  readonly rttSeconds: number;
+  readonly bytesPerSecond: number;
+  readonly loadBytesPerSecond: number;
+}
+
+/** Of each the middle one of those that were measured, of two the slower. */
+export function usualSpeeds(shards: readonly ShardFacts[]): ShardSpeeds {
   // Of the way to a router's own device nothing follows for others'.
   const remote = shards.filter(({ rank }) => rank !== LOCAL_RANK);
-  const known = (
-    of: (shard: ShardFacts) => number | undefined,
-    usualOf: (values: readonly number[]) => number | undefined,
-    otherwise: number,
-  ) => {
-    const usual = usualOf(remote.flatMap((shard) => of(shard) ?? [])) ?? otherwise;
-    return (shard: ShardFacts) => of(shard) ?? usual;
+  const measured = (of: (shard: ShardFacts) => number | undefined) =>
+    remote.flatMap((shard) => of(shard) ?? []);
+  return {
+    secondsPerPair: middle(measured((one) => one.secondsPerPair)) ?? DEFAULT_SECONDS_PER_PAIR,
+    rttSeconds: middle(measured((one) => one.rttSeconds)) ?? DEFAULT_RTT_SECONDS,
+    bytesPerSecond: middleRate(measured((one) => one.bytesPerSecond)) ?? DEFAULT_BYTES_PER_SECOND,
+    loadBytesPerSecond:
+      middleRate(measured((one) => one.loadBytesPerSecond)) ?? DEFAULT_LOAD_BYTES_PER_SECOND,
   };
-  const secondsPerPair = known((one) => one.secondsPerPair, middle, DEFAULT_SECONDS_PER_PAIR);
-  const rttSeconds = known((one) => one.rttSeconds, middle, DEFAULT_RTT_SECONDS);
-  const bytesPerSecond = known((one) => one.bytesPerSecond, middleRate, DEFAULT_BYTES_PER_SECOND);
-  const loadRate = known(
-    (one) => one.loadBytesPerSecond,
-    middleRate,
-    DEFAULT_LOAD_BYTES_PER_SECOND,
-  );
-  return shards.map((shard): PlannedShard => ({
-    rank: shard.rank,
-    ...costs.divide(secondsPerPair(shard), shard.formats ?? []),
-    rttSeconds: rttSeconds(shard),
-    bytesPerSecond: bytesPerSecond(shard),
-    memoryBytes: shard.memoryBytes,
-    loadSecondsPerByte: 1 / loadRate(shard),
-    draining: shard.draining,
-    ...(shard.spread !== undefined && { spread: shard.spread }),
-  }));
+}
+
+/** A shard with what is usual in place of what was not measured. */
+export function knownShard(shard: ShardFacts, usual: ShardSpeeds): ShardFacts & ShardSpeeds {
+  return {
+    ...shard,
+    secondsPerPair: shard.secondsPerPair ?? usual.secondsPerPair,
+    rttSeconds: shard.rttSeconds ?? usual.rttSeconds,
+    bytesPerSecond: shard.bytesPerSecond ?? usual.bytesPerSecond,
+    loadBytesPerSecond: shard.loadBytesPerSecond ?? usual.loadBytesPerSecond,
+  };
+}
+
+function plannedShards(shards: readonly ShardFacts[], costs: FormatCosts): PlannedShard[] {
+  const usual = usualSpeeds(shards);
+  return shards.map((facts): PlannedShard => {
+    const shard = knownShard(facts, usual);
+    return {
+      rank: shard.rank,
+      ...costs.divide(shard.secondsPerPair, shard.formats ?? []),
+      rttSeconds: shard.rttSeconds,
+      bytesPerSecond: shard.bytesPerSecond,
+      memoryBytes: shard.memoryBytes,
+      loadSecondsPerByte: 1 / shard.loadBytesPerSecond,
+      draining: shard.draining,
+      ...(shard.spread !== undefined && { spread: shard.spread }),
+    };
+  });
 }
 
 /** A row is hidden states with ids of 2 and weights of 4 bytes; its partial sum is in f32. */

@@ -2,7 +2,7 @@
 
 import type { Policy } from "../../../core/placement/input.ts";
 import { LOCAL_RANK, rankName } from "../../../core/placement/placement.ts";
-import type { PlanFacts, ShardFacts } from "./planner-input.ts";
+import { knownShard, type PlanFacts, type ShardFacts, usualSpeeds } from "./planner-input.ts";
 
 /** A shard that is other than it is, or one that is not there. What is absent stays as it is, or counts as usual. */
 export interface WhatIfShard {
@@ -73,7 +73,11 @@ function supposedShards(
   shards: readonly ShardFacts[],
   changes: readonly WhatIfShard[],
 ): ShardFacts[] {
-  const byRank = new Map(shards.map((shard) => [shard.rank, shard]));
+  // As they are: what is supposed of one says nothing of others that were not measured.
+  const usual = usualSpeeds(shards);
+  const byRank = new Map<number, ShardFacts>(
+    shards.map((shard) => [shard.rank, knownShard(shard, usual)]),
+  );
   const seen = new Set<number>();
   for (const [index, change] of changes.entries()) {
     const { rank, absent, ...values } = change;
@@ -100,15 +104,16 @@ function supposedShards(
     if (memoryBytes === undefined) {
       throw fault("memory_bytes", `is missing, there is no rank ${name} whose memory is known`);
     }
+    const speeds = before ?? usual;
     byRank.set(rank, {
       rank,
       memoryBytes,
       draining: values.draining ?? before?.draining ?? false,
-      secondsPerPair: values.secondsPerPair ?? before?.secondsPerPair,
+      secondsPerPair: values.secondsPerPair ?? speeds.secondsPerPair,
       // To a router's own device there is no way.
-      rttSeconds: values.rttSeconds ?? before?.rttSeconds ?? (isLocal ? 0 : undefined),
-      bytesPerSecond: isLocal ? Infinity : (values.bytesPerSecond ?? before?.bytesPerSecond),
-      loadBytesPerSecond: before?.loadBytesPerSecond,
+      rttSeconds: values.rttSeconds ?? (isLocal && !before ? 0 : speeds.rttSeconds),
+      bytesPerSecond: isLocal ? Infinity : (values.bytesPerSecond ?? speeds.bytesPerSecond),
+      loadBytesPerSecond: speeds.loadBytesPerSecond,
       spread: before?.spread ?? 0,
       ...(before?.formats && { formats: before.formats }),
     });

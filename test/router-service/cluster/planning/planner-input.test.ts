@@ -131,6 +131,23 @@ test("what is supposed changes shards, load and bounds, and leaves the rest as i
   assert.equal(facts.expected.load[0], 2, "the facts stay as they are");
 });
 
+test("what is supposed of one shard says nothing of others that were not measured", () => {
+  const facts = factsOf([shardOf(0), shardOf(1), shardOf(2, { rttSeconds: 1e-4 })]);
+  const costsOf = (of: PlanFacts, rank: number) => {
+    const shard = plannerInput(of).shards.find((one) => one.rank === rank);
+    return [shard?.rttSeconds, shard?.secondsPerPair, shard?.bytesPerSecond];
+  };
+  const slow = { rttSeconds: 0.5, secondsPerPair: 3, bytesPerSecond: 2 };
+  const shards = [
+    { rank: 0, ...slow },
+    { rank: 7, memoryBytes: 1 },
+  ];
+  const supposed = suppose(facts, layers, { shards });
+  assert.deepEqual(costsOf(supposed, 0), [0.5, 3, 2]);
+  for (const rank of [1, 7]) assert.deepEqual(costsOf(supposed, rank), costsOf(facts, 1));
+  assert.deepEqual(costsOf(supposed, 2), costsOf(facts, 2));
+});
+
 test("routers' own devices are supposed to be there, to have other memory, or to be gone, as shards are", () => {
   const held = shardOf(LOCAL_RANK, { rttSeconds: 1e-5, bytesPerSecond: Infinity });
   const localOf = (shards: readonly ShardFacts[], what: object) =>
