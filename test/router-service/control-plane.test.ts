@@ -13,7 +13,12 @@ import {
 } from "../../core/platform/redis.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { startRedis, type TestRedis } from "../../bench/rig/redis.ts";
-import { silentLogger, startTestShard, type TestShard } from "../support/shards.ts";
+import {
+  silentLogger,
+  startTestShard,
+  type TestShard,
+  type TestShardOptions,
+} from "../support/shards.ts";
 import {
   assertComputes,
   epochOf,
@@ -51,8 +56,11 @@ describe("two routers and their Redis", () => {
       warnings.push(`${message} ${JSON.stringify(fields)}`),
   });
 
-  const addShard = async (rank: number, memoryLimit?: number) => {
-    const shard = await startTestShard({ rank, weights: "f32", memoryLimit });
+  const addShard = async (
+    rank: number,
+    options: Pick<TestShardOptions, "memoryLimit" | "beforeRead"> = {},
+  ) => {
+    const shard = await startTestShard({ rank, weights: "f32", ...options });
     const { address } = shard;
     const heartbeat = startHeartbeat({
       redis,
@@ -255,7 +263,7 @@ describe("two routers and their Redis", () => {
   it("refuse requests, the one that follows too, where no shard that is left has room", async () => {
     routers.push(await startRouter("three", { redisUrl: server.url }));
     const [, follower] = routers;
-    await addShard(4, 200_000);
+    await addShard(4, { memoryLimit: 200_000 });
     await waitFor(
       "the follower",
       () => epochOf(follower) > 0 && epochOf(follower) === epochOf(routers[0]),
@@ -288,5 +296,16 @@ describe("two routers and their Redis", () => {
     }
     assert.match(await refusal, /experts take \d+ bytes \(.*\); 1 shard offers 200000 bytes/);
     assert.ok(!isLeading(follower));
+  });
+
+  it("take requests again as soon as a shard with room is there, while it loads their experts", async () => {
+    const loads = Promise.withResolvers<void>();
+    await addShard(5, { beforeRead: () => loads.promise });
+    const isTaken = ({ cluster }: TestRouter) => cluster.unavailableReason() === undefined;
+    const taken = () => routers.every(isTaken) && routers.map((one) => one.cluster.missingReason());
+    const missing = await waitFor("the word", taken).finally(loads.resolve);
+    assert.ok(missing.every(Boolean), "it was loaded already");
+    await Promise.all(routers.map(({ cluster }) => cluster.ready()));
+    for (const router of routers) await assertComputes(router, expected);
   });
 });

@@ -293,7 +293,8 @@ export class PlannerLoop {
       return undefined;
     }
     const plan = await this.#plan(facts, underway);
-    if (aloneAfter !== undefined) follower.takeUnplaceable(this.#state.unplaceable);
+    const unplaceable = plan === undefined ? this.#state.unplaceable : undefined;
+    if (aloneAfter !== undefined) follower.takeUnplaceable(unplaceable);
     if (plan === undefined) return RETRY_MS;
     const { decision, look } = judge({
       plan,
@@ -317,6 +318,8 @@ export class PlannerLoop {
     this.#decided(why);
     log.debug({ publish, why }, "planned");
     if (!publish) return undefined;
+    // Requests need not be refused until all is loaded.
+    await this.#tellUnplaceable();
     const epochAlone = (after: number) => this.#outage.epochAfter(after);
     const after = aloneAfter ?? stored.placement.epoch;
     const shared = { why, after, planned: facts.shards };
