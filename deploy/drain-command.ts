@@ -13,8 +13,8 @@ import { askRouter, routerFlags } from "./router-client.ts";
 
 const LOOK_MS = 200;
 
-/** A router knows by then whether others have room, milliseconds. */
-const OUTLOOK_MS = 1_500;
+/** A router that can plan knows by then whether others have room, milliseconds. */
+const OUTLOOK_MS = 10_000;
 
 /** That nothing has room may change within this time, as a shard that joins is planned for, milliseconds. */
 const STUCK_MS = 1_000;
@@ -87,8 +87,9 @@ async function firstWord(config: DrainConfig): Promise<string> {
     if (stuck !== undefined) throw new Error(stuckText(rank, stuck));
     const newest = Math.max(0, ...shard.epochs);
     before ??= newest;
-    // A later placement is on its way: others have room.
-    if (newest > before || performance.now() > endsAt) {
+    // Another placement is on its way: others have room.
+    const isMoving = shard.epochs.length > 1 || newest > before;
+    if (isMoving || performance.now() > endsAt) {
       return `shard ${rank} is draining; switchyard drain ${rank} --wait says when it is safe to terminate\n`;
     }
     await delay(LOOK_MS);
