@@ -44,7 +44,7 @@ export function formatPlan(plan: PlanView): string {
 function movesText({ loads, drops, bytes, stages }: PlanView["moves"]): string {
   if (loads + drops === 0) return "none, only shares change";
   const loaded =
-    loads === 0 ? "nothing is loaded" : `${countText(loads, "load")} of ${bytesText(bytes)}`;
+    loads === 0 ? "nothing is loaded" : `${countText(loads, "load")} (${bytesText(bytes)})`;
   return `${loaded}, ${countText(drops, "drop")}, in ${countText(stages, "stage")}`;
 }
 

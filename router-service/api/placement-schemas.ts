@@ -23,7 +23,7 @@ const shardSchema = closedObject({
   memory_bytes: z.number().min(0).max(MAX_AMOUNT).optional(),
   seconds_per_pair: z.number().positive().max(MAX_SECONDS).optional(),
   rtt_seconds: z.number().min(0).max(MAX_SECONDS).optional(),
-  bytes_per_second: z.number().positive().max(MAX_AMOUNT).optional(),
+  bytes_per_second: z.number().min(1).max(MAX_AMOUNT).optional(),
   draining: z.boolean().optional(),
   absent: z.boolean().optional(),
 });

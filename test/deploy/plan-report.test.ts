@@ -25,7 +25,7 @@ test("a plan that would be done says why, what it brings, what moves and what ea
     `this would be done:
   shard 1 is gone
 experts of a step: 3.00 s → 23.9 ms
-moves: 1 load of 3.00 MiB, 2 drops, in 1 stage
+moves: 1 load (3.00 MiB), 2 drops, in 1 stage
 
 shard  experts    memory        of  per step
 0            1  1.00 KiB  10.5 KiB   10.0 ms
@@ -41,7 +41,7 @@ test("a plan that is not worth it is told apart from what would be done, and one
   assert.deepEqual(head({ why: "too little", moves }), [
     "nothing would be done:",
     "  too little",
-    "that placement: experts of a step 3.00 s → 23.9 ms; moves: 2 loads of 1.00 MiB, 1 drop, in 1 stage",
+    "that placement: experts of a step 3.00 s → 23.9 ms; moves: 2 loads (1.00 MiB), 1 drop, in 1 stage",
   ]);
   assert.deepEqual(head({ predicted_step_seconds_before: 0.0239 }), [
     "nothing would be done:",

@@ -43,3 +43,11 @@ test("a what-if takes `local` where it takes a shard's rank, and whole bytes", (
     message: 'shards[0].rank: is missing, expected an integer from 0 to 65533 or "local"',
   });
 });
+
+test("what is next to nothing is refused where costs are divided by it", () => {
+  for (const value of [0, 1e-300]) {
+    assert.throws(() => parse({ shards: [{ rank: 0, bytes_per_second: value }] }), {
+      message: `shards[0].bytes_per_second: ${value} is out of range, expected at least 1`,
+    });
+  }
+});
