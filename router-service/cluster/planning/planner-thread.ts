@@ -3,6 +3,7 @@
 import { Worker } from "node:worker_threads";
 
 import type { PlacedLayers, Plan, PlannerInput } from "../../../core/placement/planner.ts";
+import { countText } from "../../../core/amounts.ts";
 import { PlacementError, PlannerInputError } from "../../../core/placement/planner.ts";
 import { errorMessage } from "../../../core/error-message.ts";
 import { QueueFullError } from "../../engine/errors.ts";
@@ -152,7 +153,8 @@ export class PlannerThread {
 function nameOf({ kind, input }: PlannerQuestion): string {
   const { layers, numExperts, shards } = input;
   const what = kind === "plan" ? "a plan" : "judging a placement";
-  return `${what} of ${layers.length} layers of ${numExperts} experts on ${shards.length} shards`;
+  const size = `${countText(layers.length, "layer")} of ${countText(numExperts, "expert")}`;
+  return `${what} of ${size} on ${countText(shards.length, "shard")}`;
 }
 
 function errorOf({ kind, message }: Extract<PlannerAnswer, { kind: string }>): Error {

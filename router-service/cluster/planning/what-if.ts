@@ -1,5 +1,6 @@
 /** Plans for other shards, another load, other bounds than there are; pure. */
 
+import { countText } from "../../../core/amounts.ts";
 import type { Policy } from "../../../core/placement/input.ts";
 import { LOCAL_RANK, rankName } from "../../../core/placement/placement.ts";
 import { knownShard, type PlanFacts, type ShardFacts, usualSpeeds } from "./planner-input.ts";
@@ -135,7 +136,7 @@ function supposedLoad(
     if (pairs.length !== numExperts) {
       throw new WhatIfError(
         `load.${layer}`,
-        `${pairs.length} values, the layer has ${numExperts} experts`,
+        `${countText(pairs.length, "value")}, the layer has ${countText(numExperts, "expert")}`,
       );
     }
     supposed.set(pairs, index * numExperts);

@@ -53,7 +53,7 @@ describe("a thread that plans", () => {
     t.mock.timers.enable({ apis: ["setTimeout"] });
     const refused = assert.rejects(
       thread.plan(slow),
-      /a plan of 1 layers of 3 experts on 2 shards took longer than 60000 ms/,
+      /a plan of 1 layer of 3 experts on 2 shards took longer than 60000 ms/,
     );
     const waiting = [thread.plan(input), thread.assess(input, new Map())];
     t.mock.timers.tick(60_000);
