@@ -166,11 +166,15 @@ function forecastLines({ forecast, layers }: PlacementView): string[] {
     .sort(([a], [b]) => (wins.get(b) ?? 0) - (wins.get(a) ?? 0) || errors[a] - errors[b])
     .map(([name, error]) => {
       const count = wins.get(name) ?? 0;
-      return `${name} ${error.toFixed(3)}${count === 0 ? "" : ` (best in ${countText(count, "layer")})`}`;
+      return `${name} ${percentText(error)}${count === 0 ? "" : ` (best in ${countText(count, "layer")})`}`;
     });
   return [
-    `forecast of the load is off by ${errors["forecast"].toFixed(3)}; its predictors: ${said.join(", ")}`,
+    `forecast of the load was off, summed over a layer's experts, by ${percentText(errors["forecast"])} of its load; its predictors: ${said.join(", ")}`,
   ];
+}
+
+function percentText(part: number): string {
+  return `${(100 * part).toFixed(1)} %`;
 }
 
 function nextLayerLines({ next_layer: next }: PlacementView): string[] {

@@ -78,7 +78,7 @@ test("a placement is shown with why, heat and experts per layer and shard, and w
   assert.match(text, /expected to take 1\.23 ms, imbalance of the shards 0\.08/);
   assert.match(
     text,
-    /^forecast .* off by 0\.090; its predictors: recent 0\.100 \(best in 1 layer\), trend 0\.150, mix 0\.210$/m,
+    /^forecast of .* experts, by 9\.0 % of its load; its predictors: recent 10\.0 % \(best in 1 layer\), trend 15\.0 %, mix 21\.0 %$/m,
   );
   assert.match(text, /in one layer and the next, 35 % are on one shard, by chance 33 %$/m);
   assert.match(text, /^layer +0 +4 +local$/m);
