@@ -226,7 +226,8 @@ function isAway(state: string | undefined): boolean {
   return state === "away" || state === "quarantined";
 }
 
-function lossText({ loss, state, reason }: ShardBalanceView): string {
+function lossText({ rank, loss, state, reason }: ShardBalanceView): string {
+  if (rank === "local") return "it is the router itself";
   if (isAway(state)) return `it is ${state}${reason ? `: ${reason}` : ""}`;
   if (loss === undefined || loss === null) return "nothing to mend";
   const { experts_without_copy: experts, experts_without_room: homeless, seconds } = loss;

@@ -2,7 +2,7 @@
 
 import { type Copy, Holdings, type StageLimits } from "./holdings.ts";
 import type { PlacedLayers, PlannedShard, PlannerInput } from "./input.ts";
-import { ranksOf } from "./placement.ts";
+import { LOCAL_RANK, ranksOf } from "./placement.ts";
 import { liveCurrent } from "./why.ts";
 
 /** What it takes to give experts that are lost another home. */
@@ -29,14 +29,14 @@ export type RecoveryInput = Pick<PlannerInput, "layers" | "numExperts" | "bytes"
 
 /**
  * For each shard that holds something, in the order of the input: what its loss would take. Copies on ranks that are not
- * among the input's shards are not there.
+ * among the input's shards are not there; the routers' own devices are no shard: they are lost with their router.
  */
 export function lossRecovery(input: RecoveryInput, placed: PlacedLayers): LossRecovery[] {
   const standing = { epoch: 0, layers: placed };
   const layers = liveCurrent({ ...input, current: standing });
   const held = new Set(ranksOf(standing));
   return input.shards
-    .filter(({ rank }) => held.has(rank))
+    .filter(({ rank }) => held.has(rank) && rank !== LOCAL_RANK)
     .map(({ rank }) => recoveryOf(rank, input, layers));
 }
 

@@ -47,7 +47,7 @@ const view: PlacementView = {
       bytes: 2 ** 20,
       memory_bytes: 2 ** 30,
       seconds_per_step: 0,
-      loss: { experts_without_copy: 0, seconds: 0, experts_without_room: 0 },
+      loss: null,
     },
   ],
   layers: [
@@ -88,7 +88,7 @@ test("a placement is shown with why, heat and experts per layer and shard, and w
     /^0 +3 +3\.00 MiB +1\.00 GiB +1\.00 ms +2 experts are elsewhere within 1\.50 s$/m,
   );
   assert.match(text, /^4 draining .*1 of 1 experts have no room elsewhere$/m);
-  assert.match(text, /^local .*every expert has another copy$/m);
+  assert.match(text, /^local .*it is the router itself$/m);
   assert.ok(!text.includes(ESCAPE));
 });
 

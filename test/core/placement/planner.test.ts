@@ -248,6 +248,15 @@ test("a copy on a shard that is gone is none: what only one living shard has bes
   assert.deepEqual(others, []);
 });
 
+test("the routers' own devices are no shard that could be lost: a copy there is another copy", () => {
+  const input = plannerInput({ loads: [[1, 1]], room: [2, 2], shards: [{}, { rank: LOCAL_RANK }] });
+  const placed = new Map([
+    [0, [[0, LOCAL_RANK], [LOCAL_RANK]].map((ranks) => ranks.map((rank) => ({ rank, share: 1 })))],
+  ]);
+  const losses = lossRecovery(input, placed);
+  assert.deepEqual(losses, [{ rank: 0, homes: [], bytes: 0, seconds: 0, homeless: [] }]);
+});
+
 test("experts without any copy are re-homed where there is room, and homeless where there is none", () => {
   const placed = new Map([[0, [0, 7, 7].map((rank) => [{ rank, share: 1 }])]]);
   const missing = (room: readonly number[]) =>
