@@ -103,8 +103,15 @@ async function waitForRelease(config: DrainConfig): Promise<string> {
   let progress: ReturnType<typeof startProgress> | undefined;
   let total = 0;
   let stuckSince: number | undefined;
+  let last: string | undefined;
   for (;;) {
-    const shard = await shardView(config);
+    const shard = last === undefined ? await shardView(config) : await findShard(config);
+    if (shard === undefined && last !== "away") {
+      progress?.stop();
+      return `shard ${rank} has left\n`;
+    }
+    if (shard === undefined) throw new Error(`shard ${rank} is gone`);
+    last = shard.state;
     const now = performance.now();
     const held = shard.resident_bytes ?? 0;
     if (shard.safe_to_terminate) {
@@ -147,10 +154,14 @@ function stuckText(rank: number, reason: string): string {
 }
 
 async function shardView(config: DrainConfig): Promise<ShardView> {
+  const shard = await findShard(config);
+  if (shard === undefined) throw new Error(`shard ${config.rank} is gone`);
+  return shard;
+}
+
+async function findShard(config: DrainConfig): Promise<ShardView | undefined> {
   const { shards } = (await askRouter(config, "GET", "/v1/shards")) as {
     readonly shards: readonly ShardView[];
   };
-  const shard = shards.find(({ rank }) => rank === config.rank);
-  if (shard === undefined) throw new Error(`shard ${config.rank} is gone`);
-  return shard;
+  return shards.find(({ rank }) => rank === config.rank);
 }
