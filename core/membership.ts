@@ -10,6 +10,7 @@
  * | `switchyard:v1:{hash}:shards`            | set    | ranks that may have a registration     | 1 day         |
  * | `switchyard:v1:{hash}:router:<id>`       | string | JSON of RouterRegistration             | 5 s           |
  * | `switchyard:v1:{hash}:routers`           | set    | ids that may have a registration       | 1 day         |
+ * | `switchyard:v1:{hash}:left:<incarnation>`| string | 1, for a member that left in order     | 1 minute      |
  */
 
 import { z } from "zod";
@@ -23,6 +24,9 @@ export const HEARTBEAT_MS = 1_000;
 export const MEMBER_EXPIRY_MS = 5_000;
 
 const INDEX_EXPIRY_SECONDS = 86_400;
+
+/** Longer than anybody remembers a member whose registration is gone. */
+const LEFT_EXPIRY_MS = 60_000;
 
 /** Another process is registered under the same rank or id. */
 export class MemberConflictError extends Error {
@@ -127,6 +131,7 @@ export function membershipKeys(modelHash: string) {
     shard: (rank: number | string) => `${prefix}:shard:${rank}`,
     routers: `${prefix}:routers`,
     router: (id: string) => `${prefix}:router:${id}`,
+    left: (incarnation: string) => `${prefix}:left:${incarnation}`,
   };
 }
 
@@ -164,7 +169,7 @@ redis.call('EXPIRE', KEYS[2], ARGV[6])
 return ''
 `;
 
-/** Removes a registration that is ours. KEYS: registration, index; ARGV: name, incarnation. */
+/** Removes a registration that is ours, and says that we left. KEYS: registration, index, left; ARGV: name, incarnation, its expiry in ms. */
 const WITHDRAW = `
 local old = redis.call('GET', KEYS[1])
 if not old then return 0 end
@@ -172,6 +177,7 @@ local ok, other = pcall(cjson.decode, old)
 if ok and other.incarnation ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('SREM', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[3], 1, 'PX', ARGV[3])
 return 1
 `;
 
@@ -222,7 +228,20 @@ export async function withdraw(
   member: Registration,
 ): Promise<void> {
   const { name, keys } = placeOf(modelHash, member);
-  await redis.pipeline([["EVAL", WITHDRAW, 2, ...keys, name, member.incarnation]]);
+  const { incarnation } = member;
+  const left = membershipKeys(modelHash).left(incarnation);
+  await redis.pipeline([["EVAL", WITHDRAW, 3, ...keys, left, name, incarnation, LEFT_EXPIRY_MS]]);
+}
+
+/** Which of these incarnations took their registrations back of late; of others theirs were lost. Rejects with RedisUnavailableError. */
+export async function readLeft(
+  redis: RedisConnection,
+  modelHash: string,
+  incarnations: readonly string[],
+): Promise<Set<string>> {
+  const keys = membershipKeys(modelHash);
+  const replies = await redis.pipeline(incarnations.map((one) => ["EXISTS", keys.left(one)]));
+  return new Set(incarnations.filter((_, index) => Number(replies[index]) === 1));
 }
 
 /** Everyone whose registration stands. Rejects with RedisUnavailableError. */

@@ -2,6 +2,7 @@
 
 import { startHeartbeat } from "../../core/heartbeat.ts";
 import {
+  readLeft,
   readMembers,
   type RouterRegistration,
   type ShardRegistration,
@@ -26,7 +27,8 @@ const POLL_MS = 500;
 
 /**
  * Looks at Redis in a row that do not find a shard before it counts as gone: after a restart of Redis, which forgets
- * all, a shard's next heartbeat may take 4 s. A shard that is lost is noticed by its stream, long before.
+ * all, a shard's next heartbeat may take 4 s. A shard that is lost is noticed by its stream, long before; one that left in
+ * order says so, and is gone at once.
  */
 const LOOKS_TO_FORGET = 12;
 
@@ -132,8 +134,12 @@ class MemberWatch {
     const { shards, routers } = await readMembers(redis, modelHash);
     this.#refused = false;
     const found = new Set(shards.map(({ rank }) => rank));
-    for (const [rank, seen] of this.#shards) {
-      if (!found.has(rank) && ++seen.missed >= LOOKS_TO_FORGET) this.#forget(rank, seen);
+    const missing = [...this.#shards].filter(([rank]) => !found.has(rank));
+    const incarnations = missing.map(([, { registration }]) => registration.incarnation);
+    const left = missing.length === 0 ? new Set() : await readLeft(redis, modelHash, incarnations);
+    for (const [rank, seen] of missing) {
+      const isOver = ++seen.missed >= LOOKS_TO_FORGET || left.has(seen.registration.incarnation);
+      if (isOver) this.#forget(rank, seen);
     }
     for (const registration of shards) {
       const before = this.#shards.get(registration.rank)?.registration.address;
