@@ -52,7 +52,7 @@ const about = {
 
 /** A shard, as GET /v1/shards has it. */
 interface ShardView {
-  readonly rank: number | null;
+  readonly rank: number | "local" | null;
   readonly draining: boolean;
   /** Why it can not leave now, where its state is "draining"; null where it can. */
   readonly reason: string | null;

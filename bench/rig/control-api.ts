@@ -8,7 +8,7 @@ import { waitFor } from "./wait-for.ts";
 
 /** A shard, as GET /v1/shards has it; the parts that are read here. */
 export interface ShardView {
-  readonly rank: number | null;
+  readonly rank: number | "local" | null;
   readonly address: string;
   readonly state: string;
   readonly epochs: readonly number[];

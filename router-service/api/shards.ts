@@ -1,5 +1,6 @@
 /** The expert shards and how to have one leave: GET /v1/shards, POST and DELETE /v1/shards/{rank}/drain. */
 
+import { LOCAL_RANK, rankName } from "../../core/placement/placement.ts";
 import type { MemberView } from "../cluster/cluster-member.ts";
 import { InvalidRequestError, UnavailableError } from "../engine/errors.ts";
 import { NotFoundError } from "./api-errors.ts";
@@ -26,7 +27,8 @@ export function drainShard(serving: Serving, rankText: string, cancel: boolean):
   }
   const { cluster } = requireSource(serving);
   const rank = Number(rankText);
-  const members = cluster.members();
+  // A router's own device is none of them.
+  const members = cluster.members().filter((one) => one.rank !== LOCAL_RANK);
   const member = members.find((one) => one.rank === rank);
   if (member === undefined) {
     const ranks = members.flatMap((one) => one.rank ?? []).sort((a, b) => a - b);
@@ -46,7 +48,7 @@ function shardView(member: MemberView): object {
   const { rank, address, state, reason, hello, status, speed, quarantinedUntil } = member;
   const draining = status?.draining ?? false;
   return {
-    rank: rank ?? null,
+    rank: rank === undefined ? null : rankName(rank),
     address,
     adapter: hello?.adapter ?? null,
     state,

@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 
+import { LOCAL_RANK } from "../../../core/placement/placement.ts";
+import type { PlacementSource } from "../../../router-service/api/placement.ts";
+import type { MemberView } from "../../../router-service/cluster/cluster-member.ts";
 import { openDoors, type DoorOptions } from "./doors.ts";
 
 async function doorsOf(t: TestContext, api: DoorOptions["api"] = {}) {
@@ -56,4 +59,35 @@ test("another method on a shard's drain is refused with those that there are", a
   await response.body?.cancel();
   assert.equal(response.status, 405);
   assert.equal(response.headers.get("allow"), "POST, DELETE");
+});
+
+test("a router's own device is listed as rank local, and is no shard that could leave", async (t) => {
+  const members = [1, LOCAL_RANK].map((rank): MemberView => ({
+    address: `address of ${rank}`,
+    rank,
+    state: "ready",
+    reason: undefined,
+    hello: undefined,
+    status: undefined,
+    epochs: [],
+    speed: {} as MemberView["speed"],
+    steady: {} as MemberView["steady"],
+    suspect: false,
+    quarantinedUntil: undefined,
+  }));
+  const cluster: Partial<PlacementSource["cluster"]> = { members: () => members };
+  const source = { cluster } as PlacementSource;
+  const doors = await doorsOf(t, { placement: () => source });
+  const { shards } = (await doors.get("/v1/shards")).body as {
+    readonly shards: readonly { readonly rank: unknown }[];
+  };
+  assert.deepEqual(
+    shards.map(({ rank }) => rank),
+    [1, "local"],
+  );
+  for (const rank of [LOCAL_RANK, 7]) {
+    const { status, body } = await doors.post(`/v1/shards/${rank}/drain`, {});
+    const { error } = body as { readonly error: { readonly message: string } };
+    assert.deepEqual([status, error.message], [404, `rank: no shard has ${rank}, there are 1`]);
+  }
 });
