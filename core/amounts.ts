@@ -6,9 +6,14 @@ const MOST_LISTED = 8;
 /** A time: 1.23 ms. */
 export function secondsText(seconds: number): string {
   if (seconds === 0) return "0 s";
-  const [unit, value] =
-    seconds >= 1 ? ["s", seconds] : seconds >= 1e-3 ? ["ms", seconds * 1e3] : ["µs", seconds * 1e6];
-  return `${threeDigits(value)} ${unit}`;
+  const units = ["s", "ms", "µs", "ns"];
+  let value = seconds;
+  let unit = 0;
+  while (value < 1 && unit + 1 < units.length) {
+    value *= 1000;
+    unit++;
+  }
+  return `${threeDigits(value)} ${units[unit]}`;
 }
 
 /** A size: 1.50 GiB. */

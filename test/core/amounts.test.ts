@@ -6,6 +6,7 @@ import { bytesText, countText, offersText, secondsText } from "../../core/amount
 test("times are shown in the unit that reads well, and never with an exponent", () => {
   const texts: readonly (readonly [number, string])[] = [
     [0, "0 s"],
+    [1.08e-9, "1.08 ns"],
     [0.0000012, "1.20 µs"],
     [0.0123, "12.3 ms"],
     [0.9996, "1000 ms"],

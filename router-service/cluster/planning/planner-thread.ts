@@ -2,8 +2,8 @@
 
 import { Worker } from "node:worker_threads";
 
-import type { PlacedLayers, Plan, PlannerInput } from "../../../core/placement/planner.ts";
 import { countText } from "../../../core/amounts.ts";
+import type { PlacedLayers, Plan, PlannerInput } from "../../../core/placement/planner.ts";
 import { PlacementError, PlannerInputError } from "../../../core/placement/planner.ts";
 import { errorMessage } from "../../../core/error-message.ts";
 import { QueueFullError } from "../../engine/errors.ts";
