@@ -74,6 +74,7 @@ export async function createRunner(options: RunnerOptions): Promise<ModelRunner>
   const { plainProducts, productsFor } = await import("../core/gpu/products.ts");
   return createGpuRunner(gpu, {
     ...common,
+    onFirstStep: progressOf("router kernels, compiled in first steps", logger),
     products: settings.tune === "never" ? plainProducts : productsFor(gpu),
     experts:
       cluster === undefined

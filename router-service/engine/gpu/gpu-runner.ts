@@ -38,6 +38,8 @@ export interface GpuRunnerOptions {
   readonly attention?: AttentionKernels;
   /** Called after each layer that was loaded. */
   readonly onProgress?: (loaded: number, total: number) => void;
+  /** Called before the first of the first steps, in which the driver compiles kernels, and after each. */
+  readonly onFirstStep?: (done: number, total: number) => void;
   /** Local experts work on the runner's buffers and are made over them. */
   readonly experts:
     | { readonly kind: "local"; readonly create: (buffers: ExpertBuffers) => Promise<RunExperts> }
@@ -124,10 +126,12 @@ class GpuRunner implements ModelRunner {
 
   /** Runs steps of all shapes over the still empty cache: drivers compile at the first run, which a request must not wait for. */
   async warmUp(): Promise<void> {
-    const { limits, experts, checkpoint } = this.#options;
+    const { limits, experts, checkpoint, onFirstStep } = this.#options;
     const { numExperts, numExpertsPerToken, hiddenSize } = checkpoint.config;
     const grouped = Math.ceil((GROUPED_FROM * numExperts) / numExpertsPerToken);
-    for (const wanted of [1, grouped]) {
+    const sizes = [1, grouped];
+    onFirstStep?.(0, sizes.length);
+    for (const [done, wanted] of sizes.entries()) {
       const tokens = Math.min(
         wanted,
         limits.maxTokens,
@@ -159,6 +163,7 @@ class GpuRunner implements ModelRunner {
       const runExperts = experts.kind === "local" ? this.#runExperts : noExperts;
       const signal = new AbortController().signal;
       await inTime("a first step", this.#lanes[0].run(batch, { signal }, runExperts));
+      onFirstStep?.(done + 1, sizes.length);
     }
   }
 
