@@ -21,6 +21,7 @@ import { moeLayers } from "../core/model/config.ts";
 import { readExpert } from "../core/model/checkpoint/weights.ts";
 import { bindServer, serverOptions, stopServer } from "../core/platform/grpc.ts";
 import type { Logger } from "../core/platform/log.ts";
+import { expertBytes } from "../core/weights.ts";
 import { Batcher } from "./batcher.ts";
 import type { ShardDevice } from "./device.ts";
 import { ExpertSources } from "./expert-sources.ts";
@@ -101,6 +102,15 @@ function withinLimit(options: ShardOptions): ShardDevice {
   return { ...device, memoryBytes };
 }
 
+/** Says so where not one expert has room: the shard is there, and nothing will ever be placed on it. */
+function warnOfTooLittle(options: ShardOptions, memoryBytes: number): void {
+  const { checkpoint, logger } = options;
+  const sizes = likelyFormats(options).map((format) => expertBytes(checkpoint.config, format));
+  const leastBytes = Math.min(...sizes);
+  if (memoryBytes >= leastBytes) return;
+  logger.warn({ memoryBytes, expertBytes: leastBytes }, "the shard's memory holds not one expert");
+}
+
 /** Checks the device's kernels and, where that is asked for, measures them; the device that was made for it is kept, unless it fails. */
 async function prepareDevice(options: ShardOptions, now: () => number) {
   const { checkpoint, device } = options;
@@ -132,6 +142,7 @@ async function prepareDevice(options: ShardOptions, now: () => number) {
 export async function startShard(address: string, options: ShardOptions): Promise<Shard> {
   const { rank, weights, experts, checkpoint, logger } = options;
   const device = withinLimit(options);
+  warnOfTooLittle(options, device.memoryBytes);
   const now = () => performance.now();
   const { made, speed } = await prepareDevice(options, now);
   const pairsPerSecond = speed?.pairsPerSecond ?? 0;

@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { it } from "node:test";
 
 import { placedConnection } from "../../bench/rig/shard-connection.ts";
+import type { Logger } from "../../core/platform/log.ts";
+import { silentLogger, startTestShard } from "../support/shards.ts";
 import { later, place, withShard } from "../support/placed-shard.ts";
 import { EXPERT_BYTES } from "../support/tiny-experts.ts";
 
@@ -38,4 +40,19 @@ it("a GPU's memory limit holds while experts move, also where all that may be pl
       }),
     },
   );
+});
+
+it("a shard warns where its memory holds not one expert, with both sizes", async () => {
+  for (const [memoryLimit, expected] of [
+    [EXPERT_BYTES, []],
+    [EXPERT_BYTES - 1, [{ memoryBytes: EXPERT_BYTES - 1, expertBytes: EXPERT_BYTES }]],
+  ] as const) {
+    const warnings: unknown[] = [];
+    const logger: Logger = Object.assign(Object.create(silentLogger) as Logger, {
+      warn: (fields: unknown) => warnings.push(fields),
+    });
+    const shard = await startTestShard({ weights: "f32", memoryLimit, logger });
+    await shard.close();
+    assert.deepEqual(warnings, expected);
+  }
 });
