@@ -11,6 +11,7 @@
  * | `switchyard:v1:{hash}:router:<id>`       | string | JSON of RouterRegistration             | 5 s           |
  * | `switchyard:v1:{hash}:routers`           | set    | ids that may have a registration       | 1 day         |
  * | `switchyard:v1:{hash}:left:<incarnation>`| string | 1, for a member that left in order     | 1 minute      |
+ * | `switchyard:v1:models`                   | zset   | hashes of models with shards, by the time in ms of a shard's last heartbeat | 5 s |
  */
 
 import { z } from "zod";
@@ -135,6 +136,12 @@ export function membershipKeys(modelHash: string) {
   };
 }
 
+/** Models that have shards of late: who looks for shards of one need not scan a Redis for the others. */
+const MODELS_KEY = "switchyard:v1:models";
+
+/** Other models that are looked for at most. */
+const MAX_OTHER_MODELS = 8;
+
 /** JSON of a registration. */
 export function encodeRegistration(registration: Registration): string {
   return JSON.stringify(registration);
@@ -166,6 +173,16 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[6])
+return ''
+`;
+
+/** Notes that a model has a shard. KEYS: models; ARGV: model hash, expiry in ms. */
+const NOTE_MODEL = `
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return ''
 `;
 
@@ -210,7 +227,9 @@ export async function announce(
     address,
     INDEX_EXPIRY_SECONDS,
   ];
-  const [standing] = await redis.pipeline([command]);
+  const note: RedisCommand = ["EVAL", NOTE_MODEL, 1, MODELS_KEY, modelHash, MEMBER_EXPIRY_MS];
+  const commands = member.kind === "shard" ? [command, note] : [command];
+  const [standing] = await redis.pipeline(commands);
   const text = String(standing);
   if (text === "") return;
   const other = decodeRegistration(text);
@@ -260,6 +279,32 @@ export async function readMembers(redis: RedisConnection, modelHash: string): Pr
       .filter((one) => one.kind === "router")
       .sort((a, b) => (a.id < b.id ? -1 : Number(a.id > b.id))),
   };
+}
+
+/** Shards of another model. */
+export interface OtherModel {
+  readonly modelHash: string;
+  readonly numShards: number;
+}
+
+/** Other models with shards, 8 at most, the one whose shard was heard last first. Rejects with RedisUnavailableError. */
+export async function readOtherModels(
+  redis: RedisConnection,
+  modelHash: string,
+): Promise<OtherModel[]> {
+  const newest = ["ZREVRANGE", MODELS_KEY, 0, MAX_OTHER_MODELS] as const;
+  const [hashes] = (await redis.pipeline([newest])) as [Buffer[]];
+  const others = hashes.map(String).filter((hash) => hash !== modelHash);
+  if (others.length === 0) return [];
+  const replies = await redis.pipeline(
+    others.slice(0, MAX_OTHER_MODELS).map((hash) => {
+      const keys = membershipKeys(hash);
+      return ["EVAL", READ, 1, keys.shards, keys.shard("")];
+    }),
+  );
+  return (replies as Buffer[][]).flatMap(({ length }, i) =>
+    length === 0 ? [] : [{ modelHash: others[i], numShards: length }],
+  );
 }
 
 function placeOf(modelHash: string, member: Registration) {

@@ -2,8 +2,10 @@
 
 import { startHeartbeat } from "../../core/heartbeat.ts";
 import {
+  type OtherModel,
   readLeft,
   readMembers,
+  readOtherModels,
   type RouterRegistration,
   type ShardRegistration,
 } from "../../core/membership.ts";
@@ -46,6 +48,7 @@ export function createRedisMembership(options: RedisMembershipOptions): Membersh
   return {
     shards: () => options.shards ?? watch.shards(),
     routers: () => watch.routers(),
+    others: () => watch.others,
     seen: () => watch.seen,
     onChange: (callback) => watch.onChange(callback),
     announce: () => {
@@ -73,6 +76,8 @@ class MemberWatch {
   readonly #callbacks: (() => void)[] = [];
   /** Whether Redis has answered. */
   seen = false;
+  /** Shards of other models, while none of this one is found. */
+  others: readonly OtherModel[] = [];
   #routers: readonly RouterRegistration[] = [];
   #running: Promise<void> | undefined;
   #known = "";
@@ -132,6 +137,8 @@ class MemberWatch {
   async #read(): Promise<void> {
     const { redis, modelHash } = this.#options;
     const { shards, routers } = await readMembers(redis, modelHash);
+    const isLooking = shards.length === 0 && this.#options.shards === undefined;
+    this.others = isLooking ? await readOtherModels(redis, modelHash) : [];
     this.#refused = false;
     const found = new Set(shards.map(({ rank }) => rank));
     const missing = [...this.#shards].filter(([rank]) => !found.has(rank));

@@ -1,6 +1,6 @@
 /** Who the shards and routers of a cluster are, and the list that an operator gives. */
 
-import type { RouterSight } from "../../core/membership.ts";
+import type { OtherModel, RouterSight } from "../../core/membership.ts";
 
 /** A router that uses the placement. */
 export interface RouterMember {
@@ -29,6 +29,8 @@ export interface Membership {
   shards(): readonly string[];
   /** Every router, this one among them. */
   routers(): readonly RouterMember[];
+  /** Shards of other models where this one's are looked for and none is found; absent: it is not known. */
+  others?(): readonly OtherModel[];
   /** Others have been looked for at least once. */
   seen(): boolean;
   /** Registers what to call when a shard comes or goes, a router uses another epoch, or this one announces. */

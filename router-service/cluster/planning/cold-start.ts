@@ -15,10 +15,13 @@ import type { PlacementStore } from "./placement-store.ts";
 /** Shards that are named with their reasons; more are counted. */
 const MAX_NAMED = 8;
 
+/** What is waited for for longer is said in the log, and again when it is something else, milliseconds. */
+const SAY_AFTER_MS = 5_000;
+
 /** What it is made from. */
 export interface FirstPlanOptions {
   readonly cluster: Pick<Cluster, "members">;
-  readonly membership: Pick<Membership, "routers">;
+  readonly membership: Pick<Membership, "routers" | "seen" | "others">;
   readonly first: PlanInput;
   /** Shards that it waits for. */
   readonly minShards: number;
@@ -58,6 +61,8 @@ export function planFirst(options: FirstPlanOptions, moment: FirstMoment): First
   const others = hellos.length < minShards ? namesOf(members, wallMs) : undefined;
   const isOver = hellos.length > 0 && waitedMs >= patienceMs && !alone;
   if (hellos.length < minShards && !isOver) {
+    // A list of shards is never empty.
+    if (members.every(({ rank }) => rank === LOCAL_RANK)) return notYet(nobodyText(membership));
     const there = `${hellos.length} of ${countText(minShards, "shard")} can be used`;
     return notYet(others === undefined ? there : `${there}; ${others}`);
   }
@@ -86,46 +91,56 @@ export interface ColdStartOptions extends FirstPlanOptions {
 /** Waits for the first placement, and says what for. */
 export class ColdStart {
   readonly #options: ColdStartOptions;
-  /** Since when a shard is there, milliseconds of performance.now(); undefined: none is. */
+  /** Since when a shard is there; undefined: none is. */
   #since: number | undefined;
+  #startedAt: number | undefined;
   #said = "";
 
   constructor(options: ColdStartOptions) {
     this.#options = options;
   }
 
-  /** The first placement where it can be made now, by a router that leads, or works by itself alone; another one waits. */
-  look(role: "leads" | "alone" | "waits"): FirstPlan {
-    const { cluster, log } = this.#options;
-    const wallMs = Date.now();
-    const nowMs = performance.now();
+  /**
+   * The first placement where it can be made now, by a router that leads, or works by itself alone; another one waits.
+   * @param nowMs milliseconds of any clock that only goes forward
+   * @param wallMs milliseconds since 1970
+   */
+  look(role: "leads" | "alone" | "waits", nowMs: number, wallMs: number): FirstPlan {
+    const { cluster, store, log } = this.#options;
+    this.#startedAt ??= nowMs;
     const isAny = offersOf(cluster.members(), wallMs).length > 0;
     this.#since = isAny ? (this.#since ?? nowMs) : undefined;
     const waitedMs = nowMs - (this.#since ?? nowMs);
     const plan = planFirst(this.#options, { wallMs, waitedMs, alone: role === "alone" });
-    if (role === "waits") return this.#await(plan);
-    const { decision, unplaceable, without } = plan;
-    cluster.setUndecided(decision);
-    if (unplaceable !== undefined && unplaceable !== this.#said) {
-      log.warn({ reason: unplaceable }, "no first placement");
-    }
-    if (without !== undefined) log.warn({ without }, "not all shards are waited for");
-    this.#said = decision;
-    return plan;
-  }
-
-  /** Another router makes it, or Redis says nothing. */
-  #await({ placed, decision }: FirstPlan): FirstPlan {
-    const { cluster, store } = this.#options;
     const another = store.isAway() ? "Redis does not answer" : "another router is to decide it";
-    const reason = placed === undefined ? decision : another;
-    cluster.setUndecided(reason);
-    return notYet(reason);
+    const waits = notYet(plan.placed === undefined ? plan.decision : another);
+    const found = role === "waits" ? waits : plan;
+    const { placed, decision, unplaceable, without } = found;
+    cluster.setUndecided(decision);
+    if (without !== undefined) log.warn({ without }, "not all shards are waited for");
+    const isTime = unplaceable !== undefined || nowMs - this.#startedAt >= SAY_AFTER_MS;
+    if (placed === undefined && isTime && decision !== this.#said) {
+      log.warn({ reason: decision }, "no first placement");
+      this.#said = decision;
+    }
+    return found;
   }
 }
 
 function notYet(decision: string): FirstPlan {
   return { placed: undefined, decision, unplaceable: undefined, without: undefined };
+}
+
+/** That no shard is registered, and what is instead. */
+function nobodyText(membership: FirstPlanOptions["membership"]): string {
+  if (!membership.seen()) return "Redis does not answer";
+  const none = "no shard of this model is registered in Redis";
+  const found = membership.others?.() ?? [];
+  if (found.length === 0) return none;
+  const each = found.map(
+    ({ modelHash, numShards }) => `${countText(numShards, "shard")} of the model ${modelHash}`,
+  );
+  return `${none}, but ${each.join(", ")}`;
 }
 
 /** Hellos of the shards that experts can be placed on first. */

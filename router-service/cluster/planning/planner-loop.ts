@@ -181,15 +181,11 @@ export class PlannerLoop {
 
   /** One look at things: plans and publishes where it is due. Milliseconds until the next one, where that is soon. */
   async #look(): Promise<number | undefined> {
-    const { store, cluster, lease, mayStartAlone, log } = this.#options;
+    const { store, cluster, lease, log } = this.#options;
     const inUse = cluster.current();
     if (inUse !== undefined && store.isAway()) return this.#lookAlone(inUse);
     this.#outage.end();
-    if (lease.token() === undefined) {
-      if (inUse === undefined && mayStartAlone()) return this.#startAlone();
-      if (inUse === undefined) this.#firstPlacement("waits");
-      return RETRY_MS;
-    }
+    if (lease.token() === undefined) return inUse === undefined ? this.#startAlone() : RETRY_MS;
     const found = await findPlacement(store);
     const { stored, unreadable } = found;
     this.#storeEpoch = found.epoch;
@@ -247,16 +243,20 @@ export class PlannerLoop {
     return undefined;
   }
 
-  /** Works by the first placement without telling anybody: all routers of a list come to the same. */
+  /** Works by the first placement without telling anybody, once it may: all routers of a list come to the same. */
   async #startAlone(): Promise<number> {
-    const planned = this.#firstPlacement("alone");
+    const planned = this.#firstPlacement(this.#options.mayStartAlone() ? "alone" : "waits");
     if (planned !== undefined) await this.#options.cluster.adopt(planned, this.#stop.signal);
     return RETRY_MS;
   }
 
   /** The first placement, where it can be made now. */
   #firstPlacement(role: "leads" | "alone" | "waits"): ClusterPlacement | undefined {
-    const { placed, decision, unplaceable } = this.#coldStart.look(role);
+    const { placed, decision, unplaceable } = this.#coldStart.look(
+      role,
+      performance.now(),
+      Date.now(),
+    );
     this.#decided(decision, unplaceable);
     return placed;
   }

@@ -149,6 +149,18 @@ test("routers hear what the others measured, and nothing is done anew for that",
   assert.equal(changes, 0);
 });
 
+test("while a router finds no shard of its model, it knows of those of others", async (t) => {
+  await announce(redis, "another", shardOf(0, 200));
+  await announce(redis, "another", shardOf(1, 201));
+  const membership = membershipOf(t, "this one", "one");
+  const others = () => membership.others?.() ?? [];
+  await waitFor("the others", () => others().some(({ modelHash }) => modelHash === "another"));
+  assert.equal(others().find(({ modelHash }) => modelHash === "another")?.numShards, 2);
+  await announce(redis, "this one", shardOf(0, 202));
+  await waitFor("its own", () => membership.shards().length === 1);
+  assert.deepEqual(others(), []);
+});
+
 test("shards of a list stay what they are, whoever registers", async (t) => {
   const membership = membershipOf(t, "listed", "one", { shards: ["c:3"] });
   await announce(redis, "listed", shardOf(0, 100));

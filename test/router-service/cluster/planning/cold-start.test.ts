@@ -7,6 +7,7 @@ import { LOCAL_RANK } from "../../../../core/placement/placement.ts";
 import { ShardHello } from "../../../../proto/gen/switchyard/v1/expert.ts";
 import type { MemberView } from "../../../../router-service/cluster/cluster-member.ts";
 import {
+  ColdStart,
   type FirstMoment,
   type FirstPlanOptions,
   planFirst,
@@ -36,6 +37,11 @@ function member(rank: number, memoryBytes: number, others: Partial<MemberView> =
 const away = (rank: number, reason: string) =>
   member(rank, 0, { rank: undefined, hello: undefined, state: "away", reason });
 
+const MEMBERSHIP: FirstPlanOptions["membership"] = {
+  routers: () => [{ id: "one", epoch: 0, localBytes: 5 * EXPERT_BYTES }],
+  seen: () => true,
+};
+
 describe("the first placement", () => {
   let first: FirstPlanOptions["first"];
   before(async () => {
@@ -54,7 +60,7 @@ describe("the first placement", () => {
     planFirst(
       {
         cluster: { members: () => [...members] },
-        membership: { routers: () => [{ id: "one", epoch: 0, localBytes: 5 * EXPERT_BYTES }] },
+        membership: MEMBERSHIP,
         first,
         minShards: 2,
         patienceMs: 10_000,
@@ -109,6 +115,54 @@ describe("the first placement", () => {
     );
     const { decision } = plan([member(0, 100_000), member(1, 100_000)]);
     assert.match(decision, /take 1105920 bytes .*; 2 shards offer 100000 \+ 100000 bytes/);
+  });
+
+  it("says that no shard of the model is registered, and which others are", () => {
+    const others = () => [
+      { modelHash: "00aa", numShards: 2 },
+      { modelHash: "00bb", numShards: 1 },
+    ];
+    const decisionOf = (membership: Partial<FirstPlanOptions["membership"]>) =>
+      plan([member(LOCAL_RANK, 1)], { membership: { ...MEMBERSHIP, ...membership } }).decision;
+    assert.equal(decisionOf({}), "no shard of this model is registered in Redis");
+    assert.match(
+      decisionOf({ others }),
+      /no shard of this .* in Redis, but 2 shards of the model 00aa, 1 shard of the model 00bb$/,
+    );
+    assert.equal(decisionOf({ seen: () => false }), "Redis does not answer");
+  });
+
+  it("is said to be missing after 5 s once, and again where it is for another reason", () => {
+    const warnings: unknown[] = [];
+    let undecided = "";
+    let members: readonly MemberView[] = [];
+    const cold = new ColdStart({
+      cluster: { members: () => [...members], setUndecided: (reason) => (undecided = reason) },
+      membership: MEMBERSHIP,
+      store: { isAway: () => false },
+      log: { warn: (fields: unknown) => void warnings.push(fields) },
+      first,
+      minShards: 2,
+      patienceMs: 10_000,
+      minCopies: 1,
+    });
+    const look = (nowMs: number) => cold.look("leads", nowMs, 0).decision;
+    const nobody = look(100);
+    assert.equal(undecided, nobody);
+    look(5_099);
+    assert.deepEqual(warnings, []);
+    look(5_100);
+    look(6_000);
+    assert.deepEqual(warnings, [{ reason: nobody }]);
+    members = [member(0, ALL), other];
+    const one = look(7_000);
+    look(16_999);
+    assert.deepEqual(warnings.slice(1), [{ reason: one }]);
+    assert.match(look(17_000), /^the first placement, on 1 shard; without shard shard-1:1/);
+    assert.equal(warnings.length, 3);
+    const waits = cold.look("waits", 18_000, 0);
+    assert.equal(waits.placed, undefined);
+    assert.equal(undecided, "another router is to decide it");
   });
 
   it("names no more shards than can be read", () => {
