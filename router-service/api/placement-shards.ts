@@ -38,19 +38,29 @@ export function lostView(
   };
 }
 
+/** Ranks of the shards that are shown, ascending: those that a placement is judged with, and all that it gives experts to. */
+export function shownRanks(layers: PlacedLayers, worth: Assessment | undefined): number[] {
+  const ranks = new Set(ranksOf({ epoch: 0, layers }));
+  for (const { rank } of worth?.shards ?? []) ranks.add(rank);
+  return [...ranks].sort((a, b) => a - b);
+}
+
 /**
- * A row for each shard that the placement is judged with, then one for each other that it gives experts to, by rank: those
- * are away, or in quarantine. Times are null where a shard is away or experts have no copy.
+ * A row for each of `ranks`. One that the placement is not judged with is away, or in quarantine. Times are null where a
+ * shard is away or experts have no copy.
  */
 export function shardRows(
+  ranks: readonly number[],
   layers: PlacedLayers,
   members: readonly MemberView[],
   { now, worth }: Judged,
 ): object[] {
   const isExpected = worth?.stepSeconds !== undefined;
-  const judged = (worth?.shards ?? []).map((balance) => {
-    const member = memberOf(members, balance.rank);
-    const loss = worth?.losses.find(({ rank }) => rank === balance.rank);
+  return ranks.map((rank) => {
+    const member = memberOf(members, rank);
+    const balance = worth?.shards.find((one) => one.rank === rank);
+    if (balance === undefined) return awayRow(rank, layers, member, now);
+    const loss = worth?.losses.find((one) => one.rank === rank);
     return Object.assign(balanceView(balance), {
       pairs_per_step: isExpected ? balance.pairs : null,
       seconds_per_step: isExpected ? balance.seconds : null,
@@ -60,9 +70,6 @@ export function shardRows(
       loss: loss === undefined ? null : lossView(loss),
     });
   });
-  const known = new Set(worth?.shards.map(({ rank }) => rank));
-  const others = ranksOf({ epoch: 0, layers }).filter((rank) => !known.has(rank));
-  return [...judged, ...others.map((rank) => awayRow(rank, layers, memberOf(members, rank), now))];
 }
 
 /** A shard that no step is expected of. */

@@ -24,7 +24,7 @@ import type { PlannerThread } from "../cluster/planning/planner-thread.ts";
 import { suppose, WhatIfError } from "../cluster/planning/what-if.ts";
 import { InvalidRequestError, UnavailableError } from "../engine/errors.ts";
 import { NotFoundError } from "./api-errors.ts";
-import { balanceView, lostView, shardRows } from "./placement-shards.ts";
+import { balanceView, lostView, shardRows, shownRanks } from "./placement-shards.ts";
 import { planBodySchema, whatIfOf } from "./placement-schemas.ts";
 import { parseBody } from "./request-body.ts";
 import type { Serving } from "./serving.ts";
@@ -66,7 +66,7 @@ export async function placementView(serving: Pick<Serving, "placement">): Promis
   const { worth, forecast } = await assessed(source, current);
   const now = Date.now();
   const lost = lostView(layers, members, { now, worth, reason });
-  const rows = shardRows(layers, members, { now, worth });
+  const ranks = shownRanks(layers, worth);
   return {
     object: "placement",
     epoch,
@@ -90,8 +90,8 @@ export async function placementView(serving: Pick<Serving, "placement">): Promis
     forecast: forecast === undefined ? null : forecastView(forecast),
     next_layer:
       forecast === undefined || lost !== null ? null : nextLayerView(source, layers, forecast),
-    shards: rows,
-    layers: layersView(layers, worth?.binding, { worth, forecast, numRows: rows.length }),
+    shards: shardRows(ranks, layers, members, { now, worth }),
+    layers: layersView(layers, worth?.binding, { worth, forecast, ranks }),
   };
 }
 
@@ -163,8 +163,8 @@ function requireCurrent(source: PlacementSource): ClusterPlacement {
 interface Judgement {
   readonly worth?: Assessment | undefined;
   readonly forecast?: LoadForecast | undefined;
-  /** Shards that are shown; absent: those that it is judged with. */
-  readonly numRows?: number;
+  /** Of the shards that are shown; absent: none. */
+  readonly ranks?: readonly number[];
 }
 
 async function assessed(
@@ -202,14 +202,14 @@ function nextLayerView(
 function layersView(
   layers: PlacedLayers,
   binding: ReadonlyMap<number, number> | undefined,
-  { worth, forecast, numRows = 0 }: Judgement = {},
+  { worth, forecast, ranks = [] }: Judgement = {},
 ): object[] {
   return [...layers].map(([layer, replicas], index) => ({
     layer,
     waits_for: binding?.has(layer) === true ? rankName(binding.get(layer) ?? 0) : null,
     // Which of the predictors has erred least there of late, and so has most say; null before that is known.
     predictor: forecast && ((forecast.errors && forecast.chosen[index]) ?? null),
-    seconds: worth && secondsView(worth.layerSeconds?.get(layer), numRows),
+    seconds: worth && secondsView(worth, layer, ranks),
     experts: replicas.map((copies) =>
       copies.map(({ rank, share }) => ({ rank: rankName(rank), share })),
     ),
@@ -217,8 +217,13 @@ function layersView(
 }
 
 /** In the order of the shards, null for those that are away; null where nothing can be expected. */
-function secondsView(ofShards: Float64Array | undefined, numRows: number): object | null {
-  if (ofShards === undefined) return null;
-  const away = Array.from({ length: Math.max(0, numRows - ofShards.length) }, () => null);
-  return [...ofShards, ...away];
+function secondsView(
+  { layerSeconds, shards }: Assessment,
+  layer: number,
+  ranks: readonly number[],
+): object | null {
+  if (layerSeconds === undefined) return null;
+  const ofShards = layerSeconds.get(layer) ?? [];
+  const byRank = new Map(shards.map(({ rank }, index) => [rank, ofShards[index]]));
+  return ranks.map((rank) => byRank.get(rank) ?? null);
 }
