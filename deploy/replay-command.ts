@@ -93,6 +93,11 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     const unknown = settings[flag].find((rank) => rank >= numShards);
     if (unknown !== undefined) throw unknownRank(flag, unknown, numShards);
   }
+  for (const [rank, bytes = BYTES_PER_SECOND] of settings.bytesPerSecond?.entries() ?? []) {
+    if (bytes < 1) {
+      throw new Error(`--bandwidth ${rank}=${bytes}: expected at least 1 byte per second`);
+    }
+  }
   const all = Array.from({ length: numShards }, (_, rank): ShardFacts => ({
     rank,
     memoryBytes: settings.memoryBytes?.[rank] ?? even,

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { after, describe, it } from "node:test";
 
 import { RECORDED_SHAPE, readRecorded } from "../../bench/routing/recorded.ts";
-import { type ReplayReport, runReplay } from "../../deploy/replay-command.ts";
+import { type ReplayReport, type ReplaySettings, runReplay } from "../../deploy/replay-command.ts";
 import { replay, type ReplayCluster, type RoutingTrace } from "../../deploy/replay.ts";
 import { TINY_MODEL } from "../../bench/rig/cluster.ts";
 import { runCommand } from "../support/run-command.ts";
@@ -163,7 +163,7 @@ describe("switchyard plan --trace", () => {
     assert.ok(results.every(({ meanSeconds }) => meanSeconds > 0));
   });
 
-  it("counts experts in the bytes that the model's switchyard.json gives them, and refuses a rank too many", async () => {
+  it("counts experts in the bytes that the model's switchyard.json gives them, and refuses a rank too many and a link of nothing", async () => {
     const model = join(dir, "model");
     mkdirSync(model);
     copyFileSync(join(TINY_MODEL, "config.json"), join(model, "config.json"));
@@ -171,13 +171,13 @@ describe("switchyard plan --trace", () => {
     writeFileSync(join(model, "switchyard.json"), JSON.stringify({ expertsBits: bits }));
     const trace = writeTrace("bytes", shape, (i) => (i % 4) * 3 + (i % 3));
     const sizes = { shards: 2, redundancy: 0.25, window: 64, tokensPerStep: 16 };
-    const moved = async (dir: string, draining: readonly number[] = []) => {
+    const moved = async (dir: string, others: Partial<ReplaySettings> = {}) => {
       const { results } = await runReplay({
         trace,
         model: dir,
         ...sizes,
         without: [],
-        draining,
+        draining: [],
         fromNothing: false,
         attentionMs: undefined,
         expertsBits: "auto",
@@ -186,12 +186,18 @@ describe("switchyard plan --trace", () => {
         secondsPerPair: undefined,
         rttSeconds: undefined,
         bytesPerSecond: undefined,
+        ...others,
       });
       return results[1].movedBytes;
     };
     const [asStored, asOverlaid] = [await moved(TINY_MODEL), await moved(model)];
     assert.ok(asStored > 0 && asOverlaid < 0.7 * asStored, `${asOverlaid} of ${asStored}`);
-    await assert.rejects(moved(TINY_MODEL, [2]), /--draining 2: ranks of --shards 2 are 0 to 1/);
+    for (const [others, said] of [
+      [{ draining: [2] }, /--draining 2: ranks of --shards 2 are 0 to 1/],
+      [{ bytesPerSecond: [undefined, 0] }, /--bandwidth 1=0: expected at least 1 byte per second/],
+    ] as const) {
+      await assert.rejects(moved(TINY_MODEL, others), said);
+    }
   });
 
   it("refuses what only a router's plan has a place for, and without a trace what only a replay has", async () => {
