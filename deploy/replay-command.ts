@@ -126,7 +126,7 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
     minCopies: 1,
   });
   const total = Math.floor(trace.numTokens / windowTokens);
-  const progress = startProgress("windows", total, createLogger("plan", "info"));
+  const progress = startProgress("windows", total, createLogger("plan", "info"), "planning");
   const results = replay(
     trace,
     {

@@ -58,7 +58,7 @@ export async function runSyntheticCommand(argv: string[]): Promise<number> {
     summary: "Writes a checkpoint of random BF16 weights in the published layout of a config.",
   };
   const { config, layers, out, seed, shardBytes } = loadConfig(schema, about, argv);
-  const progress = createProgressView(createLogger("bench", "info"));
+  const progress = createProgressView(createLogger("bench", "info"), "writing");
   const { file, raw } = await readSyntheticConfig(config);
   let numBytes: number;
   try {
