@@ -11,6 +11,8 @@ export interface ClusterStanding {
   readonly missing: string | undefined;
   /** A shard is there that is not to leave. */
   readonly staying: boolean;
+  /** Such a shard is not in quarantine: plans are made with it. */
+  readonly planned: boolean;
 }
 
 /**
@@ -24,7 +26,7 @@ export class Availability {
   readonly #crowded: Lasting;
   /** No shard that stays has room, or none stays. */
   readonly #lost: Lasting;
-  #standing: ClusterStanding = { missing: undefined, staying: false };
+  #standing: ClusterStanding = { missing: undefined, staying: false, planned: false };
   #unplaceable: string | undefined;
   #wasReady = false;
 
@@ -71,11 +73,11 @@ export class Availability {
   }
 
   #watch(): void {
-    const { missing, staying } = this.#standing;
+    const { missing, staying, planned } = this.#standing;
     const isMissing = this.#wasReady && missing !== undefined;
-    const isFull = this.#unplaceable !== undefined;
-    this.#set(this.#crowded, isMissing && staying && isFull);
-    this.#set(this.#lost, isMissing && (!staying || isFull));
+    const isCrowded = planned && this.#unplaceable !== undefined;
+    this.#set(this.#crowded, isMissing && isCrowded);
+    this.#set(this.#lost, isMissing && (!staying || isCrowded));
   }
 
   #set(lasting: Lasting, stands: boolean): void {

@@ -205,7 +205,8 @@ class ShardCluster implements Cluster {
       const { members } = this.#roster;
       const reason = missingExperts(this.#current?.placement, members, this.#undecided);
       this.#missing = { reason };
-      this.#availability.note({ missing: reason, staying: this.#roster.hasStaying });
+      const { hasStaying: staying, hasPlanned: planned } = this.#roster;
+      this.#availability.note({ missing: reason, staying, planned });
     }
     return this.#missing.reason;
   }

@@ -111,13 +111,17 @@ export class Member implements ClusterMember {
     return this.#status?.draining ?? false;
   }
 
+  get quarantined(): boolean {
+    return this.#quarantine.until(Date.now()) !== undefined;
+  }
+
   holds(epoch: number): boolean {
     const { state } = this.#client;
     return state.kind === "connected" && state.epochs.has(epoch);
   }
 
   serves(epoch: number): boolean {
-    return this.holds(epoch) && this.#quarantine.until(Date.now()) === undefined;
+    return this.holds(epoch) && !this.quarantined;
   }
 
   get trusted(): boolean {
@@ -187,7 +191,7 @@ export class Member implements ClusterMember {
   reasonAgainst(epoch: number | undefined): string {
     const { state } = this.#client;
     if (state.kind === "away") return state.reason;
-    if (this.#quarantine.until(Date.now()) !== undefined) return "it is in quarantine";
+    if (this.quarantined) return "it is in quarantine";
     if (epoch === undefined) return "it is connected";
     return this.#withheld ?? "its placement is being loaded";
   }

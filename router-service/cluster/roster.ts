@@ -52,6 +52,13 @@ export class Roster {
     return this.#members.values().some(({ connected, draining }) => connected && !draining);
   }
 
+  /** Whether any such shard is not in quarantine. */
+  get hasPlanned(): boolean {
+    return this.#members
+      .values()
+      .some(({ connected, draining, quarantined }) => connected && !draining && !quarantined);
+  }
+
   /** The shard of a rank; the connected one where an address that it had before is still named. */
   find(rank: number): ClusterMember | undefined {
     if (rank === LOCAL_RANK) return this.#options.local;

@@ -3,9 +3,9 @@ import { describe, it, type TestContext } from "node:test";
 
 import { Availability } from "../../../router-service/cluster/availability.ts";
 
-const WELL = { missing: undefined, staying: true };
-const LOST = { missing: "shard 0: gone", staying: true };
-const ALONE = { missing: "shard 0: gone", staying: false };
+const WELL = { missing: undefined, staying: true, planned: true };
+const LOST = { missing: "shard 0: gone", staying: true, planned: true };
+const ALONE = { missing: "shard 0: gone", staying: false, planned: false };
 
 describe("requests whose experts have no living copy", () => {
   function started(t: TestContext) {
@@ -30,7 +30,6 @@ describe("requests whose experts have no living copy", () => {
 
   it("end where shards stay without room, five seconds after the loss, however long that was known", (t) => {
     const { availability, pass } = started(t);
-    availability.note({ missing: undefined, staying: true });
     availability.setUnplaceable("1 shard offers 3 bytes, 1 more is draining");
     pass(30_000);
     availability.note(LOST);
@@ -49,7 +48,7 @@ describe("requests whose experts have no living copy", () => {
     for (const leaves of [false, true]) {
       const { availability, pass } = started(t);
       if (leaves) {
-        availability.note({ missing: undefined, staying: false });
+        availability.note({ missing: undefined, staying: false, planned: false });
         availability.setUnplaceable("0 shards offer 0 bytes, 1 more is draining");
         pass(30_000);
       }
@@ -64,6 +63,15 @@ describe("requests whose experts have no living copy", () => {
       assert.equal(availability.refusal(), ALONE.missing);
       t.mock.timers.reset();
     }
+  });
+
+  it("wait for the only shard while it is in quarantine, and new ones with them", (t) => {
+    const { availability, pass } = started(t);
+    availability.note({ missing: "it is in quarantine", staying: true, planned: false });
+    availability.setUnplaceable("0 shards offer 0 bytes");
+    pass(600_000);
+    assert.equal(availability.hopeless(), undefined);
+    assert.equal(availability.refusal(), undefined);
   });
 
   it("wait five seconds more when a shard without room is the first to come back, while new ones are still refused", (t) => {
