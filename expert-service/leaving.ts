@@ -32,6 +32,7 @@ export class Leaving {
   readonly #options: LeavingOptions;
   #draining = false;
   #saidSafe = false;
+  #ended = false;
   /** Why no other shard has room, as a router said last. */
   #unplaceable = "";
   /** performance.now() when it leaves at the latest; undefined where nobody has set a time. */
@@ -55,18 +56,18 @@ export class Leaving {
     if (this.#draining === wanted) return;
     const { logger, onChange } = this.#options;
     this.#draining = wanted;
-    this.#saidSafe = false;
     this.#unplaceable = "";
     logger.info({ draining: wanted, ...this.#waits() }, "drain");
     this.look();
     onChange();
   }
 
-  /** Says so, once, where the shard may be terminated now. */
+  /** Says so, once, where the shard may be terminated now; again where it was needed in between. */
   look(): void {
-    if (this.#saidSafe || !this.released) return;
-    this.#saidSafe = true;
-    this.#options.logger.info("safe to terminate");
+    if (this.#ended) return;
+    const { released } = this;
+    if (released && !this.#saidSafe) this.#options.logger.info("safe to terminate");
+    this.#saidSafe = released;
   }
 
   /** A router says why no shard that stays has room for what this one holds; empty: one has. */
@@ -81,7 +82,7 @@ export class Leaving {
   async wait(timeoutMs: number): Promise<LeavingEnd> {
     const end = await this.#wait(timeoutMs);
     // What happens from here on is its own stop.
-    this.#saidSafe = true;
+    this.#ended = true;
     return end;
   }
 

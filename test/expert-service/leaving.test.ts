@@ -25,7 +25,7 @@ describe("a shard's leaving", () => {
     return { said, shard, leaving };
   }
 
-  it("says once that it may be terminated, and again after it was to stay", () => {
+  it("says once that it may be terminated, and again after it was to stay or was needed", () => {
     const { said, shard, leaving } = started();
     leaving.set(true);
     leaving.look();
@@ -36,7 +36,14 @@ describe("a shard's leaving", () => {
     assert.deepEqual(said.splice(0), ['info drain {"draining":true}', "info safe to terminate"]);
     leaving.set(false);
     leaving.set(true);
-    assert.equal(said.at(-1), "info safe to terminate");
+    assert.equal(said.splice(0).at(-1), "info safe to terminate");
+    // The link to its router broke, and the router is back.
+    shard.needed = true;
+    leaving.look();
+    assert.deepEqual(said, []);
+    shard.needed = false;
+    leaving.look();
+    assert.deepEqual(said, ["info safe to terminate"]);
   });
 
   it("warns once of each reason why nothing has room, with what it holds and how long it waits", async () => {
