@@ -18,8 +18,8 @@ const about = {
   command: "switchyard placement",
   summary: "Shows where experts live and why, as a heat map of layers and shards.",
   notes:
-    "Heat is a shard's expected time in a layer beside that of the layer's slowest; the number is of experts held,\n" +
-    "× those that a shard is to hold which is away.\n" +
+    "Heat is a shard's expected time in a layer beside that of the layer's slowest; the number is of experts held;\n" +
+    "× is in its place where the shard is away.\n" +
     "Colours only on a terminal, and not where NO_COLOR is set.",
 };
 
