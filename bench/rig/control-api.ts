@@ -24,6 +24,8 @@ export interface PlacementView {
   readonly why: string | null;
   /** Whether this router plans for all. */
   readonly leading: boolean;
+  /** What it decided last; null where it does not plan. */
+  readonly last_decision: string | null;
   /** The Redis that routers share does not answer it. */
   readonly redis_away: boolean;
   /** Expected time of a step's MoE layers; null where nothing is expected. */
