@@ -13,6 +13,7 @@ import type { WireSetting } from "../../../core/wire-rows.ts";
 import type { Cluster } from "../cluster.ts";
 import type { MemberView } from "../cluster-member.ts";
 import type { ClusterPlacement } from "./first-placement.ts";
+import { bytesIn, rankBytes } from "./held-bytes.ts";
 import type { PlanFacts, ShardFacts } from "./planner-input.ts";
 import { speedForAll } from "./router-sights.ts";
 import { steadySecondsPerPair } from "../shards/steady-speed.ts";
@@ -64,11 +65,12 @@ export function isServing(member: MemberView, now: number): boolean {
   return isUsable(member, now) && member.state !== "loading";
 }
 
-/** What the planner is told of usable shards. */
+/** What the planner is told of usable shards, of which `isEmpty` says whether they hold nothing of what they are to. */
 function shardFacts(
   members: readonly MemberView[],
   sights: readonly RouterSight[],
   loadBytesPerSecond: number | undefined,
+  isEmpty: (member: MemberView) => boolean,
 ): ShardFacts[] {
   const speeds = members.map(({ rank = 0, steady }) => {
     const forAll = speedForAll(sights, rank) ?? steady;
@@ -81,16 +83,17 @@ function shardFacts(
       pairsPerSecond: hello?.pairsPerSecond ?? 0,
     })),
   );
-  return members.map(({ rank, hello, status }, i) => ({
-    rank: rank ?? 0,
-    memoryBytes: hello?.memoryBytes ?? 0,
-    draining: status?.draining ?? false,
+  return members.map((member, i) => ({
+    rank: member.rank ?? 0,
+    memoryBytes: member.hello?.memoryBytes ?? 0,
+    draining: member.status?.draining ?? false,
     secondsPerPair: secondsPerPair[i],
     rttSeconds: speeds[i].roundTripSeconds,
     bytesPerSecond: speeds[i].bytesPerSecond,
     loadBytesPerSecond,
     spread: speeds[i].spread,
-    formats: hello?.formatSpeeds ?? [],
+    formats: member.hello?.formatSpeeds ?? [],
+    ...(isEmpty(member) && { isEmpty: true }),
   }));
 }
 
@@ -122,8 +125,13 @@ export class PlacementOutlook {
     const now = Date.now();
     const usable = cluster.members().filter((member) => isUsable(member, now));
     const loadSpeed = this.#options.loadBytesPerSecond();
+    const formatOf = formatsOf(overlay, current.experts);
+    const bytesOf = bytesIn({ config, formatOf });
+    const { epoch, layers } = current.placement;
+    const isEmpty = ({ rank = 0, epochs, hello }: MemberView) =>
+      !epochs.includes(epoch) && rankBytes(bytesOf, layers, rank) > (hello?.memoryBytes ?? 0);
     const shards = sharedByAll(
-      shardFacts(usable, this.#options.sights(), loadSpeed),
+      shardFacts(usable, this.#options.sights(), loadSpeed, isEmpty),
       this.#options.localBytes(),
     );
     const loadRate = shards.reduce(
@@ -132,7 +140,7 @@ export class PlacementOutlook {
     );
     return {
       config,
-      formatOf: formatsOf(overlay, current.experts),
+      formatOf,
       wire,
       shards,
       expected: forecast,

@@ -4,7 +4,7 @@ import type { FormatOf } from "../../../core/expert-format.ts";
 import { middle } from "../../../core/middle.ts";
 import { moeLayers, type ModelConfig } from "../../../core/model/config.ts";
 import { LOCAL_RANK, type Placement } from "../../../core/placement/placement.ts";
-import type { Policy } from "../../../core/placement/input.ts";
+import type { PlacedLayers, Policy } from "../../../core/placement/input.ts";
 import type {
   Coactivation,
   MoveBudget,
@@ -32,6 +32,8 @@ export interface ShardFacts {
   readonly spread?: number;
   /** What it declares of experts in each format; absent: nothing. */
   readonly formats?: readonly FormatSpeed[];
+  /** It came back with too little memory for what it is to hold, and holds nothing of that; absent: false. */
+  readonly isEmpty?: boolean;
 }
 
 /** Load per step that is ahead, and the standard deviation of its error [numMoeLayers, numExperts]. */
@@ -51,7 +53,7 @@ export interface PlanFacts {
   readonly steps?: readonly Float64Array[];
   /** Experts of one layer that the same token chooses; absent: not known. */
   readonly together?: Coactivation;
-  /** What is held now; absent: nothing. */
+  /** What is to be held now, of which a shard that is empty holds nothing; absent: nothing. */
   readonly current?: Placement;
   readonly moves: MoveBudget;
   /** Copies of each expert at least, as far as memory goes. */
@@ -102,11 +104,26 @@ export function plannerInput(facts: PlanFacts): PlannerInput {
     ...(costs.reads && { reads: costs.reads }),
     shards: plannedShards(facts.shards, costs),
     router: routerCosts(config.hiddenSize, topK, facts.wire),
-    ...(current && { current }),
+    ...(current && { current: { ...current, layers: copiesThere(current.layers, facts.shards) } }),
     moves,
     minCopies,
     ...(policy && { policy }),
   };
+}
+
+/**
+ * The copies that are there. A shard that is empty refuses every stage that takes more than its memory: it must not count
+ * as one that gives copies up step by step.
+ */
+function copiesThere(layers: PlacedLayers, shards: readonly ShardFacts[]): PlacedLayers {
+  const empty = new Set(shards.flatMap(({ rank, isEmpty }) => (isEmpty === true ? [rank] : [])));
+  if (empty.size === 0) return layers;
+  return new Map(
+    [...layers].map(([layer, replicas]) => [
+      layer,
+      replicas.map((copies) => copies.filter(({ rank }) => !empty.has(rank))),
+    ]),
+  );
 }
 
 /** How fast a shard is, nothing unknown. */

@@ -17,12 +17,12 @@ import { isUrgent, judge, type Look, needOf } from "./plan-decision.ts";
 import type { PlacementOutlook } from "./placement-outlook.ts";
 import type { PlacementFollower } from "./placement-follower.ts";
 import { ADOPT_MS, PlacementPublisher, type PublisherOptions } from "./placement-publisher.ts";
-import { type PlanFacts, plannerInput } from "./planner-input.ts";
+import type { PlanFacts } from "./planner-input.ts";
 import { newestEpoch, Outage } from "./outage.ts";
 import { findPlacement, type FoundPlacement } from "./placement-store.ts";
 import { NOTHING_PLANNED, type PlannerState } from "./planner-state.ts";
 import type { PlannerThread } from "./planner-thread.ts";
-import { planUnderway, type StageUnderway, underwayOf, upsetOf } from "./stage-underway.ts";
+import { planFrom, type StageUnderway, underwayOf, upsetOf } from "./stage-underway.ts";
 import type { StoredPlacement } from "./stored-placement.ts";
 
 /** What the loop works with. */
@@ -333,8 +333,7 @@ export class PlannerLoop {
   async #plan(facts: PlanFacts, underway: StageUnderway | undefined): Promise<Plan | undefined> {
     const { thread, log, cluster } = this.#options;
     try {
-      if (underway === undefined) return await thread.plan(plannerInput(facts));
-      return await planUnderway(facts, underway, cluster.members(), thread);
+      return await planFrom(facts, underway, cluster.members(), thread);
     } catch (error) {
       const isRoom = error instanceof PlacementError;
       if (!isRoom && !(error instanceof PlannerInputError)) throw error;

@@ -78,11 +78,23 @@ export function heldOf(
   );
 }
 
+/** A plan from where things are, in the place of a stage where one is underway. Rejects as PlannerThread.plan. */
+export async function planFrom(
+  facts: PlanFacts,
+  underway: StageUnderway | undefined,
+  members: readonly Pick<MemberView, "rank" | "epochs" | "status">[],
+  thread: Pick<PlannerThread, "plan">,
+): Promise<Plan> {
+  if (underway !== undefined) return planUnderway(facts, underway, members, thread);
+  const plan = await thread.plan(plannerInput(facts));
+  return facts.shards.some(({ isEmpty }) => isEmpty) ? insteadOf(plan) : plan;
+}
+
 /**
  * A plan that takes a stage's place. It begins with what is held; where something must move, nothing else does, and
- * shards that still load the stage get nothing new where others have room. Rejects as PlannerThread.plan.
+ * shards that still load the stage get nothing new where others have room.
  */
-export async function planUnderway(
+async function planUnderway(
   facts: PlanFacts,
   { epoch, inUse, stage }: StageUnderway,
   members: readonly Pick<MemberView, "rank" | "epochs" | "status">[],
@@ -113,6 +125,11 @@ export async function planUnderway(
     if (!(error instanceof PlacementError)) throw error;
     plan = await thread.plan(plannerInput(ahead));
   }
-  // Nothing has to move from where things are: the stage, which must not be, is taken back.
-  return urgent && plan.stages.length === 0 ? { ...plan, stages: [plan.target] } : plan;
+  // The stage, which must not be, is taken back.
+  return urgent ? insteadOf(plan) : plan;
+}
+
+/** A plan in the place of what must not stand: where nothing has to move from where things are, that is its one stage. */
+function insteadOf(plan: Plan): Plan {
+  return plan.stages.length === 0 ? { ...plan, stages: [plan.target] } : plan;
 }

@@ -117,6 +117,7 @@ function supposedShards(
       loadBytesPerSecond: speeds.loadBytesPerSecond,
       spread: before?.spread ?? 0,
       ...(before?.formats && { formats: before.formats }),
+      ...(before?.isEmpty === true && { isEmpty: true }),
     });
   }
   return [...byRank.values()].sort((a, b) => a.rank - b.rank);

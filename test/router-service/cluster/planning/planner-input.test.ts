@@ -4,12 +4,14 @@ import { test } from "node:test";
 import { moeLayers } from "../../../../core/model/config.ts";
 import { readModelConfig } from "../../../../core/model/load-config.ts";
 import { LOCAL_RANK } from "../../../../core/placement/placement.ts";
+import { planPlacement } from "../../../../core/placement/planner.ts";
 import { expertBytes } from "../../../../core/weights.ts";
 import {
   type PlanFacts,
   plannerInput,
   type ShardFacts,
 } from "../../../../router-service/cluster/planning/planner-input.ts";
+import { rankBytes } from "../../../../router-service/cluster/planning/held-bytes.ts";
 import { suppose, WhatIfError } from "../../../../router-service/cluster/planning/what-if.ts";
 import { TINY_MODEL } from "../../../../bench/rig/cluster.ts";
 
@@ -77,6 +79,31 @@ test("a shard that was not measured counts as the slower of two that were, in al
     assert.equal(unknown.bytesPerSecond, slow.bytesPerSecond);
     assert.equal(unknown.loadSecondsPerByte, 1 / slow.loadBytesPerSecond);
   }
+});
+
+test("what a shard was to hold that came back with too little memory is planned for as if it were gone", () => {
+  const load = Float64Array.from({ length: cells }, (_, cell) => 1 + ((7 * cell) % 11));
+  const others = { formatOf: () => "f32" as const, expected: { load, deviation: load } };
+  const bytes = expertBytes(config, "f32");
+  const shardsOf = (room: readonly number[], known?: Partial<ShardFacts>) =>
+    room.map((experts, rank) =>
+      shardOf(rank, { memoryBytes: experts * bytes, ...(rank === 1 && known) }),
+    );
+  const part = Math.ceil(cells / 3);
+  const replicas = Array.from({ length: config.numExperts }, (_, expert) => [
+    { rank: expert % 3, share: 1 },
+  ]);
+  const current = { epoch: 4, layers: new Map(layers.map((layer) => [layer, replicas])) };
+  // Room for all to the byte: what gives way does so in turns.
+  const room = [part + 3, part - 5, part + 2];
+  const moves = { bytes: Infinity, steps: 1e9 };
+  const facts = { ...others, current, moves };
+  const { stages } = planPlacement(plannerInput(factsOf(shardsOf(room, { isEmpty: true }), facts)));
+  const heldBy1 = stages.map((stage) => rankBytes(() => 1, stage, 1));
+  assert.ok(heldBy1.length > 0);
+  assert.ok(Math.max(...heldBy1) <= room[1], `${heldBy1.join(", ")} experts in ${room[1]}`);
+  const staying = plannerInput(factsOf(shardsOf(room), facts));
+  assert.equal(staying.current?.layers, current.layers);
 });
 
 test("each expert takes the bytes of its own format, and rows those of the wire", () => {
