@@ -203,7 +203,7 @@ export function judge({
   const { epoch, layers } = current;
   const now = { atMs, epoch, shards };
   const own = needOf(layers, shards, minCopies, bytesOf);
-  const need = underway ? eitherNeed(own, needOf(underway, shards, minCopies)) : own;
+  const need = underway ? eitherNeed(own, needOf(underway, shards, minCopies, bytesOf)) : own;
   const decision = decide(plan, need, {
     policy,
     margin: MARGIN,

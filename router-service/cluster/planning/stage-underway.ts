@@ -106,7 +106,10 @@ async function planUnderway(
     ),
   );
   const held = heldOf({ inUse, stage }, have);
-  const urgent = [inUse, stage].some((layers) => isUrgent(needOf(layers, facts.shards, 1)));
+  const bytesOf = bytesIn(facts);
+  const urgent = [inUse, stage].some((layers) =>
+    isUrgent(needOf(layers, facts.shards, 1, bytesOf)),
+  );
   const ahead: PlanFacts = {
     ...facts,
     current: { epoch: facts.current?.epoch ?? 0, layers: held },
@@ -115,7 +118,7 @@ async function planUnderway(
   const loading = new Set(ranksOf({ epoch, layers: stage }).filter((rank) => !have.has(rank)));
   const spared = facts.shards.map((shard) => {
     if (!loading.has(shard.rank)) return shard;
-    const memoryBytes = Math.min(shard.memoryBytes, rankBytes(bytesIn(facts), held, shard.rank));
+    const memoryBytes = Math.min(shard.memoryBytes, rankBytes(bytesOf, held, shard.rank));
     return { ...shard, memoryBytes };
   });
   let plan: Plan;

@@ -4,9 +4,14 @@ import { after, before, describe, it } from "node:test";
 import { waitFor } from "../../../../bench/rig/wait-for.ts";
 import { TINY_MODEL } from "../../../../bench/rig/cluster.ts";
 import { type Checkpoint, openCheckpoint } from "../../../../core/model/checkpoint/checkpoint.ts";
-import type { PlacedLayers } from "../../../../core/placement/planner.ts";
+import { moeLayers } from "../../../../core/model/config.ts";
+import { readModelConfig } from "../../../../core/model/load-config.ts";
+import { type PlacedLayers, planPlacement } from "../../../../core/placement/planner.ts";
+import { judge } from "../../../../router-service/cluster/planning/plan-decision.ts";
+import type { PlanFacts } from "../../../../router-service/cluster/planning/planner-input.ts";
 import {
   heldOf,
+  planFrom,
   type SeenShard,
   type StageUnderway,
   upsetOf,
@@ -69,6 +74,54 @@ it("what is held is all that rows go to, and what the stage gave to those that h
       ],
     ]),
   );
+});
+
+it("a stage is taken back that takes more memory than a shard has come back with", async () => {
+  const config = await readModelConfig(TINY_MODEL);
+  const layers = moeLayers(config);
+  const cells = NUM_LAYERS * NUM_EXPERTS;
+  const allOn = (rank: number): PlacedLayers =>
+    new Map(
+      layers.map((layer) => [
+        layer,
+        Array.from({ length: NUM_EXPERTS }, () => [{ rank, share: 1 }]),
+      ]),
+    );
+  const [inUse, stage] = [allOn(0), allOn(1)];
+  const shard = (rank: number, experts: number) => ({
+    rank,
+    memoryBytes: experts * EXPERT_BYTES,
+    draining: false,
+    secondsPerPair: 1,
+    rttSeconds: 0,
+    bytesPerSecond: 1e9,
+    loadBytesPerSecond: 1e9,
+  });
+  const facts: PlanFacts = {
+    config,
+    formatOf: () => "f32",
+    wire: "f32",
+    shards: [shard(0, cells), shard(1, cells / 2)],
+    expected: { load: new Float64Array(cells).fill(1), deviation: new Float64Array(cells) },
+    current: { epoch: 1, layers: inUse },
+    moves: { bytes: 0, steps: 1 },
+    minCopies: 1,
+  };
+  const underway = { epoch: 2, inUse, stage, planned: undefined };
+  const plan = await planFrom(facts, underway, [], { plan: async (input) => planPlacement(input) });
+  assert.deepEqual(plan.stages, [inUse]);
+  const { decision } = judge({
+    plan,
+    current: { epoch: 1, layers: inUse },
+    underway: stage,
+    facts,
+    bytesOf: () => EXPERT_BYTES,
+    last: undefined,
+    atMs: 0,
+    leastMs: 0,
+  });
+  assert.equal(decision.publish, true);
+  assert.match(decision.why, /^shard 1 is short of memory; nothing is loaded/);
 });
 
 describe("a move to a shard whose experts do not come from its disk", { timeout: 30_000 }, () => {
