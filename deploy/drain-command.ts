@@ -104,39 +104,43 @@ async function waitForRelease(config: DrainConfig): Promise<string> {
   let total = 0;
   let stuckSince: number | undefined;
   let last: string | undefined;
-  for (;;) {
-    const shard = last === undefined ? await shardView(config) : await findShard(config);
-    if (shard === undefined && last !== "away") {
-      progress?.stop();
-      return `shard ${rank} has left\n`;
+  try {
+    for (;;) {
+      const shard = last === undefined ? await shardView(config) : await findShard(config);
+      if (shard === undefined && last !== "away") {
+        progress?.stop();
+        return `shard ${rank} has left\n`;
+      }
+      if (shard === undefined) throw new Error(`shard ${rank} is gone`);
+      last = shard.state;
+      const now = performance.now();
+      const held = shard.resident_bytes ?? 0;
+      if (shard.safe_to_terminate) {
+        progress?.update(total);
+        progress?.finish();
+        return `shard ${rank} is safe to terminate\n`;
+      }
+      if (held > total) {
+        total = held;
+        progress ??= startProgress(`shard ${rank}, bytes given up`, total, logger, "draining");
+      }
+      progress?.update(total - held);
+      const stuck = heldUpBy(shard);
+      stuckSince = stuck === undefined ? undefined : (stuckSince ?? now);
+      if (stuck !== undefined && (now > endsAt || now - (stuckSince ?? now) >= STUCK_MS)) {
+        throw new Error(stuckText(rank, stuck));
+      }
+      if (now > endsAt) {
+        throw new Error(
+          `shard ${rank} still holds ${held} bytes after --timeout ${timeout} s; GET /v1/placement says why`,
+        );
+      }
+      await delay(LOOK_MS);
     }
-    if (shard === undefined) throw new Error(`shard ${rank} is gone`);
-    last = shard.state;
-    const now = performance.now();
-    const held = shard.resident_bytes ?? 0;
-    if (shard.safe_to_terminate) {
-      progress?.update(total);
-      progress?.finish();
-      return `shard ${rank} is safe to terminate\n`;
-    }
-    if (held > total) {
-      total = held;
-      progress ??= startProgress(`shard ${rank}, bytes given up`, total, logger, "draining");
-    }
-    progress?.update(total - held);
-    const stuck = heldUpBy(shard);
-    stuckSince = stuck === undefined ? undefined : (stuckSince ?? now);
-    if (stuck !== undefined && (now > endsAt || now - (stuckSince ?? now) >= STUCK_MS)) {
-      progress?.stop();
-      throw new Error(stuckText(rank, stuck));
-    }
-    if (now > endsAt) {
-      progress?.stop();
-      throw new Error(
-        `shard ${rank} still holds ${held} bytes after --timeout ${timeout} s; GET /v1/placement says why`,
-      );
-    }
-    await delay(LOOK_MS);
+  } catch (error) {
+    // A bar that goes on would keep the process alive.
+    progress?.stop();
+    throw error;
   }
 }
 

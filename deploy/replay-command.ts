@@ -127,17 +127,24 @@ export async function runReplay(settings: ReplaySettings): Promise<ReplayReport>
   });
   const total = Math.floor(trace.numTokens / windowTokens);
   const progress = startProgress("windows", total, createLogger("plan", "info"), "planning");
-  const results = replay(
-    trace,
-    {
-      ...input,
-      windowTokens,
-      stepTokens: tokensPerStep,
-      moveBytes: allBytes,
-      fromNothing: settings.fromNothing,
-    },
-    (done) => progress.update(done),
-  );
+  let results: ReplayResult[];
+  try {
+    results = replay(
+      trace,
+      {
+        ...input,
+        windowTokens,
+        stepTokens: tokensPerStep,
+        moveBytes: allBytes,
+        fromNothing: settings.fromNothing,
+      },
+      (done) => progress.update(done),
+    );
+  } catch (error) {
+    // A bar that goes on would keep the process alive.
+    progress.stop();
+    throw error;
+  }
   progress.finish();
   const attentionSeconds = (settings.attentionMs ?? trace.restMs ?? 0) / 1000;
   return {
