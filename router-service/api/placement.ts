@@ -174,7 +174,9 @@ async function assessed(
   try {
     const facts = await outlook.facts(current);
     const { layers } = current.placement;
-    const worth = await thread.assess(plannerInput(facts), layers, MAX_QUESTIONS);
+    const input = plannerInput(facts);
+    // Without the copies of shards that came back with nothing.
+    const worth = await thread.assess(input, input.current?.layers ?? layers, MAX_QUESTIONS);
     return { worth, forecast: await outlook.forecast() };
   } catch (error) {
     if (error instanceof RedisUnavailableError) return {};

@@ -10,6 +10,7 @@ import { silentLogger, startTestShard } from "../support/shards.ts";
 import {
   assertComputes,
   epochOf,
+  lossView,
   runRows,
   settled,
   startTestRouter,
@@ -96,6 +97,19 @@ describe("a router without Redis", () => {
       router.plane.follower.stored()?.why ?? "",
       /shard 1 is short of memory; 18 experts are loaded/,
     );
+  });
+
+  it("counts experts as lost of a shard that comes back with less memory than there is need of", async (t) => {
+    const { shards, router } = await start(t, [0, 1], 1, 18 * EXPERT_BYTES);
+    const [, lost] = shards;
+    await lost.close();
+    const port = Number(lost.address.split(":").at(-1));
+    const options = { rank: 1, port, weights: "f32", memoryLimit: 14 * EXPERT_BYTES } as const;
+    shards[1] = await startTestShard(options);
+    const isBack = () => router.cluster.members()[1].state === "loading";
+    await waitFor("the shard", isBack);
+    const { lost: experts, predicted_step_seconds: seconds } = await lossView(router);
+    assert.deepEqual([experts?.experts, experts?.experts_without_room, seconds], [18, 4, null]);
   });
 
   it("has as many copies as are asked for from the first placement on, also when a shard is lost", async (t) => {
