@@ -19,7 +19,7 @@ const about = {
   summary: "Shows where experts live and why, as a heat map of layers and shards.",
   notes:
     "Heat is a shard's expected time in a layer beside that of the layer's slowest; the number is of experts held;\n" +
-    "× is in its place where the shard is away.\n" +
+    "× stands for heat where the shard is away.\n" +
     "Colours only on a terminal, and not where NO_COLOR is set.",
 };
 
