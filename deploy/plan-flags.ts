@@ -59,7 +59,8 @@ export const planConfigSchema = z.object({
     defaultText: "as forecast",
   }),
   moveBytes: z.number().min(0).max(1e15).optional().meta({
-    description: "Bytes of experts that the plan loads at most beside what it must",
+    description:
+      "Bytes of experts that the plan loads at most beside what it must; above 0, more where less would save next to nothing",
     unit: "bytes",
     placeholder: "BYTES",
     expectation: "bytes from 0 to 1e15",

@@ -94,15 +94,15 @@ export function placeFresh(input: PlannerInput): Layer[] | undefined {
   return layers;
 }
 
-/**
- * All layers, the copies in `kept` staying where nothing else is worth its loading; undefined where experts find no room so.
- * `current` is what is held now, where anything is.
- */
-export function placeKept(
-  input: PlannerInput,
-  kept: Holders,
-  current: Holders | undefined,
-): Layer[] | undefined {
+/** Layers that hold their experts, and what they leave of each shard's memory. */
+export interface HeldLayers {
+  readonly layers: Layer[];
+  /** Bytes [numShards]. */
+  readonly left: Float64Array;
+}
+
+/** All layers with the copies in `kept` and no more than what is missing beside; undefined where experts find no room so. */
+export function placeMissing(input: PlannerInput, kept: Holders): HeldLayers | undefined {
   const left = freeBytes(input);
   const layers = input.layers.map((_, index) => {
     const holders = kept[index].map((copies) => copies.slice());
@@ -118,6 +118,21 @@ export function placeKept(
   for (const [index, layer] of layers.entries()) {
     packMinCopies(layer, roomWith(input, index, left));
   }
+  return { layers, left };
+}
+
+/**
+ * All layers, the copies in `kept` staying where nothing else is worth its loading; undefined where experts find no room so.
+ * `current` is what is held now, where anything is.
+ */
+export function placeKept(
+  input: PlannerInput,
+  kept: Holders,
+  current: Holders | undefined,
+): Layer[] | undefined {
+  const held = placeMissing(input, kept);
+  if (held === undefined) return undefined;
+  const { layers, left } = held;
   const gains = layers.map(possibleGain);
   let gainAhead = gains.reduce((sum, gain) => sum + gain, 0);
   const ahead = bytesAhead(input);

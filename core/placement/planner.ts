@@ -11,6 +11,7 @@ import type { Layer } from "./layer.ts";
 import { withMinCopies } from "./min-copies.ts";
 import { movesBetween, movesOf, sameCopies, stagesOf } from "./moves.ts";
 import { layerCosts, scoreOf } from "./objective.ts";
+import { LEAST_PART, partWay } from "./part-way.ts";
 import { LEAST_GAIN_OF_LOADS } from "./search.ts";
 import {
   currentHolders,
@@ -18,6 +19,7 @@ import {
   largestFirst,
   placeFresh,
   placeKept,
+  placeMissing,
   type Holders,
 } from "./place-layers.ts";
 import { targetOf } from "./policies.ts";
@@ -139,11 +141,16 @@ function first(input: PlannerInput): Layer[] {
   return layers;
 }
 
-/** From what is held, the other copies of an expert giving way where that leaves no room; or anew where that is worth the moves. */
+/**
+ * From what is held, the other copies of an expert giving way where that leaves no room; or anew where that is worth the
+ * moves, in part where they are beyond the budget.
+ */
 function next(input: PlannerInput): Layer[] {
   const current = currentHolders(input);
   const fitting = fittingHolders(input, current);
-  const kept = placeKept(input, fitting, current) ?? placeKept(input, onlyFirst(fitting), current);
+  const all = placeKept(input, fitting, current);
+  const holders = all === undefined ? onlyFirst(fitting) : fitting;
+  const kept = all ?? placeKept(input, holders, current);
   if (kept === undefined) return first(input);
   if (sumOf(kept) <= NEAR_IDEAL * idealSeconds(input)) return kept;
   const fresh = placeFresh(input);
@@ -151,13 +158,20 @@ function next(input: PlannerInput): Layer[] {
   const live = liveCurrent(input);
   const movesTo = (layers: readonly Layer[]) =>
     movesBetween(live, placedLayers(input, layers, live));
+  const secondsOf = (layers: readonly Layer[]) =>
+    sumOf(layers) + loadedBy(input, movesTo(layers)).moveSecondsPerStep;
   const freshMoves = movesTo(fresh);
   const { movedBytes, moveSecondsPerStep } = loadedBy(input, freshMoves);
   const loads = freshMoves.filter(({ kind }) => kind === "load").length;
   const worthwhile = (LEAST_GAIN_OF_LOADS * loads * sumOf(kept)) / kept.length;
-  const keptSeconds = sumOf(kept) + loadedBy(input, movesTo(kept)).moveSecondsPerStep;
+  const keptSeconds = secondsOf(kept);
   if (sumOf(fresh) + moveSecondsPerStep + worthwhile >= keptSeconds) return kept;
-  return movedBytes <= input.moves.bytes + missingBytes(input, fitting) ? fresh : kept;
+  if (movedBytes <= input.moves.bytes + missingBytes(input, fitting)) return fresh;
+  const stay = placeMissing(input, holders)!;
+  const part = partWay(input, { current, stay, fresh });
+  // Where neither brings much, the part leads on.
+  const isStuck = keptSeconds > (1 - LEAST_PART) * secondsOf(stay.layers);
+  return part !== undefined && (isStuck || secondsOf(part) < keptSeconds) ? part : kept;
 }
 
 /** Seconds of a step whose pairs are shared out perfectly, without what hops cost. */
