@@ -19,6 +19,9 @@ const OUTLOOK_MS = 10_000;
 /** That nothing has room may change within this time, as a shard that joins is planned for, milliseconds. */
 const STUCK_MS = 1_000;
 
+/** A shard that is to stay says so within this time, milliseconds: it speaks every second. */
+const STAYS_MS = 5_000;
+
 const schema = z.object({
   rank: z.int().min(0).max(MAX_SHARD_RANK).meta({
     description: "Number of the shard; must be given",
@@ -35,7 +38,10 @@ const schema = z.object({
     unit: "s",
     placeholder: "SECONDS",
   }),
-  cancel: z.boolean().default(false).meta({ description: "Let the shard stay after all" }),
+  cancel: z
+    .boolean()
+    .default(false)
+    .meta({ description: "Let the shard stay after all; not one whose process was told to end" }),
 });
 
 type DrainConfig = Readonly<z.output<typeof schema>>;
@@ -71,8 +77,23 @@ export async function runDrainCommand(argv: readonly string[]): Promise<number> 
 async function drain(config: DrainConfig): Promise<string> {
   const { rank, cancel, wait } = config;
   await askRouter(config, cancel ? "DELETE" : "POST", `/v1/shards/${rank}/drain`);
-  if (cancel) return `shard ${rank} stays\n`;
+  if (cancel) return untilItStays(config);
   return wait ? waitForRelease(config) : firstWord(config);
+}
+
+/** Rejects where the shard goes on leaving: its process was told to end. */
+async function untilItStays(config: DrainConfig): Promise<string> {
+  const { rank } = config;
+  const endsAt = performance.now() + STAYS_MS;
+  while ((await shardView(config)).draining) {
+    if (performance.now() > endsAt) {
+      throw new Error(
+        `shard ${rank} still says that it leaves, after ${STAYS_MS / 1000} s; one whose process was told to end does not stay`,
+      );
+    }
+    await delay(LOOK_MS);
+  }
+  return `shard ${rank} stays\n`;
 }
 
 /** What comes of it, as far as a router knows soon. Rejects where nothing has room. */

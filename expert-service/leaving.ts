@@ -51,10 +51,14 @@ export class Leaving {
     return this.#draining && !this.#options.isNeeded();
   }
 
-  /** Has the shard leave, or stay after all. */
+  /** Has the shard leave, or stay after all; a process that is to end does not stay. */
   set(wanted: boolean): void {
     if (this.#draining === wanted) return;
     const { logger, onChange } = this.#options;
+    if (!wanted && this.#endsAt !== undefined) {
+      logger.warn(this.#waits(), "drain is not cancelled: the process was told to end");
+      return;
+    }
     this.#draining = wanted;
     this.#unplaceable = "";
     logger.info({ draining: wanted, ...this.#waits() }, "drain");

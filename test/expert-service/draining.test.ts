@@ -12,17 +12,17 @@ describe("a shard that is to leave", () => {
     await withShard(async (shard) => {
       const connection = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
       const other = await placedConnection(shard.address, shard.checkpoint, [1, 2]);
-      const drained = shard.shard.drain(20_000);
+      connection.send({ $case: "drain", value: { cancel: false } });
       await waitFor("the word", () => connection.status()?.draining && other.status()?.draining);
+      connection.send({ $case: "drain", value: { cancel: true } });
+      await waitFor("the word to be taken back", () => connection.status()?.draining === false);
+      const drained = shard.shard.drain(20_000);
+      await waitFor("the word again", () => connection.status()?.draining);
       assert.equal(connection.status()?.released, false);
       await place(connection, later(shard.checkpoint, 2, [], 2));
       other.close();
       await waitFor("the release", () => connection.status()?.released);
       assert.equal((await drained).reason, "nothing is placed on it");
-      connection.send({ $case: "drain", value: { cancel: true } });
-      await waitFor("the word to be taken back", () => connection.status()?.draining === false);
-      connection.send({ $case: "drain", value: { cancel: false } });
-      await waitFor("the word again", () => connection.status()?.draining);
       await place(connection, later(shard.checkpoint, 3, [1], 3));
       const left = shard.shard.drain(20_000);
       connection.close();

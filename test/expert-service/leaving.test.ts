@@ -46,6 +46,17 @@ describe("a shard's leaving", () => {
     assert.deepEqual(said, ["info safe to terminate"]);
   });
 
+  it("does not stay once its process is to end", async () => {
+    const { said, shard, leaving } = started();
+    const end = leaving.wait(5000);
+    leaving.set(false);
+    assert.ok(leaving.draining);
+    const refused = "warn drain is not cancelled: the process was told to end ";
+    assert.deepEqual(said.splice(1), [`${refused}{"leavesInSeconds":5}`]);
+    shard.needed = false;
+    assert.deepEqual(await end, { inOrder: true, reason: "nothing is placed on it" });
+  });
+
   it("warns once of each reason why nothing has room, with what it holds and how long it waits", async () => {
     const { said, shard, leaving } = started();
     leaving.tell(NO_ROOM);
