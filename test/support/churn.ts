@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { drawBelow, seededRandom, type Random } from "../../core/random.ts";
 import { greedyBody, metric, streamCompletion } from "../../bench/rig/api.ts";
 import type { Cluster } from "../../bench/rig/cluster.ts";
+import { placementOf } from "../../bench/rig/control-api.ts";
 import { residentBytes } from "./resident-bytes.ts";
 import { waitFor } from "../../bench/rig/wait-for.ts";
 
@@ -48,6 +49,8 @@ export async function churn(
   baseline: number,
 ): Promise<number> {
   const random = seededRandom(11);
+  // The thread that plans starts with the first question, and takes what it takes once.
+  await placementOf(cluster.url);
   let started = 0;
   let finished = 0;
   let left = 0;
