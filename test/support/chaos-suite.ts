@@ -133,16 +133,16 @@ export interface Growth {
 
 /** What is known of a process. */
 interface Watched {
-  /** Whether it is a router that plans placements: its planner's heaps are larger than another's. */
-  readonly leading: boolean;
-  /** When it was seen first in this role, milliseconds of performance.now(). */
+  /** Whether it is a router that has planned placements: its planner's heaps are larger than another's. */
+  readonly hasLed: boolean;
+  /** When it was seen first, or to lead, milliseconds of performance.now(). */
   readonly since: number;
   /** The most that it had until it was warm: heaps shrink by tens of megabytes when garbage is collected, once a minute or so. */
   mostBytes: number;
   rounds: number;
 }
 
-/** Watches how much memory the processes of a cluster have. They come and go and change their roles: each counts from when it is warm. */
+/** Watches how much memory the processes of a cluster have. They come and go, and routers begin to plan: each counts from when it is warm. */
 class MemoryWatch {
   readonly #cluster: ElasticCluster;
   readonly #warmMs: number;
@@ -157,10 +157,10 @@ class MemoryWatch {
     const leaders = await this.#leaders();
     const now = performance.now();
     for (const { pid } of this.#processes()) {
-      const leading = leaders.has(pid);
       let one = this.#watched.get(pid);
-      if (one === undefined || one.leading !== leading) {
-        one = { leading, since: now, mostBytes: 0, rounds: -1 };
+      const hasLed = leaders.has(pid) || one?.hasLed === true;
+      if (one === undefined || one.hasLed !== hasLed) {
+        one = { hasLed, since: now, mostBytes: 0, rounds: -1 };
         this.#watched.set(pid, one);
       }
       const isWarm = one.rounds >= 0;
