@@ -9,36 +9,20 @@ import {
 } from "../../core/placement/planner.ts";
 import { RedisUnavailableError } from "../../core/platform/redis.ts";
 import type { LoadForecast } from "../../core/statistics/forecast.ts";
-import type { PairTables } from "../../core/statistics/load.ts";
 import type { Assessment } from "../cluster/planning/assessment.ts";
-import type { Cluster } from "../cluster/cluster.ts";
 import { followingOf } from "../cluster/planning/following.ts";
 import { bytesIn } from "../cluster/planning/held-bytes.ts";
 import { decide, MARGIN, needOf } from "../cluster/planning/plan-decision.ts";
 import type { ClusterPlacement } from "../cluster/planning/first-placement.ts";
-import type { PlacementFollower } from "../cluster/planning/placement-follower.ts";
-import type { PlacementOutlook } from "../cluster/planning/placement-outlook.ts";
 import { plannerInput } from "../cluster/planning/planner-input.ts";
-import type { PlannerLoop } from "../cluster/planning/planner-loop.ts";
-import type { PlannerThread } from "../cluster/planning/planner-thread.ts";
 import { suppose, WhatIfError } from "../cluster/planning/what-if.ts";
 import { InvalidRequestError, UnavailableError } from "../engine/errors.ts";
 import { NotFoundError } from "./api-errors.ts";
 import { balanceView, lostView, shardRows, shownRanks } from "./placement-shards.ts";
 import { planBodySchema, whatIfOf } from "./placement-schemas.ts";
+import type { PlacementSource } from "./placement-source.ts";
 import { parseBody } from "./request-body.ts";
 import type { Serving } from "./serving.ts";
-
-/** What a router with shards knows of them and of its placement. */
-export interface PlacementSource {
-  readonly cluster: Pick<Cluster, "members" | "current" | "drain" | "missingReason">;
-  readonly follower: Pick<PlacementFollower, "stored" | "unplaceable">;
-  readonly planner: Pick<PlannerLoop, "state">;
-  readonly outlook: Pick<PlacementOutlook, "facts" | "forecast">;
-  readonly thread: Pick<PlannerThread, "plan" | "assess">;
-  /** What this router has counted of experts that tokens choose together. */
-  readonly pairs: () => PairTables;
-}
 
 /** Questions of clients that may wait for the planner's thread, so that its own plans need not wait for long. */
 const MAX_QUESTIONS = 8;

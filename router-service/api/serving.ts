@@ -6,7 +6,7 @@ import type { Log } from "../../core/platform/log.ts";
 import { UnavailableError } from "../engine/errors.ts";
 import type { Engine } from "../engine/request.ts";
 import { NotFoundError } from "./api-errors.ts";
-import type { PlacementSource } from "./placement.ts";
+import type { PlacementSource } from "./placement-source.ts";
 import type { OpenRequests } from "./open-requests.ts";
 
 /** Bounds of both doors. */

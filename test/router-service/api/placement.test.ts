@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 
 import { LOCAL_RANK } from "../../../core/placement/placement.ts";
-import type { PlacementSource } from "../../../router-service/api/placement.ts";
+import type { PlacementSource } from "../../../router-service/api/placement-source.ts";
 import type { MemberView } from "../../../router-service/cluster/cluster-member.ts";
 import { openDoors, type DoorOptions } from "./doors.ts";
 
