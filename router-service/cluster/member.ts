@@ -182,8 +182,7 @@ export class Member implements ClusterMember {
 
   #silentMs(): number {
     const { state } = this.#client;
-    // One that says nothing of itself at all may be silent.
-    if (state.kind === "away" || this.#status === undefined) return 0;
+    if (state.kind === "away") return 0;
     return performance.now() - state.stream.lastMessageAt;
   }
 
