@@ -95,6 +95,7 @@ export class ColdStart {
   #since: number | undefined;
   #startedAt: number | undefined;
   #said = "";
+  #saidWithout: string | undefined;
 
   constructor(options: ColdStartOptions) {
     this.#options = options;
@@ -117,7 +118,10 @@ export class ColdStart {
     const found = role === "waits" ? waits : plan;
     const { placed, decision, unplaceable, without } = found;
     cluster.setUndecided(decision);
-    if (without !== undefined) log.warn({ without }, "not all shards are waited for");
+    if (without !== undefined && without !== this.#saidWithout) {
+      log.warn({ without }, "not all shards are waited for");
+    }
+    this.#saidWithout = without;
     const isTime = unplaceable !== undefined || nowMs - this.#startedAt >= SAY_AFTER_MS;
     if (placed === undefined && isTime && decision !== this.#said) {
       log.warn({ reason: decision }, "no first placement");

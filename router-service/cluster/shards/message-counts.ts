@@ -11,6 +11,9 @@ const LEAST_BYTES_PER_SECOND = 1 << 18;
 /** Time that one count of the shard's stands for at most, milliseconds: a router that was busy reads several at once. */
 const LONGEST_LOOK_MS = 1_500;
 
+/** Messages that may be on their way: some seconds of them at any rate that a router has. */
+const MAX_UNREAD = 1 << 17;
+
 /** How long no message has been read though some are on their way. */
 interface Wait {
   readonly messagesRead: number;
@@ -30,10 +33,11 @@ export class MessageCounts {
   #unread: number[] = [];
   #wait: Wait | undefined;
 
-  /** A message goes out, `bytes` long or so. */
-  sent(bytes = 0): void {
+  /** A message goes out, `bytes` long or so. Why it is one too many, if it is. */
+  sent(bytes = 0): string | undefined {
     this.#sent++;
-    this.#unread.push(bytes);
+    if (this.#unread.push(bytes) <= MAX_UNREAD) return undefined;
+    return `${this.#unread.length} messages are not known to be read, the limit is ${MAX_UNREAD}`;
   }
 
   /** A message came, of whatever kind. */

@@ -213,8 +213,9 @@ export class ShardStream {
   /** `bytes`: about how long it is, where it may be long. */
   #send(kind: NonNullable<RouterMessage["kind"]>, bytes = 0): void {
     if (this.#endReason !== undefined) return;
-    this.#counts.sent(bytes);
-    this.#call.write({ kind });
+    const full = this.#counts.sent(bytes);
+    if (full === undefined) this.#call.write({ kind });
+    else this.end(full);
   }
 
   #take(dispatchId: number): Pending | undefined {

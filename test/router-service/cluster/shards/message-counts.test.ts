@@ -81,6 +81,12 @@ describe("the counts of a stream's messages", () => {
     assert.deepEqual(waits, [4, 12, 36]);
   });
 
+  it("are bounded where the shard says nothing of them", () => {
+    const counts = new MessageCounts();
+    for (let n = 0; n < 131_072; n++) assert.equal(counts.sent(), undefined);
+    assert.equal(counts.sent(), "131073 messages are not known to be read, the limit is 131072");
+  });
+
   it("go on waiting while any message is read", () => {
     const counts = new MessageCounts();
     for (let n = 0; n < 100; n++) counts.sent();
